@@ -1,0 +1,40 @@
+"""Where everything lives: the only module that knows folders or reads `FIELDBOOK_RESULTS`.
+
+papermill, nbval and JupyterLab run a notebook with different working directories, so no path in the book is relative.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout: holds `book/`, `parameters/`, `data/` and `figures/`."""
+
+
+def results() -> Path:
+    """Root under which results are written: `FIELDBOOK_RESULTS`, or the checkout itself."""
+    return Path(os.environ.get("FIELDBOOK_RESULTS", ROOT)).resolve()
+
+
+def frozen() -> bool:
+    """True when results may only be read (`FIELDBOOK_FROZEN=1`): how published results are rendered."""
+    return os.environ.get("FIELDBOOK_FROZEN", "0") == "1"
+
+
+def notebook(chapter: str) -> Path:
+    """The paired notebook's source script, `book/<chapter>.py`."""
+    return ROOT / "book" / f"{chapter}.py"
+
+
+def data(chapter: str, profile: str) -> Path:
+    """Folder of a chapter's CSVs and manifest."""
+    return results() / "data" / chapter / profile
+
+
+def figures(chapter: str, profile: str) -> Path:
+    """Folder of a chapter's PDF and PNG figures."""
+    return results() / "figures" / chapter / profile
+
+
+def inputs(chapter: str, profile: str) -> Path:
+    """Folder of a chapter's checkpoints and synthesised inputs (never tracked)."""
+    return results() / "data" / "inputs" / chapter / profile
