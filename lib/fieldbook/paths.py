@@ -21,8 +21,8 @@ def frozen() -> bool:
 
 
 def notebook(chapter: str) -> Path:
-    """The paired notebook's source script, `book/<chapter>.py`."""
-    return ROOT / "book" / f"{chapter}.py"
+    """The chapter's notebook; its source is the paired `.py` beside it."""
+    return ROOT / "book" / f"{chapter}.ipynb"
 
 
 def data(chapter: str, profile: str) -> Path:
