@@ -1,0 +1,78 @@
+"""Publication figures in one visual language; the only module of the library that knows matplotlib."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from fieldbook import paths
+from fieldbook.results import atomic_write
+
+COLUMN, PAGE = 3.4, 7.0  # widths of one and two text columns, inches
+
+# The same thing has the same colour on every page.
+COLORS = {
+    "train": "#56B4E9",
+    "test": "#0072B2",
+    "headline": "#D55E00",
+    "second": "#009E73",
+    "control": "#CC79A7",
+    "null": "#777777",
+}
+
+
+def use_style() -> None:
+    """Apply `fieldbook.mplstyle`; call it once, in a notebook's setup cell."""
+    plt.style.use(str(resources.files("fieldbook") / "fieldbook.mplstyle"))
+
+
+def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
+    """Write a figure as PDF and PNG, byte for byte the same for the same figure.
+
+    Raises:
+        OSError: not writable; names the file.
+    """
+    folder: Path = paths.figures(chapter, profile)
+    with mpl.rc_context({"svg.hashsalt": name}):
+        for suffix, facts in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
+            with atomic_write(folder / f"{name}.{suffix}") as file:
+                figure.savefig(file, format=suffix, metadata=facts)
+
+
+def power_ticks(axes: Axes, which: str = "y") -> None:
+    """Make an axis logarithmic with ticks written $10^n$, at most seven of them."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(base=10, numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: rf"$10^{{{round(np.log10(value))}}}$" if value > 0 else ""))
+
+
+def band(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, **line: object) -> None:
+    """Mean over seeds as a line in a soft band from the lowest to the highest seed.
+
+    Args:
+        values: (seed, point); nan where a seed has no value. With one seed there is no band.
+    """
+    values = np.atleast_2d(np.asarray(values, float))
+    if len(values) > 1:
+        axes.fill_between(x, np.nanmin(values, 0), np.nanmax(values, 0), color=color, alpha=0.2, linewidth=0)
+    axes.plot(x, np.nanmean(values, 0), color=color, **line)
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred moving mean over `width` points, shortened at both ends, to lie over the faint raw points."""
+    values = np.asarray(values, float)
+    weights = np.ones(width)
+    return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
+
+
+def letter_panels(axes: Sequence[Axes]) -> None:
+    """Put (a), (b), .. before the titles of panels, in reading order."""
+    for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+        ax.set_title(f"({letter}) {ax.get_title(loc='left')}".rstrip(), loc="left")
