@@ -1,7 +1,8 @@
 """Results that survive a kill: keyed CSV tables filled row by row, a manifest beside them, and claims with verdicts.
 
-A chapter opens one `Run`, fills `Table`s through `sweep`, and closes with `Run.claims` and `Run.finish`. A rerun computes
-the missing rows only; rows of other parameters or of changed library sources are set aside, never reused in silence.
+A chapter opens one `Run`, fills `Table`s through `sweep`, and closes with `Run.claims` and `Run.finish`. A rerun
+computes the missing rows only; rows of other parameters or of changed library sources are set aside, never reused in
+silence.
 """
 
 import ast
@@ -91,8 +92,8 @@ def sha256(path: Path) -> str:
 class Table:
     """A CSV whose rows are identified by key columns and appended one by one under a lock, each fsynced.
 
-    Numbers are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a row
-    whose key is there already is ignored, so that a resumed computation may repeat its last step.
+    Numbers are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a
+    row whose key is there already is ignored, so that a resumed computation may repeat its last step.
     """
 
     def __init__(self, path: Path, keys: Sequence[str]):
@@ -104,7 +105,7 @@ class Table:
         lines = self._lines()
         if not lines:
             return pd.DataFrame(columns=list(self.keys))
-        return pd.read_csv(io.StringIO("".join(lines)), float_precision="round_trip")
+        return pd.read_csv(io.StringIO("".join(lines)))
 
     def has(self, key: Row) -> bool:
         """Is there a row with these key values?"""
@@ -157,8 +158,8 @@ class Table:
     def _lines(self) -> list[str]:
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+        *lines, _torn = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return [f"{line}\n" for line in lines]
 
     def _key(self, row: Row) -> tuple[str, ...]:
         if absent := [name for name in self.keys if name not in row]:
@@ -174,7 +175,7 @@ def _text(value: Any) -> str:
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else " ".join(str(value).split("\n"))
 
 
 def _line(values: Iterable[Any]) -> str:
@@ -273,10 +274,10 @@ class Run:
     def _stale(self) -> str | None:
         """Why the rows on disk are not this run's, or None."""
         manifest = self.manifest()
-        if not manifest:
+        if not {"parameters", "sources"} <= set(manifest):
             return "there is no manifest"
         if manifest["parameters"] != self._identity["parameters"]:
-            return f"other {_difference(manifest['parameters'], self._identity['parameters'])}"
+            return _difference(manifest["parameters"], self._identity["parameters"])
         if manifest["sources"] != self._identity["sources"]:
             return "the library has changed"
         for name, digest in manifest.get("csv_sha256", {}).items():
@@ -290,6 +291,11 @@ class Run:
             print(f"note: {self.chapter} was computed by an earlier version of the library", file=sys.stderr)
         elif problem:
             raise ValueError(f"{self.folder}: frozen results are not those asked for: {problem}; recompute and publish")
+
+
+def _difference(old: Row, new: Row) -> str:
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
 
 
 def claim(text: str, source: str, ours: str, verdict: bool | None) -> dict[str, str]:

@@ -74,8 +74,10 @@ def one_hot_blocks(gradient: Tensor, embedding: Tensor) -> Tensor:
 
 def _forward(f: Function, x: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     for part in x.detach().split(batch):
-        inputs = part.clone().requires_grad_()
-        yield inputs, f(inputs)
+        with torch.enable_grad():
+            inputs = part.clone().requires_grad_()
+            outputs = f(inputs)
+        yield inputs, outputs
 
 
 def _pullback(inputs: Tensor, outputs: Tensor, cotangents: Tensor) -> Tensor:

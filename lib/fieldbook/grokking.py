@@ -1,0 +1,235 @@
+"""A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint per milestone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fieldbook import training
+from fieldbook.data.modular import Task, residue_class, token_order
+from fieldbook.measures import circulant
+from fieldbook.measures.agop import agop_sketch, gradient_covariance, one_hot_blocks
+from fieldbook.models.grokker import Grokker
+from fieldbook.results import Table, atomic_write
+
+GROKKED = 0.99  # test accuracy
+MILESTONES: dict[str, Callable[[dict], bool]] = {
+    "initial": lambda row: row["step"] == 0,
+    "memorised": lambda row: row["train_acc"] > 0.99,
+    "halfway": lambda row: row["test_acc"] > 0.5,
+    "grokked": lambda row: row["test_acc"] > GROKKED,
+}
+"""A checkpoint is kept at the first evaluation that meets each condition, and a `final` one at the end."""
+
+
+def train(
+    model: Grokker,
+    task: Task,
+    recipe: training.Recipe,
+    table: Table,
+    folder: Path,
+    *,
+    sketch: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train on a task's train split, filling a table with one row of `measure` per evaluation.
+
+    A killed call continues from its last evaluation and ends with the same bytes in table and checkpoints.
+
+    Args:
+        recipe: may monitor `waiting`, which grows until the test accuracy exceeds 99 %, to stop a while after that.
+        table: keyed by `step`.
+        folder: of `<milestone>.safetensors`, and of what a resume needs.
+        sketch: Rademacher vectors per example in the AGOP.
+    Returns:
+        The table, with `agop_align` filled in.
+    """
+    device = model.numbers.device
+    pairs, target = task.pairs[task.train].to(device), task.target[task.train].to(device)
+
+    def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
+        chosen = index.to(device)
+        return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
+
+    def evaluate(network: Grokker, step: int) -> dict[str, float]:
+        generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
+        row, blocks = measure(network, task, generator, sketch=sketch, autocast=torch.is_autocast_enabled(device.type))
+        row = {"step": step, **row}
+        with atomic_write(_blocks_file(folder, step)) as file:
+            np.save(file, blocks.cpu().numpy())
+        for name, reached in MILESTONES.items():
+            if reached(row) and not (folder / f"{name}.safetensors").exists():
+                save_checkpoint(network, folder / f"{name}.safetensors", step)
+        table.append(row)
+        return {"waiting": -1.0 if row["test_acc"] > GROKKED else float(step), "test_acc": row["test_acc"]}
+
+    fit = training.fit(
+        model, loss, len(pairs), recipe,
+        evaluate=evaluate, checkpoint=folder, progress=progress, description=folder.name,
+    )  # fmt: skip
+    if not (folder / "final.safetensors").exists():
+        save_checkpoint(model, folder / "final.safetensors", fit.step)
+    return _align(table, folder)
+
+
+def measure(
+    model: Grokker, task: Task, generator: torch.Generator, *, sketch: int = 1, autocast: bool = False
+) -> tuple[dict[str, float], Tensor]:
+    """Everything that one evaluation records.
+
+    Args:
+        generator: of the AGOP sketch, on the model's device.
+        autocast: run the network in bfloat16; sums and scores stay in single or double precision.
+    Returns:
+        The row, and the one-hot AGOP (2, 2, p, p) in natural token order.
+    """
+    device = model.numbers.device
+    pairs, target = task.pairs.to(device), task.target.to(device)
+    train, strict = task.train.to(device), task.strict.to(device)
+    model.requires_grad_(False)
+    logits = []
+
+    def network(operands: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return model.decode(operands).float()
+
+    def network_kept(operands: Tensor) -> Tensor:
+        logits.append(network(operands))
+        return logits[-1]
+
+    operands = model.token(pairs)
+    with torch.autocast(device.type, enabled=False):
+        gradient = agop_sketch(network_kept, operands, generator, k=sketch)
+        outputs = torch.cat(logits).detach()
+        loss_norm = gradient_covariance(_LossOf(network, target[train]), operands[train]).norm()
+        blocks = one_hot_blocks(gradient, model.numbers)
+        row = {
+            **_accuracies(outputs, task, target, train, strict),
+            **_agop_scores(blocks, token_order(task.operation, task.p).to(device)),
+            **_embedding_scores(model.numbers, token_order(task.operation, task.p).to(device)),
+            "eq_test": _shift_share(outputs[~train], target[~train], task),
+            "agop_align": math.nan,
+            "agop_trace": float(gradient.trace()),
+            "loss_agop_norm": float(loss_norm),
+            "cycle_bias_hidden": cycle_bias_hidden(model),
+            "weight_norm": float(torch.stack([w.norm() for w in model.parameters()]).norm()),
+        }
+    model.requires_grad_(True)
+    return row, blocks
+
+
+def cycle_bias_hidden(model: Grokker) -> float:
+    """Mean circulant share of the attention matrices in the hidden basis.
+
+    This is what the source log calls cycle bias. The hidden basis has no cyclic order: for iid entries its expectation
+    is 1 / d_model.
+    """
+    attention = [block.attn for block in model.blocks]
+    matrices = [linear.weight for a in attention for linear in (a.query, a.key, a.value, a.out)]
+    return float(circulant.circulant_share(torch.stack(matrices)).mean())
+
+
+def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
+    """Step at which a curve first reaches a share of its range, from its first value to its largest.
+
+    Linear between evaluations; nan for a curve that does not rise.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    level = values[0] + share * (values.max() - values[0])
+    above = np.flatnonzero(values >= level)
+    if values.max() <= values[0] or not len(above):
+        return math.nan
+    i = above[0]
+    return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else float(steps[0])
+
+
+def save_checkpoint(model: Grokker, file: Path, step: int) -> None:
+    """Write a network's weights as safetensors, with the step among the metadata."""
+    training.save_weights(model, file, {"step": str(step)})
+
+
+class _LossOf:
+    """Per-example cross-entropy of consecutive batches of operands."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], target: Tensor):
+        self.network, self.target = network, target
+
+    def __call__(self, operands: Tensor) -> Tensor:
+        now, self.target = self.target[: len(operands)], self.target[len(operands) :]
+        return torch.nn.functional.cross_entropy(self.network(operands), now, reduction="none")
+
+
+def _accuracies(outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor) -> dict[str, float]:
+    loss = torch.nn.functional.cross_entropy(outputs, target, reduction="none")
+    guess = outputs.argmax(1)
+    right = (guess == target).double()
+    row = {"train_loss": loss[train], "train_acc": right[train], "test_loss": loss[~train], "test_acc": right[~train]}
+    row["test_acc_strict"] = right[strict]
+    row = {name: float(values.mean()) for name, values in row.items()}
+    row["test_acc_residue"] = math.nan
+    if task.operation in ("mul", "div"):
+        same = residue_class(guess[~train].cpu(), task.p) == residue_class(target[~train].cpu(), task.p)
+        row["test_acc_residue"] = float(same.double().mean())
+    return row
+
+
+def _agop_scores(blocks: Tensor, order: Tensor) -> dict[str, float]:
+    def on_diagonal(scores: Tensor) -> float:
+        return float(scores.diagonal().mean())
+
+    cyclic = blocks[..., order, :][..., order].double()
+    natural = order.sort().values
+    scores = circulant.circulant_score(cyclic)
+    values, vectors = torch.linalg.eigh(cyclic.diagonal().permute(2, 0, 1))
+    roots = vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
+    return {
+        "agop_circ": on_diagonal(scores),
+        "agop_circ_ab": float(scores[0, 1]),
+        "agop_hankel_ab": float(circulant.hankel_score(cyclic[0, 1])),
+        "agop_circ_natural": on_diagonal(circulant.circulant_score(blocks[..., natural, :][..., natural])),
+        "sqrt_agop_circ": float(circulant.circulant_score(roots).mean()),
+    }
+
+
+def _embedding_scores(numbers: Tensor, order: Tensor) -> dict[str, float]:
+    cyclic = numbers[order].double()
+    gini, top5 = circulant.fourier_concentration(cyclic)
+    return {
+        "emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)),
+        "emb_gini": gini,
+        "emb_top5": top5,
+    }
+
+
+def _shift_share(outputs: Tensor, target: Tensor, task: Task) -> float:
+    """`shift_share` on the token circle, on which zero has no place for products."""
+    order = token_order(task.operation, task.p)
+    position = torch.full((task.p,), -1)
+    position[order] = torch.arange(len(order))
+    where = position.to(target.device)[target]
+    return circulant.shift_share(outputs[where >= 0][:, order.to(target.device)], where[where >= 0])
+
+
+def _blocks_file(folder: Path, step: int) -> Path:
+    return folder / "agop" / f"{step:07d}.npy"
+
+
+def _align(table: Table, folder: Path) -> pd.DataFrame:
+    """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the matrices."""
+    frame = table.frame()
+    files = sorted((folder / "agop").glob("*.npy"))
+    if files:
+        last = np.load(files[-1])
+        for file in files:
+            blocks = np.load(file)
+            cosine = (blocks * last).sum() / np.linalg.norm(blocks) / np.linalg.norm(last)
+            frame.loc[frame.step == int(file.stem), "agop_align"] = cosine
+        table.replace(frame)
+        for file in files:
+            file.unlink()
+    return frame

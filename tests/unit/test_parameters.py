@@ -1,0 +1,128 @@
+import nbformat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldbook import parameters
+
+CELL = """\
+profile: str = "quick"  # output folder
+p: int = 97  # modulus, a prime, in [5, 499]
+train_fraction: float = 0.5  # share of the pairs in train, in (0, 1)
+operations: list[str] = ["add", "sub"]  # each one of {add, sub, mul, div}
+lr: float = 1e-3  # learning rate, 1 / step, in (0, inf)
+controls: bool = True  # also train the negative controls
+seeds: list[int] = [0]  # of weights and split, each in [0, inf)
+"""
+
+
+def notebook(path, cell=CELL, tags=("parameters",)):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": list(tags)})])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return notebook(tmp_path_factory.mktemp("book") / "agop.ipynb")
+
+
+def test_defaults_pass_and_come_back(book):
+    values = parameters.check(book, {})
+    assert values["p"] == 97 and values["lr"] == 1e-3 and values["operations"] == ["add", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("train_fracton: 0.5", "train_fracton: unknown parameter; did you mean `train_fraction`"),
+        ("zzzzqqq: 1", "zzzzqqq: unknown parameter; known are profile, p"),
+        ("p: '97'", "p = '97': input should be a valid integer"),
+        ("p: 97.5", "p = 97.5: input should be a valid integer"),
+        ("p: true", "p = True: input should be a valid integer"),
+        ("p: 4", "p = 4: input should be greater than or equal to 5"),
+        ("p: 91", r"p = 91: .*not a prime \(nearest: 89 or 97\)"),
+        ("train_fraction: 1.0", "train_fraction = 1.0: input should be less than 1"),
+        ("train_fraction: .nan", "train_fraction = nan: input should be a finite number"),
+        ("lr: fast", "lr = 'fast': input should be a valid number"),
+        ("operations: add", "operations = 'add': input should be a valid list"),
+        ("operations: [add, pow]", r"operations\[1\] = 'pow': input should be 'add', 'sub', 'mul' or 'div'"),
+        ("seeds: [0, -1]", r"seeds\[1\] = -1: input should be greater than or equal to 0"),
+        ("controls: 1", "controls = 1: input should be a valid boolean"),
+        ("p: ", "p = None: input should be a valid integer"),
+        ("- p", "expected `name: value` lines, found a list"),
+        ("p: [1", "not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(book, tmp_path, capsys, yaml, message):
+    import re
+
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml)
+    assert parameters.main(["check", str(book), str(file)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert str(file) in error
+
+
+def test_every_problem_is_reported_at_once(book):
+    with pytest.raises(ValueError) as caught:
+        parameters.check(book, {"p": 4, "lr": -1.0, "sedes": [1]})
+    assert all(name in str(caught.value) for name in ("p = 4", "lr = -1.0", "did you mean `seeds`"))
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4"])
+def test_floats_that_yaml_reads_as_strings(book, tmp_path, text):
+    file = tmp_path / "good.yaml"
+    file.write_text(f"lr: {text}")
+    assert parameters.check_file(book, file)["lr"] == 1e-4
+
+
+def test_a_good_file_passes(book, tmp_path):
+    file = tmp_path / "good.yaml"
+    file.write_text("p: 113\nseeds: [0, 1]\ntrain_fraction: 0.3\n")
+    assert parameters.main(["check", str(book), str(file)]) == 0
+
+
+def test_missing_files_are_named(book, tmp_path, capsys):
+    assert parameters.main(["check", str(book), str(tmp_path / "no.yaml")]) == 1
+    assert "no.yaml: no such parameter file" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"no\.ipynb"):
+        parameters.check(tmp_path / "no.ipynb", {})
+
+
+def test_a_notebook_without_parameters_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no cell tagged `parameters`"):
+        parameters.check(notebook(tmp_path / "x.ipynb", tags=()), {})
+
+
+def test_an_annotation_that_cannot_be_checked_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="parameter x is annotated 'dict'"):
+        parameters.check(notebook(tmp_path / "x.ipynb", "x: dict = {}"), {})
+
+
+def test_load_reads_a_namespace(book, monkeypatch):
+    monkeypatch.setattr(parameters.paths, "notebook", lambda chapter: book)
+    assert parameters.load("agop", {"p": 23, "lr": "1e-4", "unrelated": object()}) | {} == (
+        parameters.check(book, {"p": 23, "lr": 1e-4})
+    )
+    with pytest.raises(ValueError, match="p = 24"):
+        parameters.load("agop", {"p": 24})
+
+
+yaml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["p", "lr", "seeds", "operations", "controls", "x"]) | st.text(), yaml_values))
+@settings(max_examples=60, deadline=None)
+def test_no_input_escapes_as_another_error(book, values):
+    try:
+        accepted = parameters.check(book, values)
+    except ValueError:
+        return
+    assert 5 <= accepted["p"] <= 499 and 0 < accepted["train_fraction"] < 1 and accepted["lr"] > 0

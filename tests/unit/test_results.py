@@ -1,0 +1,265 @@
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from fieldbook import results
+from fieldbook.measures import agop, circulant
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path))
+    monkeypatch.delenv("FIELDBOOK_FROZEN", raising=False)
+    return tmp_path
+
+
+def run(**parameters):
+    return results.Run("agop", {"profile": "test", "p": 7, **parameters}, uses=[circulant])
+
+
+def square(job):
+    return {**job, "square": job["x"] ** 2 / 7}
+
+
+JOBS = [{"x": x} for x in range(12)]
+
+
+def test_append_read_and_ignore_known_keys(tmp_path):
+    table = results.Table(tmp_path / "t.csv", ["op", "step"])
+    table.append({"op": "add", "step": 0, "loss": 1 / 3, "ok": True, "note": 'a, "b"\nc'})
+    table.append({"op": "add", "step": 0, "loss": 9.0, "ok": True, "note": ""})
+    table.append({"op": "add", "step": 50, "loss": float("nan"), "ok": False, "note": None})
+    frame = table.frame()
+    assert frame.loss.tolist()[0] == pytest.approx(1 / 3, abs=1e-10) and frame.step.tolist() == [0, 50]
+    assert frame.note[0] == 'a, "b" c' and pd.isna(frame.loss[1]) and frame.ok.tolist() == [True, False]
+    assert table.has({"op": "add", "step": 50}) and not table.has({"op": "sub", "step": 50})
+    assert table.missing([{"op": "add", "step": s} for s in (0, 1, 50)]) == [{"op": "add", "step": 1}]
+
+
+def test_a_torn_row_is_dropped_and_written_again(tmp_path):
+    table = results.Table(tmp_path / "t.csv", ["x"])
+    table.append(square({"x": 1}))
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole + b"2,0.57")
+    assert table.missing([{"x": 1}, {"x": 2}]) == [{"x": 2}]
+    table.append(square({"x": 2}))
+    assert table.path.read_bytes() == whole + b"2,0.5714285714\n"
+
+
+def test_other_columns_are_refused(tmp_path):
+    table = results.Table(tmp_path / "t.csv", ["x"])
+    table.append({"x": 1, "y": 2})
+    with pytest.raises(ValueError, match=r"columns are \['x', 'y'\], the new row has \['x', 'z'\]"):
+        table.append({"x": 2, "z": 2})
+    with pytest.raises(ValueError, match=r"without its key columns \['x'\]"):
+        table.has({"y": 2})
+
+
+def _append_many(path, offset):
+    table = results.Table(path, ["x"])
+    for x in range(40):
+        table.append({"x": x, "by": offset})
+
+
+def test_two_processes_neither_lose_nor_double_rows(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_append_many, args=(tmp_path / "t.csv", i)) for i in range(2)]
+    [p.start() for p in processes], [p.join() for p in processes]
+    assert sorted(results.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
+
+
+class FullDisk:
+    """A file that takes half of what is written and then has no space left."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
+    table = results.Table(tmp_path / "t.csv", ["x"])
+    table.append(square({"x": 1}))
+    before = table.path.read_bytes()
+    monkeypatch.setattr("builtins.open", lambda *a, _open=open, **k: FullDisk(_open(*a, **k)))
+    with pytest.raises(OSError, match="row not written") as caught:
+        table.append(square({"x": 2}))
+    assert caught.value.filename == str(table.path)
+    with pytest.raises(OSError, match="old content is intact"):
+        table.replace(pd.DataFrame({"x": [3]}))
+    monkeypatch.undo()
+    assert table.path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+
+def test_sweep_computes_only_what_is_missing(root):
+    table = run().table("t", ["x"])
+    frame = results.sweep(table, JOBS[:5], square)
+    assert frame.x.tolist() == [0, 1, 2, 3, 4]
+
+    def refuse(job):
+        assert job["x"] >= 5, "computed again"
+        return square(job)
+
+    assert results.sweep(table, JOBS, refuse).x.tolist() == list(range(12))
+
+
+def test_bytes_do_not_depend_on_workers_or_order(root):
+    one, two = run().table("one", ["x"]), run().table("two", ["x"])
+    results.sweep(one, JOBS, square)
+    results.sweep(two, JOBS[::-1], square, workers=2)
+    results.sweep(two, JOBS, square)
+    assert one.path.read_bytes() == two.path.read_bytes()
+
+
+def test_shards_fill_one_table(root):
+    table = run().table("t", ["x"])
+    with pytest.raises(RuntimeError, match="8 of 12 rows are left to other shards"):
+        results.sweep(table, JOBS, square, shard=(0, 3))
+    with pytest.raises(RuntimeError, match="4 of 12"):
+        results.sweep(table, JOBS, square, shard=(1, 3))
+    assert len(results.sweep(table, JOBS, square, shard=(2, 3))) == 12
+    with pytest.raises(ValueError, match=r"shard = \[3, 3\]"):
+        results.sweep(table, JOBS, square, shard=(3, 3))
+
+
+KILLED = """
+import time
+from fieldbook import results
+run = results.Run("agop", {"profile": "test", "p": 7})
+def square(job):
+    time.sleep(0.02)
+    return {**job, "square": job["x"] ** 2 / 7}
+results.sweep(run.table("t", ["x"]), [{"x": x} for x in range(12)], square)
+run.finish()
+"""
+
+
+def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
+    table = results.Run("agop", {"profile": "straight", "p": 7}).table("t", ["x"])
+    results.sweep(table, JOBS, square)
+    target = root / "data/agop/test/t.csv"
+    for kill in range(4):
+        process = subprocess.Popen([sys.executable, "-c", KILLED], stderr=subprocess.DEVNULL)
+        while not (target.exists() and target.read_text().count("\n") > 2 * kill + 1) and process.poll() is None:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    rows = target.read_text().count("\n")
+    assert 3 <= rows < 13, "the kills did not hit the sweep"
+    subprocess.run([sys.executable, "-c", KILLED], check=True, stderr=subprocess.DEVNULL)
+    assert target.read_bytes() == table.path.read_bytes()
+
+
+def test_manifest_vouches_for_its_rows(root):
+    first = run(workers=1)
+    results.sweep(first.table("t", ["x"]), JOBS, square)
+    assert first.manifest()["status"] == "partial"
+    manifest = first.finish()
+    assert manifest["status"] == "complete" and manifest["parameters"] == {"profile": "test", "p": 7}
+    assert manifest["csv_sha256"] == {"t.csv": results.sha256(first.folder / "t.csv")}
+    assert {"versions", "device", "git", "wall_s", "sources"} <= set(manifest)
+    again = run(workers=2)
+    assert again.table("t", ["x"]).missing(JOBS) == [] and again.finish() == manifest
+
+
+@pytest.mark.parametrize("spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"])
+def test_stale_rows_are_set_aside(root, spoil, capsys):
+    first = run()
+    results.sweep(first.table("t", ["x"]), JOBS, square)
+    (first.inputs / "last.pt").write_text("weights")
+    first.finish()
+    path = first.folder / "manifest.json"
+    if spoil == "edited":
+        (first.folder / "t.csv").write_text("x,square\n0,1\n")
+    elif spoil == "deleted manifest":
+        path.unlink()
+    elif spoil == "broken manifest":
+        path.write_text("{")
+    elif spoil == "sources":
+        path.write_text(json.dumps({**first.manifest(), "sources": "0"}))
+    second = run(p=11) if spoil == "parameters" else run()
+    assert second.table("t", ["x"]).missing(JOBS) == JOBS
+    assert (first.folder / "t.csv.stale").exists() and not (second.inputs / "last.pt").exists()
+    assert second.manifest()["status"] == "partial"
+    assert ("p was 7, is 11" in capsys.readouterr().err) == (spoil == "parameters")
+
+
+def test_frozen_results_are_only_read(root, monkeypatch):
+    first = run()
+    results.sweep(first.table("t", ["x"]), JOBS[:6], square)
+    first.finish()
+    monkeypatch.setenv("FIELDBOOK_FROZEN", "1")
+    frozen = run()
+    assert len(results.sweep(frozen.table("t", ["x"]), JOBS[:6], square)) == 6
+    with pytest.raises(PermissionError, match="6 rows are missing"):
+        results.sweep(frozen.table("t", ["x"]), JOBS, square)
+    with pytest.raises(PermissionError, match="frozen"):
+        frozen.table("t", ["x"]).append({"x": 99, "square": 0})
+    with pytest.raises(ValueError, match="p was 7, is 11"):
+        run(p=11)
+    assert frozen.finish()["status"] == "complete"
+
+
+def test_unwritable_results_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="set FIELDBOOK_RESULTS elsewhere") as caught:
+        run()
+    assert str(tmp_path / "file") in caught.value.filename
+
+
+def test_claims_and_ledger(root):
+    claims = [
+        results.claim("it groks", "yes", "yes", True),
+        results.claim("it leads", "n/a", "no", False),
+        results.claim("at 1e5 steps", "yes", "", None),
+    ]
+    frame = run().claims(claims)
+    assert frame.verdict.tolist() == ["holds", "fails", "not tested here"]
+    ledger = results.ledger("test")
+    assert ledger.chapter.tolist() == ["agop"] * 3 and list(ledger) == ["chapter", "claim", "source", "ours", "verdict"]
+    assert results.ledger("paper").empty
+
+
+def test_source_hash_follows_imports_and_ignores_prose(tmp_path, monkeypatch):
+    library = tmp_path / "lib" / "fieldbook"
+    library.mkdir(parents=True)
+    monkeypatch.setattr(results.paths, "ROOT", tmp_path)
+
+    class Use:
+        __module__ = "fieldbook.one"
+
+    def write(one, two):
+        (library / "one.py").write_text(one)
+        (library / "two.py").write_text(two)
+        return results.source_hash([Use()])
+
+    base = write("from fieldbook import two\n", "def f():\n    return 1\n")
+    assert base == write("from fieldbook import two  # a comment\n", 'def f():\n    """Text."""\n    return 1\n')
+    assert base != write("from fieldbook import two\n", "def f():\n    return 2\n")
+
+
+def test_source_hash_of_real_modules():
+    assert results.source_hash([agop]) != results.source_hash([circulant])
+    assert results.source_hash([agop, circulant]) == results.source_hash([circulant, agop])
