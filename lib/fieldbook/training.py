@@ -1,0 +1,446 @@
+"""One training loop for every chapter: AdamW, bf16, a guard against NaN, EMA, and exact resume after a kill.
+
+`Recipe` holds all that determines the weights, `fit` does the work. The order of the examples, the noise and the
+learning rate are pure functions of seed and step, so that a killed run continues bit-identically from its checkpoint.
+"""
+
+import atexit
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+import torch.distributed as dist
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from fieldbook.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
+
+LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+_AUTOCAST = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.bfloat16,  # bf16 needs no loss scaling; fp16 only when asked for by name
+    "fp16": torch.float16,
+}
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
+class Recipe:
+    """Everything that determines the trained weights, beside the data and the initial weights.
+
+    Attributes:
+        steps: updates; `batch_size`: examples per update, over all micro-batches and ranks; `seed`: order and noise.
+        lr, weight_decay, betas: of AdamW (decoupled decay); `clip`: largest global norm of the gradient.
+        lr_scale: factors on `lr` for the parameters whose name starts with the key, e.g. `{"encoder.": 0.1}`.
+        warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step; `plateau`
+            multiplies by `plateau_factor` after more than `plateau_patience` evaluations without improvement.
+        precision: `fp32`; bf16 autocast, under three names; or fp16 autocast with a GradScaler.
+        micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see micro-batches.
+        ema: decay per update of the averaged weights, which are then those evaluated.
+        eval_every: updates between evaluations; `monitor`: the metric that selects the best weights, which must
+            improve by more than `min_delta`; `patience`: evaluations without improvement before stopping early.
+        max_skipped_in_row, max_skipped_share: how many non-finite updates are tolerated. The share, of the updates
+            so far, counts once more than `max_skipped_in_row` have been skipped in all.
+    Raises:
+        ValueError: a field is out of range, unknown, or needs another; names the field, the value, what is accepted.
+    """
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Positive
+    seed: NonNegativeInt = 0
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    clip: Positive | None = None
+    lr_scale: dict[str, NonNegative] = field(default_factory=dict)
+    warmup: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    lr_min: NonNegative = 0.0
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_patience: NonNegativeInt = 5
+    precision: Literal["fp32", "bf16", "bf16-mixed", "16-mixed", "fp16"] = "fp32"
+    micro_batch: PositiveInt | None = None
+    ema: Decay | None = None
+    eval_every: PositiveInt | None = None
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    patience: PositiveInt | None = None
+    min_delta: NonNegative = 0.0
+    max_skipped_in_row: NonNegativeInt = 10
+    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.warmup <= self.steps, "warmup", self.warmup, f"at most steps = {self.steps}")
+        _require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"at most lr = {self.lr}")
+        watching = "patience" if self.patience else "schedule plateau" if self.schedule == "plateau" else None
+        _require(self.monitor or not watching, "monitor", self.monitor, f"the name of a metric, for {watching}")
+
+
+@dataclass
+class Fit:
+    """How a run went; a checkpoint stores it beside the weights.
+
+    Attributes:
+        history: one row per evaluation: `step` (updates done), `lr` (of the next update), `train_loss` (mean since
+            the last row; NaN in the first), then what `evaluate` returned. `pandas.DataFrame(fit.history)` is a table.
+        batch_size, micro_batch: examples per update, and per forward pass after any halving (on this rank).
+        skipped: updates left out because the loss or the gradient was not finite.
+        best_step, best_value, best: of the monitored metric; `model.load_state_dict(fit.best)` restores the weights
+            that were evaluated then (the averaged ones, with an EMA), kept on the CPU.
+        ema: the averaged model, in eval mode; None without `Recipe.ema`.
+    """
+
+    batch_size: int
+    micro_batch: int
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+    skipped_in_row: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    best: dict[str, Tensor] | None = None
+    ema: nn.Module | None = None
+    stopped_early: bool = False
+    stale: int = 0  # evaluations since the best one
+    plateau_stale: int = 0  # the same, or since the last cut of the learning rate
+    lr_factor: float = 1.0  # product of the plateau's cuts
+    loss_sum: float = 0.0  # over the finite updates since the last evaluation
+    loss_count: int = 0
+
+
+def indices(n: int, batch_size: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+    """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler state.
+
+    Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and every example is
+    seen exactly once per epoch.
+
+    Args:
+        n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from the `rank`-th on.
+    Returns:
+        (batch,) int64 on the CPU.
+    Raises:
+        ValueError: n or batch_size < 1, step < 0, or rank outside [0, world).
+    """
+    _require(n >= 1, "n", n, "at least one example")
+    _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    _require(step >= 0, "step", step, "at least 0")
+    _require(0 <= rank < world, "rank", rank, f"in [0, {world})")
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    parts = [_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs]
+    return torch.cat(parts)[rank::world].contiguous()
+
+
+def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
+    """Learning rate of the update that follows `step` earlier ones: linear warm-up, then the schedule.
+
+    Args:
+        factor: product of the plateau's cuts so far; `lr_min` bounds the result from below.
+    Source: the cosine is Loshchilov & Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
+    """
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    if recipe.schedule == "cosine":
+        share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+        return recipe.lr_min + (recipe.lr - recipe.lr_min) * 0.5 * (1 + math.cos(math.pi * share))
+    return max(recipe.lr * factor, recipe.lr_min)
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: LossFn,
+    n_examples: int,
+    recipe: Recipe,
+    *,
+    evaluate: Evaluate | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+    description: str = "",
+) -> Fit:
+    """Train a model in place; given a checkpoint folder, continue a killed run bit-identically.
+
+    Dropout is a function of (seed, step, rank) too, and the global generators are left as they were found. Modules
+    whose parameters are all frozen stay in eval mode. Under `torchrun` each rank takes its share of every batch;
+    the caller puts the model on the rank's device, and rank 0 alone evaluates and writes.
+
+    Args:
+        model: on its device, parameters in float32 (or float64).
+        loss_fn: (model, index, generator) -> 0-d mean loss of these examples, under autocast. `index` (batch,) int64
+            on the CPU; `generator` on the model's device, seeded from (seed, step, rank), for noise on the fly.
+        n_examples: how many examples `index` may point at.
+        evaluate: (model, step) -> metrics, called before the first update, every `eval_every` and after the last, in
+            eval mode, without gradient, under autocast: take predictions `.float()` before NumPy.
+        checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
+            improvement of the monitored metric; for `load_weights`).
+        checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
+    Returns:
+        The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
+    Raises:
+        ValueError: the checkpoint is damaged or of another recipe, model or data size; the loss is not 0-d; the
+            monitored metric is missing; the model has no trainable parameter.
+        FloatingPointError: too many updates were not finite.
+        OSError: a checkpoint could not be written; the previous one is intact.
+    Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
+    """
+    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint)
+    state, every = run.fit, recipe.eval_every or recipe.steps
+    hidden = not progress or run.rank > 0
+    bar = tqdm(total=recipe.steps, initial=state.step, desc=description, disable=hidden, mininterval=1, unit="step")
+    with bar, torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
+        if not state.history:
+            run.observe()
+        while state.step < recipe.steps and not state.stopped_early:
+            run.update()
+            bar.update()
+            if state.step % every == 0 or state.step == recipe.steps:
+                bar.set_postfix(run.observe(), refresh=False)
+            elif checkpoint_every and state.step % checkpoint_every == 0:
+                run.save()
+    return state
+
+
+class _Run:
+    """The working parts of one call of `fit`; those in `stateful` are what a checkpoint stores."""
+
+    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint):
+        self.model, self.loss_fn, self.n_examples = model, loss_fn, n_examples
+        self.recipe, self.evaluate, self.folder = recipe, evaluate, checkpoint and Path(checkpoint)
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        _require(trainable, "model", type(model).__name__, "a model with trainable parameters")
+        self.device = trainable[0][1].device
+        self.rank, self.world = _ranks(self.device)
+        _require(recipe.batch_size >= self.world, "batch_size", recipe.batch_size, f"at least {self.world}, the ranks")
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+        groups = {}  # factor on the learning rate -> parameters
+        for name, p in trainable:
+            scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))
+            groups.setdefault(scale, []).append(p)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "scale": scale} for scale, parameters in groups.items()],
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.stateful = {"model": model, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.ema = None
+        if recipe.ema is not None:
+            self.ema = self.stateful["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+            self.ema.update_parameters(model)  # the first call copies: the average starts at the initial weights
+        self.evaluated = model if self.ema is None else self.ema.module.eval()
+        share = math.ceil(recipe.batch_size / self.world)
+        self.fit = Fit(recipe.batch_size, min(recipe.micro_batch or share, share), ema=self.ema and self.ema.module)
+        self.resume()
+        self.train_mode()
+
+    def autocast(self) -> torch.autocast:
+        dtype = _AUTOCAST[self.recipe.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def train_mode(self) -> None:
+        self.model.train()
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()  # frozen: neither dropout nor moving averages
+
+    # -- one update
+
+    def update(self) -> None:
+        """Mean gradient of the global batch, then AdamW, unless loss or gradient are not finite."""
+        recipe, fit = self.recipe, self.fit
+        buffers = [b.clone() for b in self.model.buffers()]
+        loss = self.gradient(buffers)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if recipe.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
+        loss, norm = torch.stack((loss, norm.to(loss))).tolist()  # the step's only wait for the device
+        if math.isfinite(loss) and math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["scale"] * learning_rate(recipe, fit.step, fit.lr_factor)
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+            fit.loss_sum, fit.loss_count, fit.skipped_in_row = fit.loss_sum + loss, fit.loss_count + 1, 0
+        else:
+            self.restore(buffers)
+            fit.skipped, fit.skipped_in_row = fit.skipped + 1, fit.skipped_in_row + 1
+            tolerated = max(recipe.max_skipped_in_row, recipe.max_skipped_share * (fit.step + 1))
+            if fit.skipped_in_row > recipe.max_skipped_in_row or fit.skipped > tolerated:
+                raise FloatingPointError(
+                    f"step {fit.step}: loss {loss}, gradient norm {norm}; skipped {fit.skipped_in_row} updates in a "
+                    f"row (max_skipped_in_row = {recipe.max_skipped_in_row}), {fit.skipped} in all (max_skipped_share "
+                    f"= {recipe.max_skipped_share}). Lower lr, add warmup or clip, or look for NaN in the data."
+                )
+        self.scaler.update()
+        fit.step += 1
+
+    def gradient(self, buffers: list[Tensor]) -> Tensor:
+        """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the micro-batch at need."""
+        recipe, fit = self.recipe, self.fit
+        index = indices(self.n_examples, recipe.batch_size, fit.step, recipe.seed, self.rank, self.world)
+        while True:
+            try:
+                loss = self.accumulate(index)
+                return loss if self.world == 1 else self.sum_over_ranks(loss)
+            except RuntimeError as error:
+                micro = min(fit.micro_batch, len(index))
+                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                if not out_of_memory or micro == 1:
+                    raise
+            fit.micro_batch = micro // 2  # after `except`: its traceback holds the activations
+            self.restore(buffers)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def accumulate(self, index: Tensor) -> Tensor:
+        """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch after the other."""
+        key = (self.recipe.seed, self.fit.step, self.rank)
+        _seed_global(self.device, "dropout", *key)
+        generator = torch.Generator(self.device).manual_seed(_stream("noise", *key))
+        self.optimizer.zero_grad()
+        total = 0.0
+        for part in index.split(self.fit.micro_batch):
+            with self.autocast():
+                loss = self.loss_fn(self.model, part, generator)
+            _require(loss.ndim == 0, "shape of loss_fn's loss", tuple(loss.shape), "the mean over the examples, 0-d")
+            loss = loss * (len(part) / self.recipe.batch_size)
+            self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def sum_over_ranks(self, loss: Tensor) -> Tensor:
+        """All-reduce gradient and loss in one flat bucket; every rank must use the same parameters in its loss."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients] + [loss.reshape(1)])
+        dist.all_reduce(flat)
+        *parts, loss = flat.split([g.numel() for g in gradients] + [1])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        for buffer in self.model.buffers():  # BatchNorm's averages differ by rank: keep rank 0's, as DDP does
+            dist.broadcast(buffer, src=0)
+        return loss.squeeze(0)
+
+    def restore(self, buffers: list[Tensor]) -> None:
+        for buffer, old in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(old)
+
+    # -- evaluations and checkpoints
+
+    def observe(self) -> dict[str, float]:
+        """Evaluate, append the row to the history, keep the best weights, write the checkpoint."""
+        recipe, fit = self.recipe, self.fit
+        row = {
+            "step": fit.step,
+            "lr": learning_rate(recipe, fit.step, fit.lr_factor),
+            "train_loss": fit.loss_sum / fit.loss_count if fit.loss_count else math.nan,
+        }
+        if self.evaluate and self.rank == 0:
+            _seed_global(self.device, "evaluate", recipe.seed, fit.step)
+            self.evaluated.eval()
+            with torch.no_grad(), self.autocast():
+                row |= {name: float(value) for name, value in self.evaluate(self.evaluated, fit.step).items()}
+            self.train_mode()
+        row = self.from_rank_0(row)
+        fit.history.append(row)
+        fit.loss_sum, fit.loss_count = 0.0, 0
+        if recipe.monitor and _improved(recipe, fit, row):
+            fit.best = cpu_copy(self.evaluated)
+            if self.folder and self.rank == 0:
+                save_weights(fit.best, self.folder / "best.safetensors")
+        self.save()
+        return row
+
+    def save(self) -> None:
+        if self.folder and self.rank == 0:
+            content = {name: part.state_dict() for name, part in self.stateful.items()}
+            content["fit"] = {name: value for name, value in vars(self.fit).items() if name != "ema"}
+            save_checkpoint(content, self.identity(), self.folder / "last.pt")
+
+    def resume(self) -> None:
+        reads = self.folder and self.rank == 0
+        content = self.from_rank_0(load_checkpoint(self.folder / "last.pt", self.identity()) if reads else None)
+        if content is not None:
+            for name, part in self.stateful.items():
+                part.load_state_dict(content[name])
+            vars(self.fit).update(content["fit"])
+
+    def identity(self) -> dict[str, str]:
+        """What must agree for a checkpoint to be continued."""
+        settings = {"n_examples": self.n_examples} | asdict(self.recipe)
+        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in self.model.state_dict().items()}
+        return {name: repr(value) for name, value in settings.items()} | shapes
+
+    def from_rank_0(self, value: object) -> object:
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
+    """Compare with the best value so far; count towards early stopping and the plateau's next cut."""
+    _require(recipe.monitor in row, "monitor", recipe.monitor, f"one of {', '.join(row)}")
+    value, sign = row[recipe.monitor], 1 if recipe.mode == "min" else -1
+    best = sign * math.inf if fit.best_value is None else fit.best_value
+    if sign * (best - value) > recipe.min_delta:  # never true of NaN
+        fit.best_value, fit.best_step, fit.stale, fit.plateau_stale = value, fit.step, 0, 0
+        return True
+    fit.stale, fit.plateau_stale = fit.stale + 1, fit.plateau_stale + 1
+    fit.stopped_early = recipe.patience is not None and fit.stale >= recipe.patience
+    if recipe.schedule == "plateau" and fit.plateau_stale > recipe.plateau_patience:
+        fit.lr_factor, fit.plateau_stale = fit.lr_factor * recipe.plateau_factor, 0
+    return False
+
+
+def _stream(*key: object) -> int:
+    """Seed of an independent random stream, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_stream("order", seed, epoch)))
+
+
+def _seed_global(device: torch.device, *key: object) -> None:
+    # not torch.manual_seed, which formats a stack trace per call where CUDA is present but unused
+    torch.default_generator.manual_seed(_stream(*key))
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(_stream(*key))
+
+
+def _ranks(device: torch.device) -> tuple[int, int]:
+    """(rank, number of ranks) as set by torchrun; (0, 1) without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _require(condition: object, name: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r} is not accepted; expected {accepted}")
