@@ -1,6 +1,7 @@
 """Publication figures in one visual language; the only module of the library that knows matplotlib."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fieldbook import paths
-from fieldbook.results import atomic_write
+from fieldbook.checkpoints import atomic_write
 
 COLUMN, PAGE = 3.4, 7.0  # widths of one and two text columns, inches
 
@@ -41,8 +42,7 @@ def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
     folder: Path = paths.figures(chapter, profile)
     with mpl.rc_context({"svg.hashsalt": name}):
         for suffix, facts in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
-            with atomic_write(folder / f"{name}.{suffix}") as file:
-                figure.savefig(file, format=suffix, metadata=facts)
+            atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
 
 
 def power_ticks(axes: Axes, which: str = "y") -> None:

@@ -1,21 +1,23 @@
 """A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint per milestone."""
 
 import math
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fieldbook import training
+from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data.modular import Task, residue_class, token_order
 from fieldbook.measures import circulant
 from fieldbook.measures.agop import agop_sketch, gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
-from fieldbook.results import Table, atomic_write
+from fieldbook.results import Table
 
 GROKKED = 0.99  # test accuracy
 MILESTONES: dict[str, Callable[[dict], bool]] = {
@@ -60,20 +62,19 @@ def train(
         generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
         row, blocks = measure(network, task, generator, sketch=sketch, autocast=torch.is_autocast_enabled(device.type))
         row = {"step": step, **row}
-        with atomic_write(_blocks_file(folder, step)) as file:
-            np.save(file, blocks.cpu().numpy())
+        atomic_write(_blocks_file(folder, step), partial(np.save, arr=blocks.cpu().numpy()))
         for name, reached in MILESTONES.items():
             if reached(row) and not (folder / f"{name}.safetensors").exists():
-                save_checkpoint(network, folder / f"{name}.safetensors", step)
+                save_weights(network, folder / f"{name}.safetensors")
         table.append(row)
         return {"waiting": -1.0 if row["test_acc"] > GROKKED else float(step), "test_acc": row["test_acc"]}
 
-    fit = training.fit(
+    training.fit(
         model, loss, len(pairs), recipe,
         evaluate=evaluate, checkpoint=folder, progress=progress, description=folder.name,
     )  # fmt: skip
     if not (folder / "final.safetensors").exists():
-        save_checkpoint(model, folder / "final.safetensors", fit.step)
+        save_weights(model, folder / "final.safetensors")
     return _align(table, folder)
 
 
@@ -134,6 +135,32 @@ def cycle_bias_hidden(model: Grokker) -> float:
     return float(circulant.circulant_share(torch.stack(matrices)).mean())
 
 
+def summary(rows: pd.DataFrame) -> dict[str, float]:
+    """What one run comes to: when it grokked, and by how many steps the AGOP score led the test accuracy.
+
+    Args:
+        rows: of `train`.
+    Returns:
+        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10` and
+        `lead_50`, steps from the score's crossing of that share of its range to the accuracy's; final values.
+    """
+    grokked = rows.step[rows.test_acc > GROKKED]
+    leads = {
+        f"lead_{percent}": crossing(rows.step, rows.test_acc, percent / 100)
+        - crossing(rows.step, rows.agop_circ, percent / 100)
+        for percent in (10, 50)
+    }
+    last = rows.iloc[-1]
+    return {
+        "last_step": int(last.step),
+        "grokked_step": int(grokked.iloc[0]) if len(grokked) else math.nan,
+        **leads,
+        "best_test_acc": float(rows.test_acc.max()),
+        "final_agop_circ": float(last.agop_circ),
+        "final_emb_gini": float(last.emb_gini),
+    }
+
+
 def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
     """Step at which a curve first reaches a share of its range, from its first value to its largest.
 
@@ -146,11 +173,6 @@ def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
         return math.nan
     i = above[0]
     return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else float(steps[0])
-
-
-def save_checkpoint(model: Grokker, file: Path, step: int) -> None:
-    """Write a network's weights as safetensors, with the step among the metadata."""
-    training.save_weights(model, file, {"step": str(step)})
 
 
 class _LossOf:
@@ -222,14 +244,9 @@ def _blocks_file(folder: Path, step: int) -> Path:
 def _align(table: Table, folder: Path) -> pd.DataFrame:
     """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the matrices."""
     frame = table.frame()
-    files = sorted((folder / "agop").glob("*.npy"))
-    if files:
-        last = np.load(files[-1])
-        for file in files:
-            blocks = np.load(file)
-            cosine = (blocks * last).sum() / np.linalg.norm(blocks) / np.linalg.norm(last)
-            frame.loc[frame.step == int(file.stem), "agop_align"] = cosine
-        table.replace(frame)
-        for file in files:
-            file.unlink()
-    return frame
+    if frame.agop_align.isna().any():
+        blocks = [np.load(_blocks_file(folder, step)) for step in frame.step]
+        unit = [block / np.linalg.norm(block) for block in blocks]
+        table.replace(frame.assign(agop_align=[float((one * unit[-1]).sum()) for one in unit]))
+    shutil.rmtree(folder / "agop", ignore_errors=True)
+    return table.frame()

@@ -6,7 +6,6 @@ silence.
 """
 
 import ast
-import contextlib
 import csv
 import hashlib
 import io
@@ -14,13 +13,14 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,6 +29,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from fieldbook import paths
+from fieldbook.checkpoints import atomic_write
 
 EXECUTION = ("workers", "shard")  # parameters that say how rows are computed, not which
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
@@ -38,43 +39,8 @@ Row = Mapping[str, Any]
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` only once it is complete and on disk.
-
-    Raises:
-        OSError: the disk is full or the folder not writable; names the path, which keeps its old content.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"cannot write ({error.strerror}); its old content is intact", str(path)
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _set_aside(path: Path) -> None:
     """Keep one older generation of a stale file or folder as `<name>.stale`."""
-    import shutil
-
     if path.exists():
         stale = path.with_name(f"{path.name}.stale")
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
@@ -152,8 +118,8 @@ class Table:
             raise PermissionError(f"{self.path}: results are frozen")
         records = frame.to_dict("records")
         text = _line(frame.columns) + "".join(_line(record.values()) for record in records)
-        with self._lock, atomic_write(self.path) as file:
-            file.write(text.encode())
+        with self._lock:
+            atomic_write(self.path, lambda file: file.write(text.encode()))
 
     def _lines(self) -> list[str]:
         if not self.path.exists():
@@ -214,8 +180,7 @@ class Run:
         try:
             self.inputs.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".manifest.lock")
-            with self._lock:
+            with self._lock():
                 if problem := self._stale():
                     print(f"setting aside earlier results of {chapter} ({problem})", file=sys.stderr)
                     for path in [*self.folder.glob("*.csv"), self.inputs]:
@@ -237,15 +202,14 @@ class Run:
     def claims(self, claims: Sequence[Row]) -> pd.DataFrame:
         """Write `claims.csv` from `claim(...)` rows and return it as a frame."""
         frame = pd.DataFrame(claims, columns=["claim", "source", "ours", "verdict"])
-        with atomic_write(self.folder / "claims.csv") as file:
-            file.write(frame.to_csv(index=False).encode())
+        atomic_write(self.folder / "claims.csv", lambda file: file.write(frame.to_csv(index=False).encode()))
         return frame
 
     def finish(self) -> dict[str, Any]:
         """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision and wall time."""
         if paths.frozen():
             return self.manifest()
-        with self._lock:
+        with self._lock():
             old = self.manifest()
             hashes = {path.name: sha256(path) for path in sorted(self.folder.glob("*.csv"))}
             if old.get("csv_sha256") == hashes:
@@ -260,6 +224,9 @@ class Run:
             )
         return self.manifest()
 
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".manifest.lock")  # made anew: a run travels to worker processes, a lock cannot
+
     def manifest(self) -> dict[str, Any]:
         """The manifest as it stands on disk; {} if there is none or it cannot be read."""
         try:
@@ -268,8 +235,8 @@ class Run:
             return {}
 
     def _write(self, facts: Row) -> None:
-        with atomic_write(self._path) as file:
-            file.write((json.dumps({**self._identity, **facts}, indent=1, sort_keys=True) + "\n").encode())
+        text = json.dumps({**self._identity, **facts}, indent=1, sort_keys=True) + "\n"
+        atomic_write(self._path, lambda file: file.write(text.encode()))
 
     def _stale(self) -> str | None:
         """Why the rows on disk are not this run's, or None."""

@@ -105,7 +105,7 @@ def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="row not written") as caught:
         table.append(square({"x": 2}))
     assert caught.value.filename == str(table.path)
-    with pytest.raises(OSError, match="old content is intact"):
+    with pytest.raises(OSError, match="before is intact"):
         table.replace(pd.DataFrame({"x": [3]}))
     monkeypatch.undo()
     assert table.path.read_bytes() == before
