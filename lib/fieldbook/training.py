@@ -175,9 +175,10 @@ def fit(
 ) -> Fit:
     """Train a model in place; given a checkpoint folder, continue a killed run bit-identically.
 
-    Dropout is a function of (seed, step, rank) too, and the global generators are left as they were found. Modules
-    whose parameters are all frozen stay in eval mode. Under `torchrun` each rank takes its share of every batch;
-    the caller puts the model on the rank's device, and rank 0 alone evaluates and writes.
+    Dropout is a function of (seed, step, rank) too, and the global generators are left as they were found; on a GPU,
+    bit-identity also needs deterministic kernels. Modules whose parameters are all frozen stay in eval mode. Under
+    `torchrun` each rank takes its share of every batch; the caller puts the model on the rank's device, and rank 0
+    alone evaluates and writes.
 
     Args:
         model: on its device, parameters in float32 (or float64).

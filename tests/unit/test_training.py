@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,19 +214,25 @@ def test_ema_by_hand():
     assert abs(result.ema.weight.item() - model.weight.item()) > 1e-3
 
 
-def test_evaluation_sees_the_average_in_eval_mode_without_gradient_at_the_promised_steps():
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_modes_and_gradients_of_training_and_evaluation(ema):
     seen = []
 
+    def loss(model, index, generator):
+        assert all(module.training for module in model.modules())
+        return mse(model, index, generator)
+
     def evaluate(model, step):
-        seen.append((step, model.training, torch.is_grad_enabled(), model[0].weight.sum().item()))
+        seen.append((step, model.training, model[3].training, torch.is_grad_enabled(), model[0].weight.sum().item()))
         return {}
 
-    model = make_model()
-    result = train(model, recipe(steps=25, eval_every=10, ema=0.5), evaluate=evaluate)
-    assert [s[:3] for s in seen] == [(step, False, False) for step in (0, 10, 20, 25)]
-    assert seen[-1][3] == result.ema[0].weight.sum().item() != model[0].weight.sum().item()
-    assert model.training
+    model = make_model(dropout=0.5)
+    result = train(model.eval(), recipe(steps=25, eval_every=10, ema=ema), loss, evaluate=evaluate)
+    assert [s[:4] for s in seen] == [(step, False, False, False) for step in (0, 10, 20, 25)]
     assert [row["step"] for row in result.history] == [0, 10, 20, 25]
+    evaluated = model if ema is None else result.ema
+    assert seen[-1][4] == evaluated[0].weight.sum().item()
+    assert ema is None or seen[-1][4] != model[0].weight.sum().item()
 
 
 def test_train_loss_is_the_mean_since_the_last_row():
@@ -603,9 +610,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_atomic_write_onto_a_device_that_is_full(tmp_path, monkeypatch):
     path = tmp_path / "kept.txt"
     atomic_write(path, lambda file: file.write(b"old"))
-    monkeypatch.setattr(checkpoints, "open", lambda *a: open("/dev/full", "wb"), raising=False)
-    with pytest.raises(OSError, match=r"could not be written \(No space left.*kept.txt"):
-        atomic_write(path, lambda file: file.write(b"new"))
+    with Path("/dev/full").open("wb") as full:
+        monkeypatch.setattr(checkpoints, "open", lambda *a: full, raising=False)
+        with pytest.raises(OSError, match=r"could not be written \(No space left.*kept.txt"):
+            atomic_write(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 
