@@ -17,6 +17,7 @@ from fieldbook.data.modular import Task, residue_class, token_order
 from fieldbook.measures import circulant
 from fieldbook.measures.agop import agop_sketch, gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
+from fieldbook.recipe import Recipe
 from fieldbook.results import Table
 
 GROKKED = 0.99  # test accuracy
@@ -32,7 +33,7 @@ MILESTONES: dict[str, Callable[[dict], bool]] = {
 def train(
     model: Grokker,
     task: Task,
-    recipe: training.Recipe,
+    recipe: Recipe,
     table: Table,
     folder: Path,
     *,

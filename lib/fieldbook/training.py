@@ -5,90 +5,25 @@ learning rate are pure functions of seed and step, so that a killed run continue
 """
 
 import atexit
-import hashlib
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
 
-import pydantic
 import torch
 import torch.distributed as dist
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fieldbook.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
+from fieldbook.recipe import AUTOCAST, Recipe, indices, learning_rate, require, stream
 
 LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-_AUTOCAST = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.bfloat16,  # bf16 needs no loss scaling; fp16 only when asked for by name
-    "fp16": torch.float16,
-}
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
-class Recipe:
-    """Everything that determines the trained weights, beside the data and the initial weights.
-
-    Attributes:
-        steps: updates; `batch_size`: examples per update, over all micro-batches and ranks; `seed`: order and noise.
-        lr, weight_decay, betas: of AdamW (decoupled decay); `clip`: largest global norm of the gradient.
-        lr_scale: factors on `lr` for the parameters whose name starts with the key, e.g. `{"encoder.": 0.1}`.
-        warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step; `plateau`
-            multiplies by `plateau_factor` after more than `plateau_patience` evaluations without improvement.
-        precision: `fp32`; bf16 autocast, under three names; or fp16 autocast with a GradScaler.
-        micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see micro-batches.
-        ema: decay per update of the averaged weights, which are then those evaluated.
-        eval_every: updates between evaluations; `monitor`: the metric that selects the best weights, which must
-            improve by more than `min_delta`; `patience`: evaluations without improvement before stopping early.
-        max_skipped_in_row, max_skipped_share: how many non-finite updates are tolerated. The share, of the updates
-            so far, counts once more than `max_skipped_in_row` have been skipped in all.
-    Raises:
-        ValueError: a field is out of range, unknown, or needs another; names the field, the value, what is accepted.
-    """
-
-    steps: PositiveInt
-    batch_size: PositiveInt
-    lr: Positive
-    seed: NonNegativeInt = 0
-    weight_decay: NonNegative = 0.0
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    clip: Positive | None = None
-    lr_scale: dict[str, NonNegative] = field(default_factory=dict)
-    warmup: NonNegativeInt = 0
-    schedule: Literal["constant", "cosine", "plateau"] = "constant"
-    lr_min: NonNegative = 0.0
-    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    plateau_patience: NonNegativeInt = 5
-    precision: Literal["fp32", "bf16", "bf16-mixed", "16-mixed", "fp16"] = "fp32"
-    micro_batch: PositiveInt | None = None
-    ema: Decay | None = None
-    eval_every: PositiveInt | None = None
-    monitor: str | None = None
-    mode: Literal["min", "max"] = "min"
-    patience: PositiveInt | None = None
-    min_delta: NonNegative = 0.0
-    max_skipped_in_row: NonNegativeInt = 10
-    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-
-    def __post_init__(self) -> None:
-        _require(self.warmup <= self.steps, "warmup", self.warmup, f"at most steps = {self.steps}")
-        _require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"at most lr = {self.lr}")
-        watching = "patience" if self.patience else "schedule plateau" if self.schedule == "plateau" else None
-        _require(self.monitor or not watching, "monitor", self.monitor, f"the name of a metric, for {watching}")
 
 
 @dataclass
@@ -121,44 +56,6 @@ class Fit:
     lr_factor: float = 1.0  # product of the plateau's cuts
     loss_sum: float = 0.0  # over the finite updates since the last evaluation
     loss_count: int = 0
-
-
-def indices(n: int, batch_size: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
-    """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler state.
-
-    Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and every example is
-    seen exactly once per epoch.
-
-    Args:
-        n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from the `rank`-th on.
-    Returns:
-        (batch,) int64 on the CPU.
-    Raises:
-        ValueError: n or batch_size < 1, step < 0, or rank outside [0, world).
-    """
-    _require(n >= 1, "n", n, "at least one example")
-    _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-    _require(step >= 0, "step", step, "at least 0")
-    _require(0 <= rank < world, "rank", rank, f"in [0, {world})")
-    start, stop = step * batch_size, (step + 1) * batch_size
-    epochs = range(start // n, (stop - 1) // n + 1)
-    parts = [_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs]
-    return torch.cat(parts)[rank::world].contiguous()
-
-
-def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
-    """Learning rate of the update that follows `step` earlier ones: linear warm-up, then the schedule.
-
-    Args:
-        factor: product of the plateau's cuts so far; `lr_min` bounds the result from below.
-    Source: the cosine is Loshchilov & Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
-    """
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    if recipe.schedule == "cosine":
-        share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-        return recipe.lr_min + (recipe.lr - recipe.lr_min) * 0.5 * (1 + math.cos(math.pi * share))
-    return max(recipe.lr * factor, recipe.lr_min)
 
 
 def fit(
@@ -199,6 +96,7 @@ def fit(
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
     """
+    _keep_freed_memory()
     run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint)
     state, every = run.fit, recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
@@ -223,10 +121,10 @@ class _Run:
         self.model, self.loss_fn, self.n_examples = model, loss_fn, n_examples
         self.recipe, self.evaluate, self.folder = recipe, evaluate, checkpoint and Path(checkpoint)
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        _require(trainable, "model", type(model).__name__, "a model with trainable parameters")
+        require(trainable, "model", type(model).__name__, "a model with trainable parameters")
         self.device = trainable[0][1].device
         self.rank, self.world = _ranks(self.device)
-        _require(recipe.batch_size >= self.world, "batch_size", recipe.batch_size, f"at least {self.world}, the ranks")
+        require(recipe.batch_size >= self.world, "batch_size", recipe.batch_size, f"at least {self.world}, the ranks")
         if self.world > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -254,7 +152,7 @@ class _Run:
         self.train_mode()
 
     def autocast(self) -> torch.autocast:
-        dtype = _AUTOCAST[self.recipe.precision]
+        dtype = AUTOCAST[self.recipe.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def train_mode(self) -> None:
@@ -319,13 +217,13 @@ class _Run:
         """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch after the other."""
         key = (self.recipe.seed, self.fit.step, self.rank)
         _seed_global(self.device, "dropout", *key)
-        generator = torch.Generator(self.device).manual_seed(_stream("noise", *key))
+        generator = torch.Generator(self.device).manual_seed(stream("noise", *key))
         self.optimizer.zero_grad()
         total = 0.0
         for part in index.split(self.fit.micro_batch):
             with self.autocast():
                 loss = self.loss_fn(self.model, part, generator)
-            _require(loss.ndim == 0, "shape of loss_fn's loss", tuple(loss.shape), "the mean over the examples, 0-d")
+            require(loss.ndim == 0, "shape of loss_fn's loss", tuple(loss.shape), "the mean over the examples, 0-d")
             loss = loss * (len(part) / self.recipe.batch_size)
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
@@ -402,7 +300,7 @@ class _Run:
 
 def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
     """Compare with the best value so far; count towards early stopping and the plateau's next cut."""
-    _require(recipe.monitor in row, "monitor", recipe.monitor, f"one of {', '.join(row)}")
+    require(recipe.monitor in row, "monitor", recipe.monitor, f"one of {', '.join(row)}")
     value, sign = row[recipe.monitor], 1 if recipe.mode == "min" else -1
     best = sign * math.inf if fit.best_value is None else fit.best_value
     if sign * (best - value) > recipe.min_delta:  # never true of NaN
@@ -415,21 +313,19 @@ def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
     return False
 
 
-def _stream(*key: object) -> int:
-    """Seed of an independent random stream, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-
-
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(_stream("order", seed, epoch)))
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed blocks up to 32 MB: every step asks for the same ones, and mapping them anew takes time."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library manages memory its own way
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _seed_global(device: torch.device, *key: object) -> None:
     # not torch.manual_seed, which formats a stack trace per call where CUDA is present but unused
-    torch.default_generator.manual_seed(_stream(*key))
+    torch.default_generator.manual_seed(stream(*key))
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(_stream(*key))
+        torch.cuda.default_generators[device.index].manual_seed(stream(*key))
 
 
 def _ranks(device: torch.device) -> tuple[int, int]:
@@ -440,8 +336,3 @@ def _ranks(device: torch.device) -> tuple[int, int]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
-
-
-def _require(condition: object, name: str, value: object, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} = {value!r} is not accepted; expected {accepted}")

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from fieldbook import grokking, training
+from fieldbook import grokking
 from fieldbook.checkpoints import load_weights
 from fieldbook.data.modular import task
 from fieldbook.measures.agop import agop, one_hot_blocks
 from fieldbook.measures.circulant import circulant_score
 from fieldbook.models.grokker import Grokker
+from fieldbook.recipe import Recipe
 from fieldbook.results import Table
 
 SMALL = {"d_model": 32, "n_heads": 2, "d_hidden": 64}
@@ -18,7 +19,7 @@ SMALL = {"d_model": 32, "n_heads": 2, "d_hidden": 64}
 
 def recipe(**changes):
     common = {"steps": 40, "batch_size": 32, "lr": 5e-3, "weight_decay": 1.0, "eval_every": 10, "clip": 1.0}
-    return training.Recipe(**{**common, **changes})
+    return Recipe(**{**common, **changes})
 
 
 def go(folder, **changes):

@@ -14,7 +14,8 @@ from torch import nn
 
 from fieldbook import checkpoints
 from fieldbook.checkpoints import atomic_write, load_weights, save_weights
-from fieldbook.training import Recipe, fit, indices, learning_rate
+from fieldbook.recipe import Recipe, indices, learning_rate
+from fieldbook.training import fit
 
 N = 53  # no batch size below divides it
 PROCESSES = multiprocessing.get_context("forkserver")
