@@ -72,6 +72,12 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
 
 
+def legend_once(axes: Axes, **options: object) -> None:
+    """A legend with one entry per label, however many lines carry it."""
+    entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    axes.legend(entries.values(), entries.keys(), **options)
+
+
 def letter_panels(axes: Sequence[Axes]) -> None:
     """Put (a), (b), .. before the titles of panels, in reading order."""
     for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):

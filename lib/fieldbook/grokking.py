@@ -142,12 +142,13 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
     Args:
         rows: of `train`.
     Returns:
-        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10` and
-        `lead_50`, steps from the score's crossing of that share of its range to the accuracy's; final values.
+        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10`,
+        `lead_50`, steps from the score's crossing of that share of its range to the strict test accuracy's; final
+        values.
     """
     grokked = rows.step[rows.test_acc > GROKKED]
     leads = {
-        f"lead_{percent}": crossing(rows.step, rows.test_acc, percent / 100)
+        f"lead_{percent}": crossing(rows.step, rows.test_acc_strict, percent / 100)
         - crossing(rows.step, rows.agop_circ, percent / 100)
         for percent in (10, 50)
     }

@@ -12,6 +12,7 @@ string becomes the float it was meant to be, in files (`check`) and inside the n
 """
 
 import argparse
+import ast
 import difflib
 import math
 import re
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import nbformat
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -47,10 +49,12 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
         found = inspect_notebook(str(notebook))
     if not found:
         raise ValueError(f"{notebook}: no cell tagged `parameters` with annotated assignments")
-    result = {}
-    for name, entry in found.items():
-        result[name] = (_type(notebook, name, entry), yaml.safe_load(entry["default"]), entry["help"])
-    return result
+    if lost := [name for name in _assigned(notebook) if name not in found]:
+        raise ValueError(f"{notebook}: papermill cannot read parameter {lost[0]}; is there an `=` in its comment?")
+    return {
+        name: (_type(notebook, name, entry), ast.literal_eval(entry["default"]), entry["help"])
+        for name, entry in found.items()
+    }
 
 
 def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +109,14 @@ def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """
     notebook = paths.notebook(chapter)
     return check(notebook, {name: namespace[name] for name in specification(notebook) if name in namespace})
+
+
+def _assigned(notebook: Path) -> list[str]:
+    """Names that the parameters cell assigns, as Python reads it."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    nodes = (node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign))
+    return [node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id for node in nodes]
 
 
 def _type(notebook: Path, name: str, entry: Mapping[str, str]) -> Any:

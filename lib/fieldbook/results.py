@@ -31,6 +31,7 @@ from tqdm import tqdm
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
 
+PLUMBING = {f"fieldbook.{name}" for name in ("checkpoints", "figures", "parameters", "paths", "results")}
 EXECUTION = ("workers", "shard")  # parameters that say how rows are computed, not which
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
 Row = Mapping[str, Any]
@@ -62,8 +63,8 @@ class Table:
     row whose key is there already is ignored, so that a resumed computation may repeat its last step.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str]):
-        self.path, self.keys = Path(path), tuple(keys)
+    def __init__(self, path: Path, keys: Sequence[str], before_write: Callable[[], None] = lambda: None):
+        self.path, self.keys, self._before_write = Path(path), tuple(keys), before_write
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def frame(self) -> pd.DataFrame:
@@ -93,9 +94,10 @@ class Table:
         if paths.frozen():
             raise PermissionError(f"{self.path}: results are frozen, and row {self._key(rows[0])} is not among them")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._before_write()
         with self._lock:
             lines = self._lines()
-            if lines and (header := next(csv.reader(lines[:1]))) != list(rows[0]):
+            if lines and (header := next(csv.reader(lines[:1]))) != [str(name) for name in rows[0]]:
                 raise ValueError(f"{self.path}: columns are {header}, the new row has {list(rows[0])}")
             known = self._known(lines)
             new = [row for row in rows if self._key(row) not in known]
@@ -116,6 +118,7 @@ class Table:
         """Put a whole frame in place of the rows, atomically."""
         if paths.frozen():
             raise PermissionError(f"{self.path}: results are frozen")
+        self._before_write()
         records = frame.to_dict("records")
         text = _line(frame.columns) + "".join(_line(record.values()) for record in records)
         with self._lock:
@@ -197,7 +200,14 @@ class Run:
 
     def table(self, name: str, keys: Sequence[str]) -> Table:
         """The table `<name>.csv` of this run."""
-        return Table(self.folder / f"{name}.csv", keys)
+        return Table(self.folder / f"{name}.csv", keys, self._reopen)
+
+    def _reopen(self) -> None:
+        """A complete run that gets new rows is partial again, until its hashes are renewed."""
+        with self._lock():
+            manifest = self.manifest()
+            if manifest.get("status") == "complete":
+                self._write({"status": "partial", "wall_s": manifest["wall_s"]})
 
     def claims(self, claims: Sequence[Row]) -> pd.DataFrame:
         """Write `claims.csv` from `claim(...)` rows and return it as a frame."""
@@ -211,7 +221,8 @@ class Run:
             return self.manifest()
         with self._lock():
             old = self.manifest()
-            hashes = {path.name: sha256(path) for path in sorted(self.folder.glob("*.csv"))}
+            tables = sorted(path for path in self.folder.glob("*.csv") if path.name != "claims.csv")  # that is derived
+            hashes = {path.name: sha256(path) for path in tables}
             if old.get("csv_sha256") == hashes:
                 return old
             self._write(
@@ -355,13 +366,16 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_hash(uses: Iterable[Any]) -> str:
-    """Hash of the code of modules and of the fieldbook modules they import; comments and docstrings do not count."""
+    """Hash of the code of modules and of the fieldbook modules they import.
+
+    Comments, docstrings and the plumbing that only moves rows and files do not count.
+    """
     waiting = [getattr(use, "__module__", None) or use.__name__ for use in uses]
     trees: dict[str, str] = {}
     while waiting:
         name = waiting.pop()
         file = paths.ROOT / "lib" / f"{name.replace('.', '/')}.py"
-        if name in trees or not name.startswith("fieldbook.") or not file.exists():
+        if name in trees or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
             continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):

@@ -95,8 +95,10 @@ def test_crossing_and_summary():
     assert grokking.crossing(steps, [0, 0, 0, 1, 1, 1], 0.5) == 250
     assert grokking.crossing(steps, [0, 0.1, 0.4, 0.6, 1, 0.9], 0.5) == pytest.approx(250)
     assert math.isnan(grokking.crossing(steps, [1, 0.5, 0.2, 0.1, 0, 0], 0.5))
+    accuracy = [0, 0, 0, 0, 0.995, 1]
+    score = [0, 0, 0, 0.9, 0.9, 0.9]
     rows = pd.DataFrame(
-        {"step": steps, "test_acc": [0, 0, 0, 0, 0.995, 1], "agop_circ": [0, 0, 0, 0.9, 0.9, 0.9], "emb_gini": 0.5}
+        {"step": steps, "test_acc": accuracy, "test_acc_strict": accuracy, "agop_circ": score, "emb_gini": 0.5}
     )
     s = grokking.summary(rows)
     assert s["grokked_step"] == 400 and s["last_step"] == 500

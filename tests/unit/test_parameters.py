@@ -102,6 +102,11 @@ def test_an_annotation_that_cannot_be_checked_is_refused(tmp_path):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: dict = {}"), {})
 
 
+def test_a_line_that_papermill_skips_is_named(tmp_path):
+    with pytest.raises(ValueError, match="papermill cannot read parameter y; is there an `=` in its comment"):
+        parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1\ny: int = 2  # y = 2"), {})
+
+
 def test_load_reads_a_namespace(book, monkeypatch):
     monkeypatch.setattr(parameters.paths, "notebook", lambda chapter: book)
     assert parameters.load("agop", {"p": 23, "lr": "1e-4", "unrelated": object()}) | {} == (

@@ -183,6 +183,17 @@ def test_manifest_vouches_for_its_rows(root):
     assert again.table("t", ["x"]).missing(JOBS) == [] and again.finish() == manifest
 
 
+def test_new_rows_reopen_a_complete_run(root):
+    first = run()
+    results.sweep(first.table("t", ["x"]), JOBS[:3], square)
+    first.claims([results.claim("a", "b", "c", True)])
+    first.finish()
+    run().table("t", ["x"]).append(square({"x": 3}))  # killed before finish
+    assert run().manifest()["status"] == "partial"
+    assert len(run().table("t", ["x"]).frame()) == 4
+    assert set(run().finish()["csv_sha256"]) == {"t.csv"}
+
+
 @pytest.mark.parametrize("spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"])
 def test_stale_rows_are_set_aside(root, spoil, capsys):
     first = run()
