@@ -3,6 +3,7 @@ PROFILE ?= laptop
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+SNAKEMAKE := snakemake --cores all --rerun-incomplete --keep-going --quiet rules host
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help book html publish notebooks lab test bench clean
@@ -10,11 +11,11 @@ help:            ## show this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
-	@snakemake --cores all --quiet rules -- $(PROFILE)
+	@$(SNAKEMAKE) -- $(PROFILE)
 	@echo "open build/$(PROFILE)/html/index.html"
 
 html: $(STAMP)   ## render the published results of PROFILE without computing
-	@snakemake --cores all --quiet rules --config published=$(PROFILE) -- html_published
+	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published
 	@echo "open build/published/html/index.html"
 
 publish: $(STAMP) ## copy the finished results of PROFILE from build/ to data/ and figures/
@@ -32,8 +33,8 @@ test: $(STAMP)   ## run every test: library, notebooks, book in a browser
 bench: $(STAMP)  ## run the benchmarks against peers
 	@for file in benchmarks/*.py; do python $$file || exit 1; done
 
-clean:           ## remove build/ and the environment
-	rm -rf build .snakemake $(VENV)
+clean:           ## remove the environment and all rendered pages; computed rows stay in build/*/data
+	rm -rf $(VENV) .snakemake build/published build/screenshots build/*/book build/*/html build/*/log build/*/benchmark
 
 # The stamp comes last, so an interrupted install is taken up again by the next command.
 $(STAMP): pyproject.toml constraints.txt

@@ -96,9 +96,8 @@ def test_a_bad_parameter_file_is_refused_before_a_kernel_starts(tmp_path: Path) 
     assert done.returncode != 0
     assert re.search(r"workerz.*workers", done.stdout + done.stderr)
     assert "Executing notebook with kernel" not in done.stdout + done.stderr
-    assert (
-        checkout / f"build/quick/log/{chapter}.ipynb"
-    ).stat().st_size == 0  # Snakemake creates it, papermill fills it
+    log = checkout / f"build/quick/log/{chapter}.ipynb"
+    assert log.stat().st_size == 0, "Snakemake creates the file, papermill would have filled it"
 
 
 # The last tests break the copy.

@@ -2,11 +2,13 @@
 
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,14 @@ def test_every_requirement_has_a_pin_that_satisfies_it(requirement: Requirement)
     version = pins().get(canonicalize_name(requirement.name))
     assert version, f"{requirement.name} is not pinned"
     assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_every_pin_installs_on_the_oldest_python() -> None:
+    """Debian 12 ships 3.11.2: a release that needs a later patch version would stop `make book` there."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    needs = {found.metadata["Name"]: found.metadata["Requires-Python"] for found in distributions()}
+    pinned = {name: needed for name, needed in needs.items() if needed and canonicalize_name(name) in pins()}
+    assert not {name: needed for name, needed in pinned.items() if not SpecifierSet(needed).contains(oldest)}
 
 
 def test_conda_takes_python_alone_and_leaves_the_rest_to_the_constraints() -> None:
