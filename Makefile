@@ -25,7 +25,7 @@ notebooks: $(STAMP) ## regenerate and execute every .ipynb from its .py, one way
 	@python -m fieldbook.notebooks $(wildcard book/*.py)
 
 lab: $(STAMP)    ## open JupyterLab on the book
-	@jupyter lab book
+	@jupyter lab $(LAB_FLAGS) book
 
 test: $(STAMP)   ## run every test: library, notebooks, book in a browser
 	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env tests $(wildcard book/*.ipynb)

@@ -29,6 +29,20 @@ def verify(folder: Path) -> None:
         raise ValueError(f"{folder}: {', '.join(sorted(unlisted))} not listed in manifest.json")
 
 
+def replace(folder: Path, files: list[Path]) -> None:
+    """Put copies of `files` in the place of a folder; an interrupted copy leaves the old folder or `*.stale` beside it."""
+    incoming, outgoing = (folder.with_name(f"{folder.name}.{state}.stale") for state in ("new", "old"))
+    for leftover in (incoming, outgoing):
+        shutil.rmtree(leftover, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, incoming)
+    if folder.exists():
+        folder.rename(outgoing)
+    incoming.rename(folder)
+    shutil.rmtree(outgoing, ignore_errors=True)
+
+
 def publish(profile: str, source: Path, target: Path) -> list[str]:
     """Replace a profile's published tables, manifests and figures by those under `source`, all chapters or none.
 
@@ -44,17 +58,8 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
         verify(source / "data" / chapter / profile)
     for chapter in chapters:
         for kind, patterns in KEPT.items():
-            fresh, final = source / kind / chapter / profile, target / kind / chapter / profile
-            incoming, outgoing = (final.with_name(f"{profile}.{state}.stale") for state in ("new", "old"))
-            for folder in (incoming, outgoing):
-                shutil.rmtree(folder, ignore_errors=True)
-            incoming.mkdir(parents=True)
-            for file in (file for pattern in patterns for file in fresh.glob(pattern)):
-                shutil.copy(file, incoming)
-            if final.exists():
-                final.rename(outgoing)
-            incoming.rename(final)
-            shutil.rmtree(outgoing, ignore_errors=True)
+            files = [file for pattern in patterns for file in (source / kind / chapter / profile).glob(pattern)]
+            replace(target / kind / chapter / profile, files)
     return chapters
 
 
