@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make book` and `make test`. Each target is a line over the real tool.
+PROFILE ?= laptop
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+SNAKEMAKE := snakemake --cores all --rerun-incomplete --keep-going --quiet rules host
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help book html publish notebooks lab test bench clean
+help:            ## show this list
+	@grep -hE '^[a-z]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
+	@$(SNAKEMAKE) -- $(PROFILE)
+	@echo "open build/$(PROFILE)/html/index.html"
+
+html: $(STAMP)   ## render the published results of PROFILE without computing
+	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published
+	@echo "open build/published/html/index.html"
+
+publish: $(STAMP) ## copy the finished results of PROFILE from build/ to data/ and figures/
+	@python -m fieldbook.publish $(PROFILE)
+
+notebooks: $(STAMP) ## regenerate and execute every .ipynb from its .py, one way
+	@python -m fieldbook.notebooks $(wildcard book/*.py)
+
+lab: $(STAMP)    ## open JupyterLab on the book
+	@jupyter lab $(LAB_FLAGS) book
+
+test: $(STAMP)   ## run every test: library, notebooks, book in a browser
+	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env tests $(wildcard book/*.ipynb)
+
+bench: $(STAMP)  ## run the benchmarks against peers
+	@for file in benchmarks/*.py; do python $$file || exit 1; done
+
+clean:           ## remove the environment and all rendered pages; computed rows stay in build/*/data
+	rm -rf $(VENV) .snakemake build/published build/screenshots build/*/book build/*/html build/*/log build/*/benchmark
+
+# The stamp comes last, so an interrupted install is taken up again by the next command.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[all]"
+	@touch $@

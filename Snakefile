@@ -1,0 +1,141 @@
+# Chapters x profiles -> executed notebooks -> HTML, all under build/<profile>/.
+#
+#   snakemake --cores all laptop                     compute a profile and render it
+#   snakemake --cores all html_published             render the published results (data/, figures/), computing nothing
+#   snakemake --profile slurm --jobs 20 paper        the same on a cluster; resources are given per rule
+#
+# Rows, manifests, figures and checkpoints are not declared as outputs: Snakemake deletes the outputs of a failed job,
+# and a chapter that was killed resumes from them.
+from glob import glob
+from pathlib import Path
+
+import yaml
+
+PROFILES = ["quick", "laptop", "paper"]
+TOC = yaml.safe_load(Path("_toc.yml").read_text(encoding="utf-8"))
+FRONT = TOC["root"]
+PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
+CHAPTERS = [page for page in PAGES if Path(f"book/{page}.py").exists()]
+TEXTS = [page for page in PAGES if page not in CHAPTERS]
+LIBRARY = sorted(glob("lib/fieldbook/**/*.py", recursive=True) + glob("lib/fieldbook/*.mplstyle"))
+PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
+STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[st]*/*"))]
+RENDERED = config.get("published", "laptop")  # the profile that html_published shows
+
+GPU = {"paper": 1}  # everything else runs on the CPU
+MINUTES = {"quick": 10, "laptop": 60, "paper": 1440}
+
+
+def profile(wildcards):
+    """build/published holds one of the profiles; every other folder under build/ is named after its own."""
+    return RENDERED if wildcards.build == "published" else wildcards.build
+
+
+def rows(wildcards):
+    """What a chapter reads beside its parameters: published rows, when it may not compute."""
+    return "build/published/.copied" if wildcards.build == "published" else []
+
+
+wildcard_constraints:
+    build="|".join([*PROFILES, "published"]),
+    chapter="|".join(CHAPTERS),
+    text="|".join(TEXTS),
+
+
+localrules: quick, laptop, paper, html_published, copy_published, text, html
+
+
+rule laptop:
+    input: "build/laptop/html/index.html"
+
+
+rule quick:
+    input: "build/quick/html/index.html"
+
+
+rule paper:
+    input: "build/paper/html/index.html"
+
+
+rule html_published:
+    input: "build/published/html/index.html"
+
+
+rule copy_published:
+    input: PUBLISHED
+    output: touch("build/published/.copied")
+    shell: "rm -rf build/published/data build/published/figures; cp -r data figures build/published/"
+
+
+# The executed notebook is written as a log, which survives a failure, and copied when it is complete.
+rule chapter:
+    input:
+        rows,
+        LIBRARY,
+        notebook="book/{chapter}.ipynb",
+        parameters=lambda wildcards: f"parameters/{wildcards.chapter}/{profile(wildcards)}.yaml",
+    output: "build/{build}/book/{chapter}.ipynb"
+    log: "build/{build}/log/{chapter}.ipynb"
+    benchmark: "build/{build}/benchmark/{chapter}.tsv"
+    params: frozen=lambda wildcards: int(wildcards.build == "published")
+    threads: 8  # at most; one worker process each
+    resources:
+        mem_mb=lambda wildcards, threads: 2000 + 1000 * threads,
+        runtime=lambda wildcards: MINUTES[profile(wildcards)],
+        gpu=lambda wildcards: 0 if wildcards.build == "published" else GPU.get(wildcards.build, 0),
+    shell:
+        """
+        python -m fieldbook.parameters check {input.notebook} {input.parameters}
+        export FIELDBOOK_RESULTS="$PWD/build/{wildcards.build}" FIELDBOOK_FROZEN={params.frozen}
+        export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+        papermill {input.notebook} {log} -f {input.parameters} -p workers {threads} --no-progress-bar
+        cp {log} {output}
+        """
+
+
+# The front page collects the claims of all chapters.
+rule front:
+    input:
+        expand("build/{{build}}/book/{chapter}.ipynb", chapter=CHAPTERS),
+        LIBRARY,
+        page=f"book/{FRONT}.md",
+    output: f"build/{{build}}/book/{FRONT}.ipynb"
+    log: f"build/{{build}}/log/{FRONT}.ipynb"
+    params: profile=profile
+    threads: 1
+    resources: mem_mb=2000, runtime=10
+    shell:
+        """
+        export FIELDBOOK_RESULTS="$PWD/build/{wildcards.build}"
+        jupytext --quiet --to ipynb --output {log} {input.page}
+        papermill {log} {log} -p profile {params.profile} --no-progress-bar
+        cp {log} {output}
+        """
+
+
+rule text:
+    input: "book/{text}.md"
+    output: "build/{build}/book/{text}.md"
+    shell: "cp {input} {output}"
+
+
+# Warnings are errors: without -W a page that could not be built exits with 0.
+rule html:
+    input:
+        expand("build/{{build}}/book/{page}.ipynb", page=[FRONT, *CHAPTERS]),
+        expand("build/{{build}}/book/{page}.md", page=TEXTS),
+        expand("book/{file}", file=STATIC),
+        toc="_toc.yml",
+    output: "build/{build}/html/index.html"
+    log: "build/{build}/log/html.txt"
+    threads: 1
+    resources: mem_mb=2000, runtime=10
+    shell:
+        """
+        cp -r book/_config.yml book/references.bib book/_static book/_templates book/_vendor build/{wildcards.build}/book/
+        rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html
+        jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \
+            -W -n --keep-going --quiet > {log} 2>&1 || {{ cat {log}; exit 1; }}
+        mv build/{wildcards.build}/_build/html build/{wildcards.build}/html
+        rm -rf build/{wildcards.build}/_build
+        """

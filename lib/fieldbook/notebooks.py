@@ -1,0 +1,51 @@
+"""Notebooks from their `.py` sources: convert, execute, and keep only what a diff should show."""
+
+import os
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def regenerate(source: Path) -> Path:
+    """Write the executed `.ipynb` beside a percent script, at the default parameters; the old one is not read.
+
+    Cell ids follow from the source, progress bars and execution times are left out.
+
+    Returns:
+        The notebook's path; it is replaced only when every cell has run.
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raised.
+    """
+    notebook = jupytext.read(source)
+    for index, cell in enumerate(notebook.cells):
+        sources = [earlier.source for earlier in notebook.cells[:index]]
+        cell["id"] = f"{sha256(cell.source.encode()).hexdigest()[:12]}-{sources.count(cell.source)}"
+    notebook.metadata = nbformat.from_dict(METADATA)
+    where = {"metadata": {"path": source.parent}}
+    NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=where).execute()
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    target = source.with_suffix(".ipynb")
+    partial = target.with_suffix(".ipynb.tmp")
+    nbformat.write(notebook, partial)
+    os.replace(partial, target)
+    return target
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as fresh:
+        os.environ["FIELDBOOK_RESULTS"] = fresh  # nothing from an earlier run is reused
+        for argument in sys.argv[1:]:
+            print(regenerate(Path(argument)))

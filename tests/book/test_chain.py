@@ -1,0 +1,123 @@
+"""The chain from parameter file to page, at the quick profile, in a private copy of the checkout.
+
+The copy keeps the first chapter alone, so that this test costs the same however long the book grows.
+"""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from private_checkout import ROOT, copy_checkout, run, succeed
+
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "book/reproduce.md").read_text(encoding="utf-8"), re.M | re.S)
+SECONDS_TO_DO_NOTHING = 15
+
+
+def first_chapter(checkout: Path) -> str:
+    toc = yaml.safe_load((checkout / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    return next(page for page in pages if (checkout / "book" / f"{page}.py").exists())
+
+
+@pytest.fixture(scope="module")
+def small(checkout: Path) -> Path:
+    """The copy, with only the first chapter in its table of contents."""
+    toc = yaml.safe_load((checkout / "_toc.yml").read_text(encoding="utf-8"))
+    kept = first_chapter(checkout)
+    for part in toc["parts"]:
+        is_text = [not (checkout / "book" / f"{page['file']}.py").exists() for page in part["chapters"]]
+        part["chapters"] = [p for p, text in zip(part["chapters"], is_text, strict=True) if text or p["file"] == kept]
+    (checkout / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def built(small: Path) -> Path:
+    succeed("make book PROFILE=quick", small)
+    return small
+
+
+def test_make_book_leads_from_parameters_to_a_page(built: Path) -> None:
+    chapter = first_chapter(built)
+    for name in (f"book/{chapter}.ipynb", f"data/{chapter}/quick/claims.csv", f"data/{chapter}/quick/manifest.json"):
+        assert (built / "build/quick" / name).is_file()
+    assert list((built / f"build/quick/figures/{chapter}/quick").glob("*.png"))
+    assert "<table" in (built / f"build/quick/html/{chapter}.html").read_text(encoding="utf-8")
+
+
+def test_a_second_run_does_nothing_and_says_where_to_look(built: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()}
+    start = time.perf_counter()
+    output = succeed("make book PROFILE=quick", built)
+    assert time.perf_counter() - start < SECONDS_TO_DO_NOTHING
+    assert {file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()} == before
+    (page,) = re.findall(r"^open (\S+)$", output, re.M)
+    assert (built / page).is_file()
+
+
+def test_the_executed_copy_is_complete_and_the_source_untouched(built: Path) -> None:
+    chapter = first_chapter(built)
+    executed = nbformat.read(built / f"build/quick/book/{chapter}.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
+    assert (built / f"book/{chapter}.ipynb").read_bytes() == (ROOT / f"book/{chapter}.ipynb").read_bytes()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50])
+def test_the_commands_of_the_page_work(built: Path, block: str) -> None:
+    succeed(block, built)
+
+
+def test_the_page_has_commands() -> None:
+    assert len(BLOCKS) >= 3
+
+
+def test_papermill_documents_every_parameter(built: Path) -> None:
+    chapter = first_chapter(built)
+    output = succeed(f"papermill --help-notebook book/{chapter}.ipynb", built)
+    for name in ("profile: str", "workers: int", "shard: list[int]"):
+        assert name in output
+
+
+def test_jupyterlab_has_jupytext_and_the_kernel(built: Path) -> None:
+    assert re.search(r"jupytext.*enabled", succeed("jupyter server extension list 2>&1", built))
+    assert "python3" in succeed("jupyter kernelspec list", built)
+
+
+def test_a_bad_parameter_file_is_refused_before_a_kernel_starts(tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path)
+    chapter = first_chapter(checkout)
+    file = checkout / f"parameters/{chapter}/quick.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "\nworkerz: 2\n", encoding="utf-8")
+    done = run(f"snakemake --cores 1 build/quick/book/{chapter}.ipynb", checkout)
+    assert done.returncode != 0
+    assert re.search(r"workerz.*workers", done.stdout + done.stderr)
+    assert "Executing notebook with kernel" not in done.stdout + done.stderr
+    log = checkout / f"build/quick/log/{chapter}.ipynb"
+    assert log.stat().st_size == 0, "Snakemake creates the file, papermill would have filled it"
+
+
+# The last tests break the copy.
+def test_a_broken_page_fails_the_build(built: Path) -> None:
+    page = built / "book/reproduce.md"
+    page.write_text(page.read_text(encoding="utf-8") + "\nSee [](no-such-chapter).\n", encoding="utf-8")
+    done = run("snakemake --cores 1 quick", built)
+    assert done.returncode != 0
+    assert "no-such-chapter" in done.stdout + done.stderr
+    assert not (built / "build/quick/html/index.html").exists()
+    shutil.copy2(ROOT / "book/reproduce.md", page)
+
+
+def test_a_failing_notebook_keeps_its_log_and_gives_no_page(built: Path) -> None:
+    chapter = first_chapter(built)
+    notebook = nbformat.read(built / f"book/{chapter}.ipynb", as_version=4)
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+    last.source = 'raise RuntimeError("the detector is off")'
+    nbformat.write(notebook, built / f"book/{chapter}.ipynb")
+    done = run(f"snakemake --cores 1 build/quick/book/{chapter}.ipynb", built)
+    assert done.returncode != 0
+    assert "the detector is off" in (built / f"build/quick/log/{chapter}.ipynb").read_text(encoding="utf-8")
+    assert not (built / f"build/quick/book/{chapter}.ipynb").exists()

@@ -1,0 +1,108 @@
+"""The chapters' notebooks: pairs in sync, fully executed, small, and readable by the rules of CONTRIBUTING.md.
+
+nbval runs them afresh in the same pytest run (`make test`).
+"""
+
+import ast
+import re
+from pathlib import Path
+from statistics import median
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
+CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
+ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|usr|opt|mnt|work|scratch|data|Users)/\w")
+
+
+@pytest.fixture(scope="module", params=CHAPTERS)
+def chapter(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def notebook(chapter: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def lines(cell: nbformat.NotebookNode) -> int:
+    return sum(1 for line in cell.source.splitlines() if line.strip())
+
+
+def parsed(notebook: nbformat.NotebookNode) -> list[ast.AST]:
+    """All nodes of all code cells, magics left out."""
+    sources = (re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE) for cell in code_cells(notebook))
+    return [node for source in sources for node in ast.walk(ast.parse(source))]
+
+
+def test_every_pair_is_in_the_table_of_contents() -> None:
+    assert sorted(file.stem for file in (ROOT / "book").glob("*.py")) == sorted(CHAPTERS)
+    assert sorted(file.stem for file in (ROOT / "book").glob("*.ipynb")) == sorted(CHAPTERS)
+    assert all((ROOT / "book" / f"{page}.md").exists() for page in {TOC["root"], *PAGES} - {*CHAPTERS})
+
+
+def test_every_chapter_has_its_profiles(chapter: str) -> None:
+    for profile in ("quick", "laptop", "paper"):
+        text = (ROOT / "parameters" / chapter / f"{profile}.yaml").read_text(encoding="utf-8")
+        assert text.startswith("# "), f"{chapter}/{profile}.yaml: the first comment states cost and expected result"
+        assert yaml.safe_load(text)["profile"] == profile
+
+
+def test_pair_is_in_sync(chapter: str, notebook: nbformat.NotebookNode) -> None:
+    source = jupytext.read(ROOT / "book" / f"{chapter}.py")
+    expected = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in source.cells]
+    found = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+    assert found == expected, "run `make notebooks`"
+
+
+def test_every_cell_was_executed_in_order_without_error(notebook: nbformat.NotebookNode) -> None:
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+
+def test_diffs_stay_quiet(chapter: str, notebook: nbformat.NotebookNode) -> None:
+    assert (ROOT / "book" / f"{chapter}.ipynb").stat().st_size < 500_000
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert not [cell.id for cell in notebook.cells if set(cell.metadata) - {"tags", "mystnb"}]
+    assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+
+
+def test_parameters_cell_is_tagged(notebook: nbformat.NotebookNode) -> None:
+    cells = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1
+    names = {node.target.id for node in ast.parse(cells[0].source).body if isinstance(node, ast.AnnAssign)}
+    assert {"profile", "workers", "shard"} <= names
+    assert len(names) == len(ast.parse(cells[0].source).body), "only annotated assignments"
+
+
+def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) -> None:
+    nodes = parsed(notebook)
+    assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not [node.name for node in functions if node.end_lineno - node.lineno + 1 > 10]
+
+
+def test_cells_are_short_and_explained(notebook: nbformat.NotebookNode) -> None:
+    sizes = [lines(cell) for cell in code_cells(notebook)]
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert max(sizes) <= 40
+    assert median(sizes) <= 8
+    assert words >= 4 * sum(sizes), f"{words} words of prose for {sum(sizes)} lines of code"
+
+
+def test_no_absolute_paths(notebook: nbformat.NotebookNode) -> None:
+    texts = [cell.source for cell in notebook.cells]
+    for output in (output for cell in code_cells(notebook) for output in cell.outputs):
+        texts.append(output.get("text", ""))
+        texts += [str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
+    assert not [match for text in texts if (match := ABSOLUTE.search(text))]

@@ -1,0 +1,80 @@
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from fieldbook.publish import publish
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Path:
+    """A finished profile of two chapters."""
+    for chapter in ("agop", "entropy"):
+        data, figures = (tmp_path / "build" / kind / chapter / "laptop" for kind in ("data", "figures"))
+        data.mkdir(parents=True)
+        figures.mkdir(parents=True)
+        (data / "rows.csv").write_text("step,loss\n1,2\n")
+        (data / "rows.csv.lock").touch()
+        (figures / "loss.png").write_bytes(b"png")
+        hashes = {"rows.csv": sha256((data / "rows.csv").read_bytes()).hexdigest()}
+        (data / "manifest.json").write_text(json.dumps({"status": "complete", "csv_sha256": hashes}))
+    (tmp_path / "build/data/inputs/agop/laptop").mkdir(parents=True)
+    return tmp_path / "build"
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_finished_profile_replaces_the_published_one(build: Path, tmp_path: Path) -> None:
+    for stale in ("data/agop/laptop/old.csv", "figures/agop/laptop/old.pdf", "data/agop/paper/rows.csv"):
+        (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / stale).touch()
+    assert publish("laptop", build, tmp_path / "out") == ["agop", "entropy"]
+    each = ("data/{}/laptop/manifest.json", "data/{}/laptop/rows.csv", "figures/{}/laptop/loss.png")
+    expected = [name.format(chapter) for chapter in ("agop", "entropy") for name in each]
+    assert files(tmp_path / "out") == sorted([*expected, "data/agop/paper/rows.csv"])
+
+
+def damage_rows(folder: Path) -> None:
+    (folder / "rows.csv").write_text("step,loss\n1,3\n")
+
+
+def remove_rows(folder: Path) -> None:
+    (folder / "rows.csv").unlink()
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def leave_partial(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace("complete", "partial"))
+
+
+def add_rows(folder: Path) -> None:
+    (folder / "more.csv").write_text("step\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage_rows, "rows.csv: content differs"),
+        (remove_rows, "rows.csv: missing"),
+        (remove_manifest, "manifest.json: missing"),
+        (leave_partial, "status is 'partial'"),
+        (add_rows, "more.csv not listed"),
+    ],
+)
+def test_nothing_is_published_unless_every_chapter_is_finished(build: Path, tmp_path: Path, change, message) -> None:
+    change(build / "data/entropy/laptop")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        publish("laptop", build, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_without_results_is_refused(build: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no results of profile paper"):
+        publish("paper", build, tmp_path / "out")
