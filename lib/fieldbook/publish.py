@@ -30,7 +30,7 @@ def verify(folder: Path) -> None:
 
 
 def replace(folder: Path, files: list[Path]) -> None:
-    """Put copies of `files` in the place of a folder; an interrupted copy leaves the old folder or `*.stale` beside it."""
+    """Put copies of `files` in place of a folder; after a crash the old one may be beside it as `*.stale`."""
     incoming, outgoing = (folder.with_name(f"{folder.name}.{state}.stale") for state in ("new", "old"))
     for leftover in (incoming, outgoing):
         shutil.rmtree(leftover, ignore_errors=True)
