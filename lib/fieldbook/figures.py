@@ -1,6 +1,6 @@
 """Publication figures in one visual language; the only module of the library that knows matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
@@ -72,10 +73,20 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
 
 
-def legend_once(axes: Axes, **options: object) -> None:
-    """A legend with one entry per label, however many lines carry it."""
+def curves(axes: Axes, frame: pd.DataFrame, looks: Mapping[str, tuple[str, str, str]], **line: object) -> None:
+    """Draw columns of a frame over its `step`, each with its (label, colour name or colour, line style)."""
+    for name, (label, color, style) in looks.items():
+        axes.plot(frame.step, frame[name], label=label, color=COLORS.get(color, color), ls=style, **line)
+
+
+def legend_once(axes: Axes, above: Figure | None = None, **options: object) -> None:
+    """A legend with one entry per label, however many lines carry it; in one row above a figure if given."""
     entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.legend(entries.values(), entries.keys(), **options)
+    if above is None:
+        axes.legend(entries.values(), entries.keys(), **options)
+    else:
+        row = {"loc": "outside upper center", "ncols": len(entries), "columnspacing": 1.2}
+        above.legend(entries.values(), entries.keys(), **row, **options)
 
 
 def letter_panels(axes: Sequence[Axes]) -> None:

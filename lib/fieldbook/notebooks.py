@@ -10,6 +10,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from fieldbook.checkpoints import atomic_write
+
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -38,9 +40,7 @@ def regenerate(source: Path) -> Path:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     target = source.with_suffix(".ipynb")
-    partial = target.with_suffix(".ipynb.tmp")
-    nbformat.write(notebook, partial)
-    os.replace(partial, target)
+    atomic_write(target, lambda file: file.write(nbformat.writes(notebook).encode() + b"\n"))
     return target
 
 

@@ -4,10 +4,10 @@ import argparse
 import json
 import shutil
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 from fieldbook import paths
+from fieldbook.results import sha256
 
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 
@@ -23,14 +23,14 @@ def verify(folder: Path) -> None:
     for name, expected in record["csv_sha256"].items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, though listed in manifest.json")
-        if sha256((folder / name).read_bytes()).hexdigest() != expected:
+        if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name}: content differs from its hash in manifest.json")
     if unlisted := {file.name for file in folder.glob("*.csv")} - {*record["csv_sha256"], "claims.csv"}:
         raise ValueError(f"{folder}: {', '.join(sorted(unlisted))} not listed in manifest.json")
 
 
 def replace(folder: Path, files: list[Path]) -> None:
-    """Put copies of `files` in the place of a folder; if interrupted, the old one is there or beside it as `*.stale`."""
+    """Put copies of `files` in place of a folder; after a crash the old one may be beside it as `*.stale`."""
     incoming, outgoing = (folder.with_name(f"{folder.name}.{state}.stale") for state in ("new", "old"))
     for leftover in (incoming, outgoing):
         shutil.rmtree(leftover, ignore_errors=True)
