@@ -15,7 +15,7 @@
 #
 # A small transformer learns $a \circ b \bmod p$ from half of all pairs. First it memorises them; hundreds of updates
 # later its answers to the other half turn right, within a few hundred updates more: it *groks*
-# {cite}`power2022grokking`. This chapter watches the **average gradient outer product** (AGOP) of its inputs during
+# {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of its inputs during
 # that time. Once calibrated against relabelled tokens, one number read from it, the *circulant score*, tells whether
 # the network has found the circle on which the operation is a shift. It starts at zero, stays low through
 # memorisation, and rises to about one **before** the test accuracy does, for all four operations.
@@ -87,8 +87,9 @@ run = results.Run("agop", parameters.load("agop", globals()), uses=[grokking])
 #
 # All pairs $(a, b)$ of $\mathbb{Z}_p$, $p$ prime, with $b \neq 0$ for division, are split once into train and test.
 # The network reads the tokens $[a, \circ, b, =]$ and answers at the last position. It is a pre-norm decoder with
-# learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019decoupled`, and a bound
-# on the gradient norm removes the loss spikes known as slingshots.
+# learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`, and a bound
+# on the gradient norm removes the loss spikes known as slingshots; numerical stability has its own part in when a
+# network groks {cite}`prieto2025`.
 #
 # Part of the test set is no test of the rule. For a commutative operation half of the test pairs $(a, b)$ have their
 # mirror $(b, a)$ in the train set, and products with zero are all zero. The *strict* test pairs leave both out.
@@ -109,7 +110,7 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 # ## The measure
 #
 # Let $x = (e_a, e_b) \in \mathbb{R}^{2d}$ be the embeddings of the two operands and $f(x) \in \mathbb{R}^p$ the logits.
-# With the Jacobian $J_j = \partial f / \partial x$ at pair $j$, the AGOP {cite}`radhakrishnan2024mechanism` is
+# With the Jacobian $J_j = \partial f / \partial x$ at pair $j$, the AGOP {cite}`radhakrishnan2024` is
 #
 # $$ G = \frac{1}{n} \sum_{j=1}^{n} J_j^\top J_j \in \mathbb{R}^{2d \times 2d}, $$
 #
@@ -119,7 +120,7 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 # vector $v$: since $\mathbb{E}[v v^\top] = I$, the mean of $(J_j^\top v)(J_j^\top v)^\top$ is unbiased.
 #
 # If the network computes with $a - b$ on a circle, then $M_{tu}$ depends only on the distance from token $t$ to token
-# $u$ on that circle: $M$ is **circulant** {cite}`mallinar2024emergence`. For sums and differences the circle is
+# $u$ on that circle: $M$ is **circulant** {cite}`mallinar2024`. For sums and differences the circle is
 # $0, 1, \dots, p-1$. For products and quotients it is the order of powers $g^0, g^1, \dots, g^{p-2}$ of a primitive
 # root $g$: there a product is a sum of discrete logarithms. The share of energy on wrapped diagonals,
 #
@@ -243,7 +244,7 @@ def draw_network(upper, lower, one):
         upper.axvline(middle, color=figures.COLORS[UPPER[name][1]], ls="-", lw=0.6, alpha=0.6)
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Accuracies, circulant score and losses against updates, one column per operation"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, len(operations), figsize=(figures.PAGE, 3.6), sharex="col", sharey="row", squeeze=False)
 for (upper, lower), operation in zip(axes.T, operations, strict=True):
     for _, one in headline[headline.operation == operation].groupby("seed"):
@@ -275,7 +276,7 @@ ALL = {"test_acc": ("all test pairs", "headline", "--")}
 CLASS = {"test_acc_residue": ("residue class", "headline", "--")}
 PANELS = {"sums and products": (["add", "mul"], ALL), "products and quotients": (["mul", "div"], CLASS)}
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Test accuracy on all pairs, on strict pairs, and of the residue class, against updates"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3), sharey=True, sharex=True)
 for ax, (title, (chosen, look)) in zip(axes, PANELS.items(), strict=True):
     for _, one in headline[headline.operation.isin(chosen)].groupby(["operation", "seed"]):
@@ -323,7 +324,7 @@ order = modular.token_order(shown, p).numpy()
 matrices = {"untrained": before, "trained, natural order": after, "trained, cyclic order": after[order][:, order]}
 labels = ["token", "token", "exponent $k$ of token $g^k$" if len(order) < p else "token"]
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Heat maps of the AGOP block before training, after it, and after it in cyclic token order"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.3))
 for ax, (title, matrix), label in zip(axes, matrices.items(), labels, strict=True):
     image = ax.imshow(matrix / np.quantile(abs(matrix), 0.98), vmin=-1, vmax=1)
@@ -359,7 +360,7 @@ MEASURES = {
     "cycle_bias_hidden": "the log's cycle bias",
 }
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Circulant score, AGOP alignment and the two measures of the log against updates, with controls"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 2, figsize=(figures.PAGE, 4.2), sharex=True)
 for ax, (name, title) in zip(axes.flat, MEASURES.items(), strict=True):
     for job in jobs:
@@ -393,7 +394,7 @@ figures.save(figure, "agop", profile, "nulls")
 MARKS = {"add": "C0o", "sub": "C1^", "mul": "C2s", "div": "C3D"}
 leads = {"lead_10": "at 10 % of range", "lead_50": "at 50 % of range"}
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Lead of the circulant score over the strict test accuracy, one point per network"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.COLUMN, 2.2))
 for x, share in enumerate(leads):
     for i, operation in enumerate(operations):
@@ -412,7 +413,7 @@ figures.save(figure, "agop", profile, "lead")
 #
 # The same circle can be seen in the embedding: put the rows of $W_E$ in cyclic order and take their Fourier transform.
 # A random embedding spreads its energy evenly over the frequencies; a network that has cleaned up keeps a few
-# {cite}`nanda2023progress`. The Gini coefficient of these energies, calibrated so that a random embedding scores
+# {cite}`nanda2023`. The Gini coefficient of these energies, calibrated so that a random embedding scores
 # zero, lags behind both score and accuracy and is still rising when training stops.
 
 # %% tags=["hide-input"]
@@ -435,7 +436,7 @@ for operation in operations:
         lines = [{"operation": operation, "frequency": k, "untrained": u, "trained": t} for k, (u, t) in named]
         spectrum_table.append(*lines)
 
-# %% tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Share of the embedding's energy per frequency, before and after training"}} tags=["hide-input"]
 spectrum = spectrum_table.frame()
 figure, axes = plt.subplots(1, len(operations), figsize=(figures.PAGE, 1.9), sharey=True, squeeze=False)
 for ax, operation in zip(axes.flat, operations, strict=True):
@@ -584,7 +585,7 @@ add_claim(
 
 # %%
 claims = run.claims(claims)
-claims.style.hide(axis="index")
+claims.set_index("claim")
 
 # %% tags=["nbval-check-output"]
 print(claims.set_index("claim").verdict.to_string())

@@ -1,8 +1,9 @@
 """A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint per milestone."""
 
+import contextlib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fieldbook import training
 from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data.modular import Task, residue_class, token_order
 from fieldbook.measures import circulant
-from fieldbook.measures.agop import agop_sketch, gradient_covariance, one_hot_blocks
+from fieldbook.measures.agop import agop_sketch, loss_gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
 from fieldbook.results import Table
@@ -93,36 +94,40 @@ def measure(
     device = model.numbers.device
     pairs, target = task.pairs.to(device), task.target.to(device)
     train, strict = task.train.to(device), task.strict.to(device)
-    model.requires_grad_(False)
-    logits = []
+    order = token_order(task.operation, task.p).to(device)
+    operands, logits = model.token(pairs).detach(), []
 
-    def network(operands: Tensor) -> Tensor:
+    def network(x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            return model.decode(operands).float()
-
-    def network_kept(operands: Tensor) -> Tensor:
-        logits.append(network(operands))
+            logits.append(model.decode(x).float())
         return logits[-1]
 
-    operands = model.token(pairs)
-    with torch.autocast(device.type, enabled=False):
-        gradient = agop_sketch(network_kept, operands, generator, k=sketch)
+    with _frozen(model), torch.autocast(device.type, enabled=False):
+        gradient = agop_sketch(network, operands, generator, k=sketch)
         outputs = torch.cat(logits).detach()
-        loss_norm = gradient_covariance(_LossOf(network, target[train]), operands[train]).norm()
-        blocks = one_hot_blocks(gradient, model.numbers)
+        loss_gradient = loss_gradient_covariance(network, operands[train], target[train])
+        blocks = one_hot_blocks(gradient, model.numbers.detach())
         row = {
             **_accuracies(outputs, task, target, train, strict),
-            **_agop_scores(blocks, token_order(task.operation, task.p).to(device)),
-            **_embedding_scores(model.numbers, token_order(task.operation, task.p).to(device)),
-            "eq_test": _shift_share(outputs[~train], target[~train], task),
-            "agop_align": math.nan,
+            **_agop_scores(blocks, order),
+            **_embedding_scores(model.numbers.detach()[order]),
+            "eq_test": _shift_share(outputs[~train], target[~train], order),
+            "agop_align": math.nan,  # known at the end
             "agop_trace": float(gradient.trace()),
-            "loss_agop_norm": float(loss_norm),
+            "loss_agop_norm": float(loss_gradient.norm()),
             "cycle_bias_hidden": cycle_bias_hidden(model),
-            "weight_norm": float(torch.stack([w.norm() for w in model.parameters()]).norm()),
+            "weight_norm": float(torch.stack([w.detach().norm() for w in model.parameters()]).norm()),
         }
-    model.requires_grad_(True)
     return row, blocks
+
+
+@contextlib.contextmanager
+def _frozen(model: Grokker) -> Iterator[None]:
+    flags = [w.requires_grad for w in model.parameters()]
+    model.requires_grad_(False)
+    yield
+    for weight, flag in zip(model.parameters(), flags, strict=True):
+        weight.requires_grad_(flag)
 
 
 def cycle_bias_hidden(model: Grokker) -> float:
@@ -177,17 +182,6 @@ def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
     return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else float(steps[0])
 
 
-class _LossOf:
-    """Per-example cross-entropy of consecutive batches of operands."""
-
-    def __init__(self, network: Callable[[Tensor], Tensor], target: Tensor):
-        self.network, self.target = network, target
-
-    def __call__(self, operands: Tensor) -> Tensor:
-        now, self.target = self.target[: len(operands)], self.target[len(operands) :]
-        return torch.nn.functional.cross_entropy(self.network(operands), now, reduction="none")
-
-
 def _accuracies(outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor) -> dict[str, float]:
     loss = torch.nn.functional.cross_entropy(outputs, target, reduction="none")
     guess = outputs.argmax(1)
@@ -220,23 +214,17 @@ def _agop_scores(blocks: Tensor, order: Tensor) -> dict[str, float]:
     }
 
 
-def _embedding_scores(numbers: Tensor, order: Tensor) -> dict[str, float]:
-    cyclic = numbers[order].double()
-    gini, top5 = circulant.fourier_concentration(cyclic)
-    return {
-        "emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)),
-        "emb_gini": gini,
-        "emb_top5": top5,
-    }
+def _embedding_scores(cyclic: Tensor) -> dict[str, float]:
+    gini, top5 = circulant.fourier_concentration(cyclic.double())
+    return {"emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)), "emb_gini": gini, "emb_top5": top5}
 
 
-def _shift_share(outputs: Tensor, target: Tensor, task: Task) -> float:
+def _shift_share(outputs: Tensor, target: Tensor, order: Tensor) -> float:
     """`shift_share` on the token circle, on which zero has no place for products."""
-    order = token_order(task.operation, task.p)
-    position = torch.full((task.p,), -1)
-    position[order] = torch.arange(len(order))
-    where = position.to(target.device)[target]
-    return circulant.shift_share(outputs[where >= 0][:, order.to(target.device)], where[where >= 0])
+    position = torch.full((outputs.shape[1],), -1, device=order.device)
+    position[order] = torch.arange(len(order), device=order.device)
+    where = position[target]
+    return circulant.shift_share(outputs[where >= 0][:, order], where[where >= 0])
 
 
 def _blocks_file(folder: Path, step: int) -> Path:

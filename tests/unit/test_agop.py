@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fieldbook.data.modular import task
-from fieldbook.measures.agop import agop, agop_sketch, gradient_covariance, one_hot_blocks
+from fieldbook.measures.agop import agop, agop_sketch, loss_gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
 
 P = 11
@@ -78,20 +78,25 @@ def test_sandwich_is_the_agop_of_one_hot_inputs(network):
     assert torch.allclose(sandwich.permute(0, 2, 1, 3).reshape(2 * P, 2 * P), direct, rtol=1e-8, atol=1e-12)
 
 
-def test_loss_covariance_is_a_proxy_of_the_loss(network):
-    """With the residual r in it, the covariance of loss gradients vanishes with the loss; the AGOP does not."""
+def test_loss_covariance_is_that_of_the_cross_entropy(network):
     model, pairs, x = network
-    target = pairs.sum(1) % P
+    target, inputs = pairs.sum(1) % P, x.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model.decode(inputs), target, reduction="sum").backward()
+    rows = inputs.grad.flatten(1)
+    ours = loss_gradient_covariance(model.decode, x, target, batch=50)
+    assert torch.allclose(ours, rows.T @ rows / len(x), rtol=1e-8, atol=1e-15)
 
-    def norm(sharpness):
-        def loss(z):
-            right = torch.nn.functional.one_hot(target, P) * sharpness
-            return torch.nn.functional.cross_entropy(model.decode(z) + right, target, reduction="none")
 
-        return gradient_covariance(loss, x, batch=len(x)).norm()
+def test_loss_covariance_vanishes_with_the_loss_and_the_agop_does_not(network):
+    model, pairs, x = network
+    right = torch.nn.functional.one_hot(pairs.sum(1) % P, P)
 
-    assert norm(40.0) < 1e-12 * norm(0.0)
-    assert torch.allclose(agop(model.decode, x), agop(lambda z: model.decode(z) + 40.0, x))
+    def certain(z):
+        return model.decode(z) + 40 * right
+
+    raw, fitted = (loss_gradient_covariance(f, x, pairs.sum(1) % P).norm() for f in (model.decode, certain))
+    assert fitted < 1e-12 * raw
+    assert torch.allclose(agop(certain, x), agop(model.decode, x))
 
 
 def test_only_the_last_position_reaches_the_logits(network):

@@ -48,12 +48,21 @@ def agop_sketch(f: Function, x: Tensor, generator: torch.Generator, *, k: int = 
     return total / (len(x) * k)
 
 
-def gradient_covariance(loss: Function, x: Tensor, *, batch: int = 2048) -> Tensor:
-    """Second moment (D, D) of per-example loss gradients, `loss`: (n, ...) -> (n,).
+def loss_gradient_covariance(f: Function, x: Tensor, target: Tensor, *, batch: int = 2048) -> Tensor:
+    """Second moment (D, D) of the input gradients of each example's cross-entropy.
 
-    This is what the source log calls AGOP. It carries the residual's size, so that it follows the loss itself.
+    This is what the source log calls AGOP. Each gradient is J^T r with the residual r = softmax(f) - one-hot(target):
+    it vanishes with the residual, however large J.
+
+    Args:
+        target: (n,) right outputs; the other arguments as in `agop`.
     """
-    return agop(lambda inputs: loss(inputs)[:, None], x, batch=batch)
+    total = x.new_zeros(x[0].numel(), x[0].numel())
+    for (inputs, outputs), right in zip(_forward(f, x, batch), target.split(batch), strict=True):
+        residual = outputs.detach().softmax(1) - torch.nn.functional.one_hot(right, outputs.shape[1])
+        rows = _pullback(inputs, outputs, residual)
+        total += rows.T @ rows
+    return total / len(x)
 
 
 def one_hot_blocks(gradient: Tensor, embedding: Tensor) -> Tensor:
