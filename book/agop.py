@@ -613,6 +613,6 @@ print(claims.set_index("claim").verdict.to_string())
 # there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish()
+manifest = run.finish(precision_used=resolve_precision(precision, device))
 facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
 pd.Series(facts).to_frame("this run")

@@ -215,8 +215,12 @@ class Run:
         atomic_write(self.folder / "claims.csv", lambda file: file.write(frame.to_csv(index=False).encode()))
         return frame
 
-    def finish(self) -> dict[str, Any]:
-        """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision and wall time."""
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision and wall time.
+
+        Args:
+            facts: what else was settled at run time, for instance the precision that `auto` became.
+        """
         if paths.frozen():
             return self.manifest()
         with self._lock():
@@ -231,6 +235,7 @@ class Run:
                     "wall_s": round(old["wall_s"] + time.monotonic() - self._started, 1),
                     "csv_sha256": hashes,
                     **provenance(),
+                    **facts,
                 }
             )
         return self.manifest()
