@@ -1,10 +1,16 @@
-"""No test run reuses results: notebooks under nbval write to a fresh folder, which their kernels inherit."""
+"""No test run reuses results: notebooks under nbval write to a fresh folder, which their kernels inherit.
+
+Every process of a test run computes with one thread, as workers of a sweep do: the order of a sum, hence its last bits,
+depends on the number of threads.
+"""
 
 import os
 import shutil
 import tempfile
 
 import pytest
+
+os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
 def pytest_configure(config: pytest.Config) -> None:
