@@ -96,7 +96,7 @@ def fit(
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint)
     state, every = run.fit, recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
@@ -313,7 +313,7 @@ def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
     return False
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse freed blocks up to 32 MB: every step asks for the same ones, and mapping them anew takes time."""
     with contextlib.suppress(OSError, AttributeError):  # another C library manages memory its own way
         c_library = ctypes.CDLL(None)

@@ -35,7 +35,7 @@ def class_loop_agop(f, x):
 def test_linear_map():
     w = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = torch.randn(30, 7, dtype=torch.float64)
-    assert torch.allclose(agop(lambda z: z @ w.T, x, chunk=2, batch=8), w.T @ w, rtol=1e-12)
+    assert torch.allclose(agop(lambda z: z @ w.T, x, batch=8), w.T @ w, rtol=1e-12)
 
 
 def test_hand_derived_quadratic():
@@ -45,15 +45,15 @@ def test_hand_derived_quadratic():
 
 def test_exact_methods_agree(network):
     model, _, x = network
-    ours = agop(model.decode, x, chunk=4, batch=50)
+    ours = agop(model.decode, x, batch=50)
     assert torch.allclose(ours, jacobian_agop(model.decode, x), rtol=1e-5, atol=1e-12)
     few = x[:7]
     assert torch.allclose(agop(model.decode, few), class_loop_agop(model.decode, few), rtol=1e-5, atol=1e-12)
 
 
-def test_chunks_and_batches_do_not_matter(network):
+def test_batches_do_not_matter(network):
     model, _, x = network
-    assert torch.allclose(agop(model.decode, x, chunk=3, batch=17), agop(model.decode, x), rtol=1e-10)
+    assert torch.allclose(agop(model.decode, x, batch=17), agop(model.decode, x), rtol=1e-10)
 
 
 def test_sketch_is_unbiased(network):
