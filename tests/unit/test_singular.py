@@ -1,0 +1,87 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate
+
+from fieldbook.samplers import singular
+
+
+def test_published_example_of_the_deep_linear_formula():
+    assert singular.deep_linear([10, 10, 10, 10], 3) == pytest.approx(42)
+
+
+def test_two_layers_are_reduced_rank_regression():
+    for m, h, n in itertools.product(range(1, 8), repeat=3):
+        for r in range(min(m, h, n) + 1):
+            assert singular.deep_linear([m, h, n], r) == pytest.approx(singular.reduced_rank(m, h, n, r)), (m, h, n, r)
+
+
+def test_one_layer_is_regular():
+    assert singular.deep_linear([4, 6], 2) == 4 * 6 / 2
+
+
+def test_full_rank_is_regular_and_depth_only_lowers():
+    assert singular.deep_linear([5, 9, 9, 5], 5) == 25 / 2
+    shallow, deep = (singular.deep_linear([6] * (1 + layers), 2) for layers in (1, 4))
+    assert deep < shallow
+
+
+def test_reversal_does_not_matter():
+    for widths in itertools.product((2, 3, 5, 6), repeat=4):
+        for r in range(min(widths) + 1):
+            assert singular.deep_linear(widths, r) == pytest.approx(singular.deep_linear(widths[::-1], r))
+
+
+@pytest.mark.parametrize("powers", [(2,), (4,), (2, 4, 6)])
+@pytest.mark.parametrize("n_beta", [1.0, 50.0])
+def test_monomials_by_quadrature(powers, n_beta):
+    total = 0.0
+    for p in powers:
+        z, _ = integrate.quad(lambda w, p=p: math.exp(-n_beta * w**p), 0, 10)
+        e, _ = integrate.quad(lambda w, p=p: w**p * math.exp(-n_beta * w**p), 0, 10)
+        total += n_beta * e / z
+    assert total == pytest.approx(singular.monomial_sum(powers), rel=1e-6)
+
+
+def test_normal_crossing_by_quadrature():
+    """n beta E[L] on a box tends to lambda, from below as (m - 1)/log(n beta) when the minimum is shared."""
+    lam, multiplicity = singular.normal_crossing([1, 2])
+    assert (lam, multiplicity) == (0.25, 1)
+    estimates = []
+    for n_beta in (1e3, 1e6):
+        u, weights = np.polynomial.legendre.leggauss(400)
+        x, wx = np.exp((u - 1) * 10), weights * 10 * np.exp((u - 1) * 10)  # log-spaced nodes on (0, 1)
+        loss = x[:, None] ** 2 * x[None, :] ** 4
+        density = np.exp(-n_beta * loss) * wx[:, None] * wx[None, :]
+        estimates.append(n_beta * (loss * density).sum() / density.sum())
+    assert abs(estimates[1] - lam) < abs(estimates[0] - lam) < 0.05
+    assert singular.normal_crossing([2, 2]) == (0.25, 2)
+
+
+def test_quadratic_estimate_against_simulation():
+    rng = np.random.default_rng(0)
+    h, P, gamma, eps, n_beta, steps = np.array([1.0, 3.0]), np.array([1.0, 0.5]), np.array([2.0, 0.5]), 0.05, 10.0, 80
+    w, total = np.zeros((40_000, 2)), 0.0
+    for _ in range(steps):
+        w = w - eps / 2 * P * (n_beta * h * w + gamma * w) + np.sqrt(eps * P) * rng.standard_normal(w.shape)
+        total += (h * w**2).sum(1) / 2
+    draws = n_beta * total / steps
+    exact = singular.quadratic_estimate(h, eps=eps, preconditioner=P, n_beta=n_beta, gamma=gamma, steps=steps)
+    assert abs(draws.mean() - exact) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+def test_quadratic_estimate_tends_to_half_the_dimension():
+    h = np.array([0.5, 1.0, 7.0])
+    options = {"preconditioner": np.ones(3), "n_beta": 100.0, "gamma": np.zeros(3)}
+    assert singular.quadratic_estimate(h, eps=1e-5, steps=10**7, **options) == pytest.approx(1.5, rel=1e-3)
+    with pytest.raises(ValueError, match=r"eps = 0\.1: expected"):
+        singular.quadratic_estimate(h, eps=0.1, steps=10, **options)
+
+
+def test_impossible_ranks_are_named():
+    with pytest.raises(ValueError, match="rank = 4: expected between 0 and the smallest width 3"):
+        singular.deep_linear([5, 3, 5], 4)
+    with pytest.raises(ValueError, match="rank = -1"):
+        singular.reduced_rank(2, 2, 2, -1)
