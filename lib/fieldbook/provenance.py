@@ -1,0 +1,67 @@
+"""Which code, on which machine, made a result."""
+
+import ast
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from fieldbook import paths
+
+PLUMBING = {f"fieldbook.{name}" for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results")}
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device and git revision of this process."""
+    cuda = torch.cuda.is_available()
+    packages = ("fieldbook", "torch", "numpy", "pandas", "scipy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "git": {
+            "revision": _git("rev-parse", "HEAD"),
+            "dirty": None if (changes := _git("status", "--porcelain", "--", "lib", "book")) is None else bool(changes),
+        },
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None without git, or outside a repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def source_hash(uses: Iterable[Any]) -> str:
+    """Hash of the code of modules and of the fieldbook modules they import.
+
+    Comments, docstrings and the plumbing that only moves rows and files do not count.
+    """
+    waiting = [getattr(use, "__module__", None) or use.__name__ for use in uses]
+    trees: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        file = paths.ROOT / "lib" / f"{name.replace('.', '/')}.py"
+        if name in trees or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_text(body[0]):
+                node.body = body[1:] or [ast.Pass()]
+        trees[name] = ast.unparse(tree)
+    return hashlib.sha256("\n".join(f"{name}\n{trees[name]}" for name in sorted(trees)).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
