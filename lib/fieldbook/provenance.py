@@ -2,8 +2,10 @@
 
 import ast
 import hashlib
+import inspect
 import platform
 import subprocess
+import textwrap
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 
 from fieldbook import paths
 
-PLUMBING = {f"fieldbook.{name}" for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results")}
+PLUMBING = {
+    f"fieldbook.{name}" for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results", "tables")
+}
 
 
 def provenance() -> dict[str, Any]:
@@ -39,28 +43,43 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_hash(uses: Iterable[Any]) -> str:
-    """Hash of the code of modules and of the fieldbook modules they import.
+    """Hash of the code that makes rows; comments and docstrings do not count.
 
-    Comments, docstrings and the plumbing that only moves rows and files do not count.
+    Args:
+        uses: modules of fieldbook, taken with all of fieldbook that they import but for the plumbing that only moves
+            rows and files; functions of a notebook; any other value by its repr.
     """
-    waiting = [getattr(use, "__module__", None) or use.__name__ for use in uses]
-    trees: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    waiting = []
+    for use in uses:
+        module = use.__name__ if inspect.ismodule(use) else getattr(use, "__module__", None) or ""
+        if module.startswith("fieldbook."):
+            waiting.append(module)
+        else:
+            code = _normalised(textwrap.dedent(inspect.getsource(use)))[0] if inspect.isfunction(use) else repr(use)
+            parts[f"use {len(parts)}"] = code
     while waiting:
         name = waiting.pop()
         file = paths.ROOT / "lib" / f"{name.replace('.', '/')}.py"
-        if name in trees or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
+        if name in parts or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            if isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_text(body[0]):
-                node.body = body[1:] or [ast.Pass()]
-        trees[name] = ast.unparse(tree)
-    return hashlib.sha256("\n".join(f"{name}\n{trees[name]}" for name in sorted(trees)).encode()).hexdigest()[:16]
+        parts[name], imported = _normalised(file.read_text(encoding="utf-8"))
+        waiting += imported
+    return hashlib.sha256("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
+
+
+def _normalised(code: str) -> tuple[str, list[str]]:
+    """Code without comments and docstrings, and the modules it may import."""
+    tree, imported = ast.parse(code), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree), imported
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldbook import results
+from fieldbook import results, tables
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 JOBS = [{"x": x} for x in (1, 2, 3)]
@@ -18,7 +18,7 @@ def go(p):
     run = results.Run("agop", {"profile": "test", "p": p})
     table = run.table("t", ["x"])
     for jobs in (JOBS[:0:-1], JOBS):  # the second sweep sorts what the first has appended
-        results.sweep(table, jobs, lambda job: {**job, "y": p * job["x"] / 7})
+        tables.sweep(table, jobs, lambda job: {**job, "y": p * job["x"] / 7})
     (run.inputs / "weights.bin").write_bytes(b"%d" % p)
     run.claims([results.claim("a", "b", "c", True)])
     run.finish()

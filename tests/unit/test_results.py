@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fieldbook import results
+from fieldbook import results, tables
 from fieldbook.checkpoints import atomic_write
 from fieldbook.measures import agop, circulant
 
@@ -36,7 +36,7 @@ JOBS = [{"x": x} for x in range(12)]
 
 
 def test_append_read_and_ignore_known_keys(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["op", "step"])
+    table = tables.Table(tmp_path / "t.csv", ["op", "step"])
     table.append({"op": "add", "step": 0, "loss": 1 / 3, "ok": True, "note": 'a, "b"\nc'})
     table.append({"op": "add", "step": 0, "loss": 9.0, "ok": True, "note": ""})
     table.append({"op": "add", "step": 50, "loss": float("nan"), "ok": False, "note": None})
@@ -48,7 +48,7 @@ def test_append_read_and_ignore_known_keys(tmp_path):
 
 
 def test_a_torn_row_is_dropped_and_written_again(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append(square({"x": 1}))
     whole = table.path.read_bytes()
     table.path.write_bytes(whole + b"2,0.57")
@@ -58,7 +58,7 @@ def test_a_torn_row_is_dropped_and_written_again(tmp_path):
 
 
 def test_other_columns_are_refused(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append({"x": 1, "y": 2})
     with pytest.raises(ValueError, match=r"columns are \['x', 'y'\], the new row has \['x', 'z'\]"):
         table.append({"x": 2, "z": 2})
@@ -67,7 +67,7 @@ def test_other_columns_are_refused(tmp_path):
 
 
 def _append_many(path, offset):
-    table = results.Table(path, ["x"])
+    table = tables.Table(path, ["x"])
     for x in range(40):
         table.append({"x": x, "by": offset})
 
@@ -76,7 +76,7 @@ def test_two_processes_neither_lose_nor_double_rows(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_append_many, args=(tmp_path / "t.csv", i)) for i in range(2)]
     [p.start() for p in processes], [p.join() for p in processes]
-    assert sorted(results.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
+    assert sorted(tables.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
 
 
 class FullDisk:
@@ -101,7 +101,7 @@ class FullDisk:
 
 
 def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append(square({"x": 1}))
     before = table.path.read_bytes()
     monkeypatch.setattr("builtins.open", lambda *a, _open=open, **k: FullDisk(_open(*a, **k)))
@@ -117,50 +117,50 @@ def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
 
 def test_sweep_computes_only_what_is_missing(root):
     table = run().table("t", ["x"])
-    frame = results.sweep(table, JOBS[:5], square)
+    frame = tables.sweep(table, JOBS[:5], square)
     assert frame.x.tolist() == [0, 1, 2, 3, 4]
 
     def refuse(job):
         assert job["x"] >= 5, "computed again"
         return square(job)
 
-    assert results.sweep(table, JOBS, refuse).x.tolist() == list(range(12))
+    assert tables.sweep(table, JOBS, refuse).x.tolist() == list(range(12))
 
 
 def test_bytes_do_not_depend_on_workers_or_order(root):
     one, two = run().table("one", ["x"]), run().table("two", ["x"])
-    results.sweep(one, JOBS, square)
-    results.sweep(two, JOBS[::-1], square, workers=2)
-    results.sweep(two, JOBS, square)
+    tables.sweep(one, JOBS, square)
+    tables.sweep(two, JOBS[::-1], square, workers=2)
+    tables.sweep(two, JOBS, square)
     assert one.path.read_bytes() == two.path.read_bytes()
 
 
 def test_shards_fill_one_table(root):
     table = run().table("t", ["x"])
     with pytest.raises(RuntimeError, match="8 of 12 rows are left to other shards"):
-        results.sweep(table, JOBS, square, shard=(0, 3))
+        tables.sweep(table, JOBS, square, shard=(0, 3))
     with pytest.raises(RuntimeError, match="4 of 12"):
-        results.sweep(table, JOBS, square, shard=(1, 3))
-    assert len(results.sweep(table, JOBS, square, shard=(2, 3))) == 12
+        tables.sweep(table, JOBS, square, shard=(1, 3))
+    assert len(tables.sweep(table, JOBS, square, shard=(2, 3))) == 12
     with pytest.raises(ValueError, match=r"shard = \[3, 3\]"):
-        results.sweep(table, JOBS, square, shard=(3, 3))
+        tables.sweep(table, JOBS, square, shard=(3, 3))
 
 
 KILLED = """
 import time
-from fieldbook import results
+from fieldbook import results, tables
 run = results.Run("agop", {"profile": "test", "p": 7})
 def square(job):
     time.sleep(0.02)
     return {**job, "square": job["x"] ** 2 / 7}
-results.sweep(run.table("t", ["x"]), [{"x": x} for x in range(12)], square)
+tables.sweep(run.table("t", ["x"]), [{"x": x} for x in range(12)], square)
 run.finish()
 """
 
 
 def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
     table = results.Run("agop", {"profile": "straight", "p": 7}).table("t", ["x"])
-    results.sweep(table, JOBS, square)
+    tables.sweep(table, JOBS, square)
     target = root / "data/agop/test/t.csv"
     for kill in range(4):
         process = subprocess.Popen([sys.executable, "-c", KILLED], stderr=subprocess.DEVNULL)
@@ -176,7 +176,7 @@ def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
 
 def test_manifest_vouches_for_its_rows(root):
     first = run(workers=1)
-    results.sweep(first.table("t", ["x"]), JOBS, square)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
     assert first.manifest()["status"] == "partial"
     manifest = first.finish()
     assert manifest["status"] == "complete" and manifest["parameters"] == {"profile": "test", "p": 7}
@@ -188,7 +188,7 @@ def test_manifest_vouches_for_its_rows(root):
 
 def test_new_rows_reopen_a_complete_run(root):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS[:3], square)
+    tables.sweep(first.table("t", ["x"]), JOBS[:3], square)
     first.claims([results.claim("a", "b", "c", True)])
     first.finish()
     run().table("t", ["x"]).append(square({"x": 3}))  # killed before finish
@@ -200,7 +200,7 @@ def test_new_rows_reopen_a_complete_run(root):
 @pytest.mark.parametrize("spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"])
 def test_stale_rows_are_set_aside(root, spoil, capsys):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS, square)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
     (first.inputs / "last.pt").write_text("weights")
     first.finish()
     path = first.folder / "manifest.json"
@@ -221,13 +221,13 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
 
 def test_frozen_results_are_only_read(root, monkeypatch):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS[:6], square)
+    tables.sweep(first.table("t", ["x"]), JOBS[:6], square)
     first.finish()
     monkeypatch.setenv("FIELDBOOK_FROZEN", "1")
     frozen = run()
-    assert len(results.sweep(frozen.table("t", ["x"]), JOBS[:6], square)) == 6
+    assert len(tables.sweep(frozen.table("t", ["x"]), JOBS[:6], square)) == 6
     with pytest.raises(PermissionError, match="6 rows are missing"):
-        results.sweep(frozen.table("t", ["x"]), JOBS, square)
+        tables.sweep(frozen.table("t", ["x"]), JOBS, square)
     with pytest.raises(PermissionError, match="frozen"):
         frozen.table("t", ["x"]).append({"x": 99, "square": 0})
     with pytest.raises(ValueError, match="p was 7, is 11"):
@@ -274,6 +274,28 @@ def test_source_hash_follows_imports_and_ignores_prose(tmp_path, monkeypatch):
     assert base != write("from fieldbook import two\n", "def f():\n    return 2\n")
 
 
+def test_source_hash_sees_functions_and_constants_of_a_notebook(tmp_path):
+    def hashed(*lines, constant=1):
+        file = tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"  # inspect reads a function from its file
+        file.write_text("\n".join(lines))
+        namespace = {"__name__": "__main__"}
+        exec(compile(file.read_text(), file, "exec"), namespace)
+        return results.source_hash([circulant, namespace["f"], constant])
+
+    base = hashed("def f(job):", "    return job + 1")
+    assert base == hashed("def f(job):", '    """Text."""', "    return job + 1  # a comment")
+    assert base != hashed("def f(job):", "    return job + 2")
+    assert base != hashed("def f(job):", "    return job + 1", constant=2)
+    assert base != results.source_hash([circulant])
+
+
+def test_drawing_parameters_do_not_make_rows_stale(root):
+    first = run(draw_log_steps=False, workers=1)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
+    first.finish()
+    assert run(draw_log_steps=True, workers=2).table("t", ["x"]).missing(JOBS) == []
+
+
 def test_source_hash_of_real_modules():
     assert results.source_hash([agop]) != results.source_hash([circulant])
     assert results.source_hash([agop, circulant]) == results.source_hash([circulant, agop])
@@ -295,7 +317,7 @@ def test_source_hash_of_real_modules():
     ids=["crlf", "binary", "bom", "too long", "two lines", "empty", "header", "torn header", "torn character"],
 )
 def test_a_damaged_file_is_refused_or_mended_and_loses_no_row(tmp_path, damage, message):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append({"x": 0, "y": 5}, {"x": 1, "y": 5})
     table.path.write_bytes(before := damage(table.path.read_bytes()))
     if message:
@@ -310,7 +332,7 @@ def test_a_damaged_file_is_refused_or_mended_and_loses_no_row(tmp_path, damage, 
 
 
 def test_one_append_checks_and_keys_each_of_its_rows(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append()
     table.append({"x": 1, "y": 2}, {"x": 1, "y": 3})
     assert table.frame().y.tolist() == [2]
@@ -338,14 +360,14 @@ NAMES = [
 
 
 def test_any_key_survives_sorting(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     jobs = [{"x": name} for name in NAMES]
 
     def compute(job):
         return {**job, "y": np.float32("nan")}
 
-    results.sweep(table, jobs[::-1], compute)
-    frame = results.sweep(table, jobs, None)
+    tables.sweep(table, jobs[::-1], compute)
+    frame = tables.sweep(table, jobs, None)
     assert len(frame) == len(NAMES) and frame.y.isna().all() and table.missing(jobs) == []
     assert frame.x.tolist()[:5] == NAMES[:5] and table.has({"x": 0.3}) and table.has({"x": 0.5})
 
@@ -358,19 +380,19 @@ def _fail_at_two(job):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_failing_job_is_named_and_the_others_are_kept(tmp_path, workers):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     with pytest.raises(ZeroDivisionError, match="oops") as caught:
-        results.sweep(table, JOBS[:3], _fail_at_two, workers=workers)
+        tables.sweep(table, JOBS[:3], _fail_at_two, workers=workers)
     assert caught.value.__notes__ == [f"in the job {{'x': 2}} of {table.path}"]
     kept = table.frame().x.tolist()
     assert kept == [0, 1] if workers < 2 else {*kept} <= {0, 1}
 
 
 def test_a_row_of_another_job_is_refused(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     with pytest.raises(ValueError, match=r"computed a row with the key \('5',\)"):
-        results.sweep(table, JOBS[:2], lambda job: {"x": 5})
-    assert table.frame().empty and results.sweep(table, [], None).empty
+        tables.sweep(table, JOBS[:2], lambda job: {"x": 5})
+    assert table.frame().empty and tables.sweep(table, [], None).empty
 
 
 def _slow_sweep(path, log):
@@ -380,7 +402,7 @@ def _slow_sweep(path, log):
         time.sleep(0.02)
         return square(job)
 
-    results.sweep(results.Table(path, ["x"]), JOBS, compute)
+    tables.sweep(tables.Table(path, ["x"]), JOBS, compute)
 
 
 def test_two_sweeps_of_one_table_compute_each_job_once(tmp_path):
@@ -394,7 +416,7 @@ def test_two_sweeps_of_one_table_compute_each_job_once(tmp_path):
 
 
 def test_a_full_disk_is_named_and_keeps_the_old_rows(tmp_path):
-    table, limit = results.Table(tmp_path / "t.csv", ["x"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    table, limit = tables.Table(tmp_path / "t.csv", ["x"]), resource.getrlimit(resource.RLIMIT_FSIZE)
     table.append({"x": 1, "y": "a" * 1000})
     before = table.path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limit[1]))
