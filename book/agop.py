@@ -60,6 +60,7 @@ precision: str = (
 eval_every: int = 50  # updates between evaluations, in [1, inf)
 sketch: int = 2  # random outputs per example in the AGOP, in [1, 1024]
 controls: bool = True  # also train the two negative controls
+draw_log_steps: bool = False  # draw updates on a logarithmic axis
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: train every n-th network from the i-th only; each in [0, inf)
 
@@ -71,18 +72,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, grokking, parameters, results
+from fieldbook import figures, grokking, parameters, results, tables
 from fieldbook.checkpoints import load_weights
 from fieldbook.data import modular
 from fieldbook.measures import agop, circulant
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe, resolve_precision
 
-globals().update(parameters.load("agop", globals()))  # checked; 1e-4 read as text is a number again
+chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
+globals().update(chosen)
 figures.use_style()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pd.set_option("display.max_colwidth", None)
-run = results.Run("agop", parameters.load("agop", globals()), uses=[grokking])
 
 # %% [markdown]
 # ## The task
@@ -217,9 +218,41 @@ def train_network(job):
     return {**job, **grokking.summary(rows)}
 
 
+# %% [markdown]
+# Two more things are kept of a trained network, for the figures: a block of its AGOP, from more random outputs than an
+# evaluation can afford, and the spectrum of its embedding.
+
+
+# %% tags=["hide-input"]
+def first_block(operation, milestone):
+    """The centred one-hot AGOP block of operand a, (p, p) in natural order, at a checkpoint of the first seed."""
+    network = new_network(seeds[0]).requires_grad_(False)
+    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / f"{milestone}.safetensors")
+    operands = network.token(tasks[operation].pairs.to(device))
+    g = agop.agop_sketch(network.decode, operands, torch.Generator(device).manual_seed(0), k=4)
+    return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
+
+
+def spectrum_of(operation):
+    """Shares of the embedding's Fourier energy before and after training, (p // 2, 2), first seed."""
+    network, order = new_network(seeds[0]).requires_grad_(False), modular.token_order(operation, p)
+    before = circulant.fourier_energies(network.numbers[order])
+    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors")
+    energies = torch.stack([before, circulant.fourier_energies(network.numbers[order])], 1)
+    return (energies / energies.sum(0)).tolist()
+
+
+# %% [markdown]
+# Everything that determines the rows is named here: parameters, library, and the functions above. If one of them
+# changes, earlier rows are set aside and computed again.
+
 # %%
+makers = [task_of, recipe_of, new_network, train_network, first_block, spectrum_of]
+run = results.Run("agop", chosen, uses=[grokking, CONTROLS, *makers])
 runs_table = run.table("runs", ["operation", "seed", "control"])
-runs = results.sweep(
+
+# %%
+runs = tables.sweep(
     runs_table, jobs, train_network, workers=workers, shard=shard, description="networks"
 )
 rows = pd.concat(table_of(job).frame().assign(**job) for job in jobs)
@@ -264,6 +297,8 @@ for (upper, lower), operation in zip(axes.T, operations, strict=True):
     for _, one in headline[headline.operation == operation].groupby("seed"):
         draw_network(upper, lower, one)
     figures.power_ticks(lower)
+    if draw_log_steps:
+        upper.set_xscale("symlog", linthresh=eval_every)
     upper.set_title(SYMBOL[operation])
     lower.set_xlabel("updates")
 axes[0, 0].set_ylabel("accuracy, score")
@@ -312,16 +347,6 @@ figures.save(figure, "agop", profile, "easy_pairs")
 # tokens in natural order, and the same matrix with tokens in the order that makes the operation a shift. For a product
 # the middle panel looks like noise and the right one is striped along its diagonals: same network, same numbers, only
 # the tokens have been put on the circle of discrete logarithms.
-
-
-# %% tags=["hide-input"]
-def first_block(operation, milestone):
-    """The centred one-hot AGOP block of operand a, (p, p) in natural order, at a checkpoint of the first seed."""
-    network = new_network(seeds[0]).requires_grad_(False)
-    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / f"{milestone}.safetensors")
-    operands = network.token(tasks[operation].pairs.to(device))
-    g = agop.agop_sketch(network.decode, operands, torch.Generator(device).manual_seed(0), k=4)
-    return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
 
 
 # %% tags=["hide-input"]
@@ -450,18 +475,6 @@ figures.save(figure, "agop", profile, "lead")
 
 # %% tags=["hide-input"]
 spectrum_table = run.table("spectrum", ["operation", "frequency"])
-
-
-def spectrum_of(operation):
-    """Shares of the embedding's Fourier energy before and after training, (p // 2, 2), first seed."""
-    network, order = new_network(seeds[0]).requires_grad_(False), modular.token_order(operation, p)
-    before = circulant.fourier_energies(network.numbers[order])
-    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors")
-    energies = torch.stack([before, circulant.fourier_energies(network.numbers[order])], 1)
-    return (energies / energies.sum(0)).tolist()
-
-
-# %% tags=["hide-input"]
 for operation in operations:
     if not spectrum_table.has({"operation": operation, "frequency": 1}):
         named = enumerate(spectrum_of(operation), start=1)
@@ -640,6 +653,7 @@ def rank_correlation(name):
     return np.nanmean([one.loss_agop_norm.corr(one[name], method="spearman") for one in fitted])
 
 
+# %% tags=["hide-input"]
 score, loss = rank_correlation("agop_circ"), rank_correlation("train_loss")
 text, source = (
     "the log's AGOP (loss-gradient covariance) follows the learned features",

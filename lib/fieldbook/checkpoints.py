@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training run."""
 
+import contextlib
 import io
 import os
 import uuid
@@ -35,11 +36,11 @@ def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        reason = f"could not be written ({error.strerror}); what was there before is intact"
+        reason = f"could not be written ({error.strerror or error}); what was there before is intact"
         raise OSError(error.errno, reason, str(path)) from error
     finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # already renamed, or a file system that is read-only
+            partial.unlink()
 
 
 def cpu_copy(model: nn.Module) -> dict[str, Tensor]:
@@ -93,7 +94,6 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     """Read what `save_checkpoint` wrote onto the CPU; None if there is no file.
 
     The folder is the run's own: unfinished files of `atomic_write`, left by a kill, are removed from it.
-
 
     Raises:
         ValueError: the file is damaged, or its identity differs; names the file, the first difference and the remedy.

@@ -5,7 +5,6 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -41,9 +40,8 @@ def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
         OSError: not writable; names the file.
     """
     folder: Path = paths.figures(chapter, profile)
-    with mpl.rc_context({"svg.hashsalt": name}):
-        for suffix, facts in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
-            atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
+    for suffix, facts in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
+        atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
 
 
 def power_ticks(axes: Axes, which: str = "y") -> None:
@@ -67,9 +65,9 @@ def band(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, **line:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred moving mean over `width` points, shortened at both ends, to lie over the faint raw points."""
+    """Centred moving mean over `width` points (odd), shortened at both ends, to lie over the faint raw points."""
     values = np.asarray(values, float)
-    weights = np.ones(width)
+    weights = np.ones(min(width, len(values)))
     return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
 
 

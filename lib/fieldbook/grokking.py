@@ -19,7 +19,7 @@ from fieldbook.measures import circulant
 from fieldbook.measures.agop import agop_sketch, loss_gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
-from fieldbook.results import Table
+from fieldbook.tables import Table
 
 GROKKED = 0.99  # test accuracy
 MILESTONES: dict[str, Callable[[dict], bool]] = {

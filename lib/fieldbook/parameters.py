@@ -16,6 +16,7 @@ import ast
 import difflib
 import math
 import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import nbformat
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fieldbook import paths
 
@@ -44,17 +45,18 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
 
     if not Path(notebook).is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # papermill warns of a missing cell; the error below says it better
-        found = inspect_notebook(str(notebook))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # papermill warns of a missing cell; the error below says it better
+            found = inspect_notebook(str(notebook))
+        assigned = _assigned(notebook)
+    except Exception as error:  # a damaged file, or a cell that is not Python, fails in many ways
+        raise ValueError(f"{notebook}: the parameters cell cannot be read ({error})") from error
     if not found:
         raise ValueError(f"{notebook}: no cell tagged `parameters` with annotated assignments")
-    if lost := [name for name in _assigned(notebook) if name not in found]:
+    if lost := [name for name in assigned if name not in found]:
         raise ValueError(f"{notebook}: papermill cannot read parameter {lost[0]}; is there an `=` in its comment?")
-    return {
-        name: (_type(notebook, name, entry), ast.literal_eval(entry["default"]), entry["help"])
-        for name, entry in found.items()
-    }
+    return {name: _entry(notebook, name, entry) for name, entry in found.items()}
 
 
 def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,27 +77,31 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
             problems.append(f"{name}: unknown parameter; {hint}")
-    fields = {name: (kind, Field(default=default)) for name, (kind, default, _) in known.items()}
-    model = create_model("Parameters", __config__=ConfigDict(strict=True, validate_default=True), **fields)
-    try:
-        accepted = model(**{name: value for name, value in values.items() if name in known})
-    except ValidationError as error:
-        problems += [_sentence(item, known) for item in error.errors()]
+    accepted = {}
+    for name, (kind, default, comment) in known.items():
+        try:
+            accepted[name] = TypeAdapter(kind).validate_python(values.get(name, default), strict=True)
+        except ValidationError as error:
+            problems += [_sentence(name, item, comment) for item in error.errors()]
     if problems:
         raise ValueError("\n".join([f"{notebook}: parameters refused", *(f"  {line}" for line in problems)]))
-    return accepted.model_dump()
+    return accepted
 
 
 def check_file(notebook: Path, file: Path) -> dict[str, Any]:
     """`check` on a YAML file; its errors name the file."""
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such parameter file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{file}: expected `name: value` lines, found a {type(values).__name__}")
+    names = [key.value for key, _ in tree.value] if values else []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{file}: given more than once: {', '.join(twice)}")
     try:
         return check(notebook, values or {})
     except ValueError as error:
@@ -112,22 +118,24 @@ def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assigned(notebook: Path) -> list[str]:
-    """Names that the parameters cell assigns, as Python reads it."""
+    """What the parameters cell assigns to, as Python reads it."""
     cells = nbformat.read(notebook, as_version=4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
     nodes = (node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign))
-    return [node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id for node in nodes]
+    return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in nodes]
 
 
-def _type(notebook: Path, name: str, entry: Mapping[str, str]) -> Any:
-    annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", entry["inferred_type_name"])
+def _entry(notebook: Path, name: str, entry: Mapping[str, str]) -> tuple[Any, Any, str]:
+    written, comment = entry["inferred_type_name"], entry["help"]
+    annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", written)
     if annotation is None:
-        raise ValueError(
-            f"{notebook}: parameter {name} is annotated {entry['inferred_type_name']!r}: "
-            "expected int, float, str, bool or a list of one"
-        )
-    kind = _constrained(_SCALARS[annotation[2]], entry["help"])
-    return list[kind] if annotation[1] else kind
+        expected = "expected int, float, str, bool or a list of one"
+        raise ValueError(f"{notebook}: parameter {name} is annotated {written!r}: {expected}")
+    try:
+        kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(entry["default"])
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{notebook}: parameter {name}: default or comment cannot be read ({error})") from error
+    return (Annotated[list[kind], Field(min_length=1)] if annotation[1] else kind), default, comment
 
 
 def _constrained(kind: type, comment: str) -> Any:
@@ -135,7 +143,7 @@ def _constrained(kind: type, comment: str) -> Any:
     if choices := _CHOICES.search(comment):
         return Literal[tuple(kind(choice.strip()) for choice in choices[1].split(","))]
     constraints: list[Any] = [Field(allow_inf_nan=False)] if kind is float else []
-    if interval := _INTERVAL.search(comment):
+    if kind in (int, float) and (interval := _INTERVAL.search(comment)):
         opening, low, high, closing = interval.groups()
         bounds = {"ge" if opening == "[" else "gt": float(low), "le" if closing == "]" else "lt": float(high)}
         constraints.append(Field(**{key: bound for key, bound in bounds.items() if math.isfinite(bound)}))
@@ -160,10 +168,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _sentence(item: Mapping[str, Any], known: Mapping[str, tuple[Any, Any, str]]) -> str:
-    name, *index = item["loc"]
-    where = f"{name}[{index[0]}]" if index else name
-    return f"{where} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]} ({known[name][2]})"
+def _sentence(name: str, item: Mapping[str, Any], comment: str) -> str:
+    where = f"{name}[{item['loc'][0]}]" if item["loc"] else name
+    return f"{where} = {reprlib.repr(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]} ({comment})"
 
 
 def main(arguments: list[str] | None = None) -> int:

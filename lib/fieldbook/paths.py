@@ -4,6 +4,7 @@ papermill, nbval and JupyterLab run a notebook with different working directorie
 """
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,10 @@ def results() -> Path:
 
 
 def frozen() -> bool:
-    """True when results may only be read (`FIELDBOOK_FROZEN=1`): how published results are rendered."""
+    """True when rows may only be read (`FIELDBOOK_FROZEN=1`): how published results are rendered.
+
+    Claims and figures, which follow from the rows, are drawn up again all the same.
+    """
     return os.environ.get("FIELDBOOK_FROZEN", "0") == "1"
 
 
@@ -27,14 +31,21 @@ def notebook(chapter: str) -> Path:
 
 def data(chapter: str, profile: str) -> Path:
     """Folder of a chapter's CSVs and manifest."""
-    return results() / "data" / chapter / profile
+    return results() / "data" / chapter / _one_folder(profile)
 
 
 def figures(chapter: str, profile: str) -> Path:
     """Folder of a chapter's PDF and PNG figures."""
-    return results() / "figures" / chapter / profile
+    return results() / "figures" / chapter / _one_folder(profile)
 
 
 def inputs(chapter: str, profile: str) -> Path:
     """Folder of a chapter's checkpoints and synthesised inputs (never tracked)."""
-    return results() / "data" / "inputs" / chapter / profile
+    return results() / "data" / "inputs" / chapter / _one_folder(profile)
+
+
+def _one_folder(profile: str) -> str:
+    """The profile, unless it would lead out of the results: stale folders are moved, hence must be our own."""
+    if not re.fullmatch(r"\w[\w.-]*", profile):
+        raise ValueError(f"profile = {profile!r}: expected the name of one folder, of letters, digits, _ . -")
+    return profile

@@ -1,13 +1,12 @@
 """Copy a finished profile's results from `build/` to the tracked folders `data/` and `figures/`."""
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
 from fieldbook import paths
-from fieldbook.results import sha256
+from fieldbook.results import read_manifest, sha256
 
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 
@@ -17,9 +16,9 @@ def verify(folder: Path) -> None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: missing, so the results beside it are not finished")
-    record = json.loads(manifest.read_text(encoding="utf-8"))
+    record = {"csv_sha256": {}, **read_manifest(folder)}
     if record.get("status") != "complete":
-        raise ValueError(f"{manifest}: status is {record.get('status')!r}, expected 'complete'")
+        raise ValueError(f"{manifest}: status is {record.get('status')!r}, expected 'complete'; finish the run")
     for name, expected in record["csv_sha256"].items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, though listed in manifest.json")
@@ -29,17 +28,26 @@ def verify(folder: Path) -> None:
         raise ValueError(f"{folder}: {', '.join(sorted(unlisted))} not listed in manifest.json")
 
 
-def replace(folder: Path, files: list[Path]) -> None:
-    """Put copies of `files` in place of a folder; after a crash the old one may be beside it as `*.stale`."""
-    incoming, outgoing = (folder.with_name(f"{folder.name}.{state}.stale") for state in ("new", "old"))
-    for leftover in (incoming, outgoing):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _beside(folder: Path, state: str) -> Path:
+    return folder.with_name(f"{folder.name}.{state}.stale")
+
+
+def stage(folder: Path, files: list[Path]) -> None:
+    """Copy `files` to a folder beside the one they are to replace."""
+    incoming = _beside(folder, "new")
+    shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     for file in files:
         shutil.copy(file, incoming)
+
+
+def swap(folder: Path) -> None:
+    """Put the staged folder in place; after a crash the old one may be beside it as `*.old.stale`."""
+    outgoing = _beside(folder, "old")
     if folder.exists():
+        shutil.rmtree(outgoing, ignore_errors=True)
         folder.rename(outgoing)
-    incoming.rename(folder)
+    _beside(folder, "new").rename(folder)
     shutil.rmtree(outgoing, ignore_errors=True)
 
 
@@ -50,16 +58,23 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
         The chapters published.
     Raises:
         FileNotFoundError, ValueError: results missing, unfinished or altered; nothing has been touched.
+        OSError: the copies could not be written; the published ones are as they were.
     """
     chapters = sorted({folder.parent.name for folder in source.glob(f"data/*/{profile}")} - {"inputs"})
     if not chapters:
         raise FileNotFoundError(f"{source / 'data'}: no results of profile {profile}; compute them first")
+    copies: dict[Path, list[Path]] = {}
     for chapter in chapters:
         verify(source / "data" / chapter / profile)
-    for chapter in chapters:
         for kind, patterns in KEPT.items():
-            files = [file for pattern in patterns for file in (source / kind / chapter / profile).glob(pattern)]
-            replace(target / kind / chapter / profile, files)
+            folder = Path(kind, chapter, profile)
+            copies[target / folder] = [file for pattern in patterns for file in (source / folder).glob(pattern)]
+            if not copies[target / folder]:
+                raise FileNotFoundError(f"{source / folder}: nothing to publish; compute the chapter again")
+    for folder, files in copies.items():
+        stage(folder, files)
+    for folder in copies:
+        swap(folder)
     return chapters
 
 
@@ -69,5 +84,5 @@ if __name__ == "__main__":
     name = parser.parse_args().profile
     try:
         print("published", name, "of", ", ".join(publish(name, paths.ROOT / "build" / name, paths.ROOT)))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"not published: {error}")

@@ -10,7 +10,7 @@ from fieldbook import grokking
 from fieldbook.data.modular import task
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
-from fieldbook.results import Table
+from fieldbook.tables import Table
 
 KILLS = 20
 PROCESSES = multiprocessing.get_context("forkserver")

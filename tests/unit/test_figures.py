@@ -100,3 +100,7 @@ def test_colours_are_told_apart_in_grey():
     """Print and most colour blindness leave lightness: neighbours in the cycle differ in it or in line style."""
     cycle = list(mpl.rcParams["axes.prop_cycle"])
     assert len({str(entry["linestyle"]) for entry in cycle[:6]}) == 6
+
+
+def test_a_window_wider_than_the_curve_keeps_its_length() -> None:
+    assert figures.smooth([1.0, 2.0, 3.0], 9).tolist() == figures.smooth([1.0, 2.0, 3.0], 3).tolist() == [1.5, 2.0, 2.5]

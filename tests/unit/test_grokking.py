@@ -12,7 +12,7 @@ from fieldbook.measures.agop import agop, one_hot_blocks
 from fieldbook.measures.circulant import circulant_score
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
-from fieldbook.results import Table
+from fieldbook.tables import Table
 
 SMALL = {"d_model": 32, "n_heads": 2, "d_hidden": 64}
 

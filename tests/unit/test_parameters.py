@@ -53,6 +53,11 @@ def test_defaults_pass_and_come_back(book):
         ("p: ", "p = None: input should be a valid integer"),
         ("- p", "expected `name: value` lines, found a list"),
         ("p: [1", "not valid YAML"),
+        ("p: 5\np: 97", "given more than once: p$"),
+        ("seeds: []", r"seeds = \[\]: list should have at least 1 item"),
+        ("seeds: &s [*s]", r"seeds\[0\] = .*: input should be a valid integer"),
+        ("p: 1" + 5000 * "0", "not valid YAML: .*limit"),
+        (2000 * "[", "not valid YAML"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(book, tmp_path, capsys, yaml, message):
@@ -105,6 +110,34 @@ def test_an_annotation_that_cannot_be_checked_is_refused(tmp_path):
 def test_a_line_that_papermill_skips_is_named(tmp_path):
     with pytest.raises(ValueError, match="papermill cannot read parameter y; is there an `=` in its comment"):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1\ny: int = 2  # y = 2"), {})
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("%matplotlib inline\np: int = 1", "the parameters cell cannot be read .invalid syntax"),
+        ("p: int = 1\na, b = 1, 2", r"papermill cannot read parameter \(a, b\)"),
+        ("p: float = math.pi", "parameter p: default or comment cannot be read"),
+        ("p: int = 1  # as in [a, b] of the paper", "parameter p: .*could not convert string to float: 'a'"),
+        ("p: int = 1  # one of {a, b}", "parameter p: .*invalid literal"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_named(tmp_path, cell, message):
+    with pytest.raises(ValueError, match=rf"x\.ipynb: {message}"):
+        parameters.check(notebook(tmp_path / "x.ipynb", cell), {})
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "{}", "\udcff"])
+def test_a_damaged_notebook_is_named(tmp_path, content):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"x\.ipynb: the parameters cell cannot be read"):
+        parameters.check(path, {})
+
+
+def test_any_name_and_any_prose_will_do(tmp_path):
+    cell = 'model_dump: int = 1\n_p: int = 2\nwhere: str = "a"  # in [0, 1]'
+    assert parameters.check(notebook(tmp_path / "x.ipynb", cell), {}) == {"model_dump": 1, "_p": 2, "where": "a"}
 
 
 def test_load_reads_a_namespace(book, monkeypatch):

@@ -1,10 +1,14 @@
+import errno
 import json
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from fieldbook.publish import publish
+
+MANIFEST = {"status": "complete", "parameters": {}, "sources": "0", "wall_s": 1.0}
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def build(tmp_path: Path) -> Path:
         (data / "rows.csv.lock").touch()
         (figures / "loss.png").write_bytes(b"png")
         hashes = {"rows.csv": sha256((data / "rows.csv").read_bytes()).hexdigest()}
-        (data / "manifest.json").write_text(json.dumps({"status": "complete", "csv_sha256": hashes}))
+        (data / "manifest.json").write_text(json.dumps({**MANIFEST, "csv_sha256": hashes}))
     (tmp_path / "build/data/inputs/agop/laptop").mkdir(parents=True)
     return tmp_path / "build"
 
@@ -49,6 +53,14 @@ def remove_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
+def break_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[")
+
+
+def remove_figures(folder: Path) -> None:
+    shutil.rmtree(folder.parents[2] / "figures" / folder.parent.name)
+
+
 def leave_partial(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace("complete", "partial"))
@@ -64,6 +76,8 @@ def add_rows(folder: Path) -> None:
         (damage_rows, "rows.csv: content differs"),
         (remove_rows, "rows.csv: missing"),
         (remove_manifest, "manifest.json: missing"),
+        (break_manifest, "manifest.json: status is None, expected 'complete'"),
+        (remove_figures, "figures/entropy/laptop: nothing to publish"),
         (leave_partial, "status is 'partial'"),
         (add_rows, "more.csv not listed"),
     ],
@@ -78,3 +92,34 @@ def test_nothing_is_published_unless_every_chapter_is_finished(build: Path, tmp_
 def test_a_profile_without_results_is_refused(build: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no results of profile paper"):
         publish("paper", build, tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_leaves_what_was_published(build: Path, tmp_path: Path, monkeypatch) -> None:
+    publish("laptop", build, tmp_path / "out")
+    before = files(tmp_path / "out")
+    copy, copied = shutil.copy, []
+
+    def fill(source: Path, target: Path) -> None:
+        copied.append(source)
+        if len(copied) > 4:  # all of the first chapter, and some of the second
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(source, target)
+
+    (build / "figures/agop/laptop/new.png").touch()
+    monkeypatch.setattr(shutil, "copy", fill)
+    with pytest.raises(OSError, match="No space left"):
+        publish("laptop", build, tmp_path / "out")
+    assert [name for name in files(tmp_path / "out") if ".stale" not in name] == before
+
+
+def test_a_publication_killed_between_its_renames_loses_nothing(build: Path, tmp_path: Path, monkeypatch) -> None:
+    publish("laptop", build, tmp_path / "out")
+    published, old = (tmp_path / "out/data/agop" / name for name in ("laptop", "laptop.old.stale"))
+    published.rename(old)
+    monkeypatch.setattr(shutil, "copy", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        publish("laptop", build, tmp_path / "out")
+    assert (old / "rows.csv").exists()
+    monkeypatch.undo()
+    publish("laptop", build, tmp_path / "out")
+    assert (published / "rows.csv").exists()

@@ -2,15 +2,18 @@ import errno
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from fieldbook import results
+from fieldbook import results, tables
+from fieldbook.checkpoints import atomic_write
 from fieldbook.measures import agop, circulant
 
 
@@ -33,7 +36,7 @@ JOBS = [{"x": x} for x in range(12)]
 
 
 def test_append_read_and_ignore_known_keys(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["op", "step"])
+    table = tables.Table(tmp_path / "t.csv", ["op", "step"])
     table.append({"op": "add", "step": 0, "loss": 1 / 3, "ok": True, "note": 'a, "b"\nc'})
     table.append({"op": "add", "step": 0, "loss": 9.0, "ok": True, "note": ""})
     table.append({"op": "add", "step": 50, "loss": float("nan"), "ok": False, "note": None})
@@ -45,7 +48,7 @@ def test_append_read_and_ignore_known_keys(tmp_path):
 
 
 def test_a_torn_row_is_dropped_and_written_again(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append(square({"x": 1}))
     whole = table.path.read_bytes()
     table.path.write_bytes(whole + b"2,0.57")
@@ -55,7 +58,7 @@ def test_a_torn_row_is_dropped_and_written_again(tmp_path):
 
 
 def test_other_columns_are_refused(tmp_path):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append({"x": 1, "y": 2})
     with pytest.raises(ValueError, match=r"columns are \['x', 'y'\], the new row has \['x', 'z'\]"):
         table.append({"x": 2, "z": 2})
@@ -64,7 +67,7 @@ def test_other_columns_are_refused(tmp_path):
 
 
 def _append_many(path, offset):
-    table = results.Table(path, ["x"])
+    table = tables.Table(path, ["x"])
     for x in range(40):
         table.append({"x": x, "by": offset})
 
@@ -73,7 +76,7 @@ def test_two_processes_neither_lose_nor_double_rows(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_append_many, args=(tmp_path / "t.csv", i)) for i in range(2)]
     [p.start() for p in processes], [p.join() for p in processes]
-    assert sorted(results.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
+    assert sorted(tables.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
 
 
 class FullDisk:
@@ -98,7 +101,7 @@ class FullDisk:
 
 
 def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
-    table = results.Table(tmp_path / "t.csv", ["x"])
+    table = tables.Table(tmp_path / "t.csv", ["x"])
     table.append(square({"x": 1}))
     before = table.path.read_bytes()
     monkeypatch.setattr("builtins.open", lambda *a, _open=open, **k: FullDisk(_open(*a, **k)))
@@ -114,50 +117,50 @@ def test_full_disk_keeps_the_old_rows(tmp_path, monkeypatch):
 
 def test_sweep_computes_only_what_is_missing(root):
     table = run().table("t", ["x"])
-    frame = results.sweep(table, JOBS[:5], square)
+    frame = tables.sweep(table, JOBS[:5], square)
     assert frame.x.tolist() == [0, 1, 2, 3, 4]
 
     def refuse(job):
         assert job["x"] >= 5, "computed again"
         return square(job)
 
-    assert results.sweep(table, JOBS, refuse).x.tolist() == list(range(12))
+    assert tables.sweep(table, JOBS, refuse).x.tolist() == list(range(12))
 
 
 def test_bytes_do_not_depend_on_workers_or_order(root):
     one, two = run().table("one", ["x"]), run().table("two", ["x"])
-    results.sweep(one, JOBS, square)
-    results.sweep(two, JOBS[::-1], square, workers=2)
-    results.sweep(two, JOBS, square)
+    tables.sweep(one, JOBS, square)
+    tables.sweep(two, JOBS[::-1], square, workers=2)
+    tables.sweep(two, JOBS, square)
     assert one.path.read_bytes() == two.path.read_bytes()
 
 
 def test_shards_fill_one_table(root):
     table = run().table("t", ["x"])
     with pytest.raises(RuntimeError, match="8 of 12 rows are left to other shards"):
-        results.sweep(table, JOBS, square, shard=(0, 3))
+        tables.sweep(table, JOBS, square, shard=(0, 3))
     with pytest.raises(RuntimeError, match="4 of 12"):
-        results.sweep(table, JOBS, square, shard=(1, 3))
-    assert len(results.sweep(table, JOBS, square, shard=(2, 3))) == 12
+        tables.sweep(table, JOBS, square, shard=(1, 3))
+    assert len(tables.sweep(table, JOBS, square, shard=(2, 3))) == 12
     with pytest.raises(ValueError, match=r"shard = \[3, 3\]"):
-        results.sweep(table, JOBS, square, shard=(3, 3))
+        tables.sweep(table, JOBS, square, shard=(3, 3))
 
 
 KILLED = """
 import time
-from fieldbook import results
+from fieldbook import results, tables
 run = results.Run("agop", {"profile": "test", "p": 7})
 def square(job):
     time.sleep(0.02)
     return {**job, "square": job["x"] ** 2 / 7}
-results.sweep(run.table("t", ["x"]), [{"x": x} for x in range(12)], square)
+tables.sweep(run.table("t", ["x"]), [{"x": x} for x in range(12)], square)
 run.finish()
 """
 
 
 def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
     table = results.Run("agop", {"profile": "straight", "p": 7}).table("t", ["x"])
-    results.sweep(table, JOBS, square)
+    tables.sweep(table, JOBS, square)
     target = root / "data/agop/test/t.csv"
     for kill in range(4):
         process = subprocess.Popen([sys.executable, "-c", KILLED], stderr=subprocess.DEVNULL)
@@ -173,7 +176,7 @@ def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
 
 def test_manifest_vouches_for_its_rows(root):
     first = run(workers=1)
-    results.sweep(first.table("t", ["x"]), JOBS, square)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
     assert first.manifest()["status"] == "partial"
     manifest = first.finish()
     assert manifest["status"] == "complete" and manifest["parameters"] == {"profile": "test", "p": 7}
@@ -185,7 +188,7 @@ def test_manifest_vouches_for_its_rows(root):
 
 def test_new_rows_reopen_a_complete_run(root):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS[:3], square)
+    tables.sweep(first.table("t", ["x"]), JOBS[:3], square)
     first.claims([results.claim("a", "b", "c", True)])
     first.finish()
     run().table("t", ["x"]).append(square({"x": 3}))  # killed before finish
@@ -197,7 +200,7 @@ def test_new_rows_reopen_a_complete_run(root):
 @pytest.mark.parametrize("spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"])
 def test_stale_rows_are_set_aside(root, spoil, capsys):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS, square)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
     (first.inputs / "last.pt").write_text("weights")
     first.finish()
     path = first.folder / "manifest.json"
@@ -218,13 +221,13 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
 
 def test_frozen_results_are_only_read(root, monkeypatch):
     first = run()
-    results.sweep(first.table("t", ["x"]), JOBS[:6], square)
+    tables.sweep(first.table("t", ["x"]), JOBS[:6], square)
     first.finish()
     monkeypatch.setenv("FIELDBOOK_FROZEN", "1")
     frozen = run()
-    assert len(results.sweep(frozen.table("t", ["x"]), JOBS[:6], square)) == 6
+    assert len(tables.sweep(frozen.table("t", ["x"]), JOBS[:6], square)) == 6
     with pytest.raises(PermissionError, match="6 rows are missing"):
-        results.sweep(frozen.table("t", ["x"]), JOBS, square)
+        tables.sweep(frozen.table("t", ["x"]), JOBS, square)
     with pytest.raises(PermissionError, match="frozen"):
         frozen.table("t", ["x"]).append({"x": 99, "square": 0})
     with pytest.raises(ValueError, match="p was 7, is 11"):
@@ -271,6 +274,218 @@ def test_source_hash_follows_imports_and_ignores_prose(tmp_path, monkeypatch):
     assert base != write("from fieldbook import two\n", "def f():\n    return 2\n")
 
 
+def test_source_hash_sees_functions_and_constants_of_a_notebook(tmp_path):
+    def hashed(*lines, constant=1):
+        file = tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"  # inspect reads a function from its file
+        file.write_text("\n".join(lines))
+        namespace = {"__name__": "__main__"}
+        exec(compile(file.read_text(), file, "exec"), namespace)
+        return results.source_hash([circulant, namespace["f"], constant])
+
+    base = hashed("def f(job):", "    return job + 1")
+    assert base == hashed("def f(job):", '    """Text."""', "    return job + 1  # a comment")
+    assert base != hashed("def f(job):", "    return job + 2")
+    assert base != hashed("def f(job):", "    return job + 1", constant=2)
+    assert base != results.source_hash([circulant])
+
+
+def test_drawing_parameters_do_not_make_rows_stale(root):
+    first = run(draw_log_steps=False, workers=1)
+    tables.sweep(first.table("t", ["x"]), JOBS, square)
+    first.finish()
+    assert run(draw_log_steps=True, workers=2).table("t", ["x"]).missing(JOBS) == []
+
+
 def test_source_hash_of_real_modules():
     assert results.source_hash([agop]) != results.source_hash([circulant])
     assert results.source_hash([agop, circulant]) == results.source_hash([circulant, agop])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text.replace(b"\n", b"\r\n"), None),
+        (lambda text: text + b"\xff,3\n", "can't decode byte 0xff"),
+        (lambda text: b"\xef\xbb\xbf" + text, "'x' is not in list"),
+        (lambda text: text + b"2,3,4\n", "not every line is a row"),
+        (lambda text: text + b'"2\n3",4\n', "not every line is a row"),
+        (lambda text: b"", None),
+        (lambda text: text[:4], None),
+        (lambda text: text[:3], None),
+        (lambda text: text + "2,ü".encode()[:-1], None),
+    ],
+    ids=["crlf", "binary", "bom", "too long", "two lines", "empty", "header", "torn header", "torn character"],
+)
+def test_a_damaged_file_is_refused_or_mended_and_loses_no_row(tmp_path, damage, message):
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    table.append({"x": 0, "y": 5}, {"x": 1, "y": 5})
+    table.path.write_bytes(before := damage(table.path.read_bytes()))
+    if message:
+        for use in (table.frame, lambda: table.append({"x": 7, "y": 5}), lambda: table.sort(JOBS)):
+            with pytest.raises(ValueError, match=rf"t\.csv is no table keyed by x .*{message}.*; restore the file, or"):
+                use()
+        assert table.path.read_bytes() == before
+    else:
+        kept = table.frame().x.tolist()
+        table.append({"x": 7, "y": 5})
+        assert table.frame().x.tolist() == [*kept, 7] and len(kept) in (0, 2)
+
+
+def test_one_append_checks_and_keys_each_of_its_rows(tmp_path):
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    table.append()
+    table.append({"x": 1, "y": 2}, {"x": 1, "y": 3})
+    assert table.frame().y.tolist() == [2]
+    with pytest.raises(ValueError, match=r"the new row has \['y', 'x'\]"):
+        table.append({"x": 2, "y": 2}, {"y": 3, "x": 3})
+    assert table.frame().x.tolist() == [1]
+
+
+NAMES = [
+    "NA",
+    "nan",
+    "None",
+    "01",
+    "1",
+    "1.0",
+    "",
+    'a,"b"',
+    "c\rd\ne",
+    "ü",
+    True,
+    12345678901,
+    0.1 + 0.2,
+    np.float32(0.5),
+]
+
+
+def test_any_key_survives_sorting(tmp_path):
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    jobs = [{"x": name} for name in NAMES]
+
+    def compute(job):
+        return {**job, "y": np.float32("nan")}
+
+    tables.sweep(table, jobs[::-1], compute)
+    frame = tables.sweep(table, jobs, None)
+    assert len(frame) == len(NAMES) and frame.y.isna().all() and table.missing(jobs) == []
+    assert frame.x.tolist()[:5] == NAMES[:5] and table.has({"x": 0.3}) and table.has({"x": 0.5})
+
+
+def _fail_at_two(job):
+    if job["x"] == 2:
+        raise ZeroDivisionError("oops")
+    return square(job)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_failing_job_is_named_and_the_others_are_kept(tmp_path, workers):
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    with pytest.raises(ZeroDivisionError, match="oops") as caught:
+        tables.sweep(table, JOBS[:3], _fail_at_two, workers=workers)
+    assert caught.value.__notes__ == [f"in the job {{'x': 2}} of {table.path}"]
+    kept = table.frame().x.tolist()
+    assert kept == [0, 1] if workers < 2 else {*kept} <= {0, 1}
+
+
+def test_a_row_of_another_job_is_refused(tmp_path):
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    with pytest.raises(ValueError, match=r"computed a row with the key \('5',\)"):
+        tables.sweep(table, JOBS[:2], lambda job: {"x": 5})
+    assert table.frame().empty and tables.sweep(table, [], None).empty
+
+
+def _slow_sweep(path, log):
+    def compute(job):
+        with open(log, "a") as file:
+            file.write(f"{job['x']}\n")
+        time.sleep(0.02)
+        return square(job)
+
+    tables.sweep(tables.Table(path, ["x"]), JOBS, compute)
+
+
+def test_two_sweeps_of_one_table_compute_each_job_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    arguments = (tmp_path / "t.csv", tmp_path / "log")
+    processes = [context.Process(target=_slow_sweep, args=arguments) for _ in range(2)]
+    [p.start() for p in processes], [p.join() for p in processes]
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".t.csv.lock", "log", "t.csv"]
+
+
+def test_a_full_disk_is_named_and_keeps_the_old_rows(tmp_path):
+    table, limit = tables.Table(tmp_path / "t.csv", ["x"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    table.append({"x": 1, "y": "a" * 1000})
+    before = table.path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limit[1]))
+    try:
+        with pytest.raises(OSError, match="row not written"):
+            table.append({"x": 2, "y": "b" * 1000})
+        with pytest.raises(OSError, match=r"could not be written \(10000 requested and \d+ written\)"):
+            atomic_write(tmp_path / "x.npy", lambda file: np.save(file, np.ones(10000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert table.path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [".t.csv.lock", "t.csv"]
+
+
+def test_a_run_whose_folder_was_taken_writes_nothing(root):
+    first, second = run(), run(p=11)
+    second.table("t", ["x"]).append({"x": 11})
+    writes = [lambda: first.table("t", ["x"]).append({"x": 7}), lambda: first.claims([]), first.finish]
+    for write in writes:
+        with pytest.raises(RuntimeError, match="taken by another run or emptied since"):
+            write()
+    second.finish()
+    assert second.table("t", ["x"]).frame().x.tolist() == [11] and run(p=11).manifest()["status"] == "complete"
+
+
+def test_finish_waits_for_rows_being_written(root, monkeypatch):
+    first = run()
+    first.table("t", ["x"]).append({"x": 1})
+    with first._writing():
+        process = multiprocessing.get_context("fork").Process(target=first.finish)
+        process.start()
+        process.join(timeout=0.3)
+        assert process.is_alive()
+        (first.folder / "t.csv").write_text("x\n1\n2\n")
+    process.join()
+    assert run().table("t", ["x"]).frame().x.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "3", "null", '{"parameters": 3}', '{"csv_sha256": [1]}', '{"wall_s": "1"}', "\udcff"]
+)
+def test_a_manifest_of_the_wrong_shape_is_none(root, text):
+    first = run()
+    first.table("t", ["x"]).append({"x": 1})
+    path = first.folder / "manifest.json"
+    merged = json.dumps({**first.manifest(), **json.loads(text)}) if text.startswith("{") else text
+    path.write_bytes(merged.encode(errors="surrogateescape"))
+    assert run().manifest()["status"] == "partial" and (first.folder / "t.csv.stale").exists()
+
+
+def test_a_fresh_run_sets_nothing_aside(root, capsys):
+    first = run()
+    assert capsys.readouterr().err == "" and not list(root.rglob("*.stale"))
+    (first.folder / ".t.csv.0.tmp").write_text("left by a kill")
+    run()
+    assert not list(root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("profile", ["", ".", "..", "../up", "a/b"])
+def test_a_profile_is_the_name_of_one_folder(root, profile):
+    with pytest.raises(ValueError, match="expected the name of one folder"):
+        run(profile=profile)
+    assert not list(root.iterdir())
+
+
+def test_without_git_a_run_still_finishes(root, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run().finish()["git"] == {"revision": None, "dirty": None}
+
+
+def test_claims_keep_words_that_pandas_reads_as_missing(root):
+    run().claims([results.claim("it groks", "n/a", "None", True)])
+    assert results.ledger("test")[["source", "ours"]].to_numpy().tolist() == [["n/a", "None"]]

@@ -3,6 +3,7 @@
 Source: Power et al. 2022 (arXiv:2201.02177), appendix A.1.1.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class Task:
 
 def is_prime(n: int) -> bool:
     """Trial division."""
-    return n > 1 and all(n % k for k in range(2, int(n**0.5) + 1))
+    return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))
 
 
 def require_prime(p: int, name: str = "p") -> None:

@@ -1,0 +1,210 @@
+"""Tables that survive a kill: CSVs filled row by row, keyed, locked and fsynced, and the sweep that fills them."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from fieldbook import paths
+from fieldbook.checkpoints import atomic_write
+
+Row = Mapping[str, Any]
+
+
+class Table:
+    """A CSV whose rows are identified by key columns and appended one by one under a lock, each fsynced.
+
+    Numbers are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a
+    row whose key is there already is ignored, so that a resumed computation may repeat its last step.
+
+    Args:
+        writing: makes the context in which the file is changed; a lock beside it unless given.
+    Raises:
+        ValueError: (any method) the file has been damaged or edited into something else; names it and the remedy.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str], writing: Callable[[], AbstractContextManager] | None = None):
+        self.path, self.keys = Path(path), tuple(keys)
+        self._writing = writing or partial(FileLock, self.path.with_name(f".{self.path.name}.lock"))
+
+    def frame(self) -> pd.DataFrame:
+        """All rows in file order, empty fields as nan; an empty frame with the key columns if there are none."""
+        lines, _ = self._read()
+        if not lines:
+            return pd.DataFrame(columns=list(self.keys))
+        return pd.read_csv(io.StringIO("\n".join(lines)), keep_default_na=False, na_values=[""])
+
+    def has(self, key: Row) -> bool:
+        """Is there a row with these key values?"""
+        return not self.missing([key])
+
+    def missing(self, keys: Iterable[Row]) -> list[Row]:
+        """The keys without a row, in the order given."""
+        known = set(self._read()[1])
+        return [key for key in keys if self.key(key) not in known]
+
+    def append(self, *rows: Row) -> None:
+        """Add rows whose keys are new.
+
+        Raises:
+            ValueError: columns other than the file's.
+            PermissionError: results are frozen.
+            OSError: not written, for instance because the disk is full; the file keeps its old rows.
+        """
+        self._refuse_if_frozen()
+        if not rows:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            lines, keys = self._read()
+            header = next(csv.reader(lines), [str(name) for name in rows[0]])
+            new: dict[tuple[str, ...], str] = {}
+            for row in rows:
+                if header != [str(name) for name in row]:
+                    raise ValueError(f"{self.path}: columns are {header}, the new row has {list(row)}")
+                new.setdefault(self.key(row), _line(row.values()))
+            text = ("" if lines else _line(header)) + "".join(new[key] for key in new if key not in set(keys))
+            size = sum(len(line.encode()) + 1 for line in lines)
+            try:
+                with open(self.path, "ab") as file:
+                    file.truncate(size)
+                    file.write(text.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)
+                raise OSError(error.errno, f"row not written ({error.strerror})", str(self.path)) from error
+
+    def replace(self, frame: pd.DataFrame) -> None:
+        """Put a whole frame in place of the rows, atomically."""
+        self._refuse_if_frozen()
+        text = "".join(map(_line, [frame.columns, *(record.values() for record in frame.to_dict("records"))]))
+        with self._writing():
+            atomic_write(self.path, lambda file: file.write(text.encode()))
+
+    def sort(self, order: Sequence[Row]) -> None:
+        """Put the rows of these keys first, in this order, so that the bytes do not tell which was appended first."""
+        if self._sorted(order) != self._read()[0]:
+            self._refuse_if_frozen()
+            with self._writing():
+                text = "".join(f"{line}\n" for line in self._sorted(order))
+                atomic_write(self.path, lambda file: file.write(text.encode()))
+
+    def key(self, row: Row) -> tuple[str, ...]:
+        """What identifies a row: its key columns, as they are written."""
+        if absent := [name for name in self.keys if name not in row]:
+            raise ValueError(f"{self.path}: row without its key columns {absent}")
+        return tuple(_text(row[name]) for name in self.keys)
+
+    def _read(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Lines as they are on disk, the header first and a torn one left out, and the key of each row."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            lines = content[: content.rfind(b"\n") + 1].decode().split("\n")[:-1]
+            header, *rows = list(csv.reader(lines)) or [self.keys]
+            places = [header.index(name) for name in self.keys]
+            if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
+                raise ValueError("not every line is a row with the header's fields")
+        except (ValueError, csv.Error) as error:
+            remedy = "restore the file, or delete it to compute it again"
+            raise ValueError(f"{self.path} is no table keyed by {', '.join(self.keys)} ({error}); {remedy}") from None
+        return lines, [tuple(row[i] for i in places) for row in rows]
+
+    def _sorted(self, order: Sequence[Row]) -> list[str]:
+        lines, keys = self._read()
+        rank = {self.key(row): position for position, row in enumerate(order)}
+        places = [-1, *(rank.get(key, len(rank)) for key in keys)]  # the header stays first
+        return [line for _, line in sorted(zip(places, lines, strict=False), key=itemgetter(0))]
+
+    def _refuse_if_frozen(self) -> None:
+        if paths.frozen():
+            raise PermissionError(f"{self.path}: results are frozen, and this would change them")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else " ".join(str(value).splitlines())
+
+
+def _line(values: Iterable[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow([_text(value) for value in values])
+    return buffer.getvalue()
+
+
+def sweep(
+    table: Table,
+    jobs: Sequence[Row],
+    compute: Callable[[Row], Row],
+    *,
+    workers: int = 1,
+    shard: Sequence[int] = (0, 1),
+    description: str = "",
+) -> pd.DataFrame:
+    """Fill a table with one row per job, computing only those missing, and return it in the order of the jobs.
+
+    Each row is in the file as soon as it is computed. A job that another process is at is waited for, not repeated.
+
+    Args:
+        table: keyed by columns that every job has.
+        compute: job -> row (with the job's keys), run in `workers` processes of one thread each.
+        shard: (i, n): take every n-th job from the i-th; other jobs are left to other calls on the same table.
+    Raises:
+        ValueError: a row does not have its job's keys.
+        RuntimeError: jobs of other shards have not finished yet; what is missing is named.
+        Exception: whatever `compute` raised, with a note that names the job; the rows finished so far are kept.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard = {list(shard)}: expected [i, n] with 0 <= i < n")
+    todo = table.missing(list(jobs)[index::count])
+    if todo and paths.frozen():
+        raise PermissionError(
+            f"{table.path}: results are frozen, and {len(todo)} rows are missing: {dict(todo[0])}, .."
+        )
+    parallel = Parallel(n_jobs=min(workers, len(todo)) or 1, return_as="generator_unordered")
+    with tqdm(total=len(todo), desc=description, mininterval=1, disable=not todo) as bar:
+        for _ in parallel(delayed(_do)(job, compute, table) for job in todo):
+            bar.update()
+    if missing := table.missing(jobs):
+        raise RuntimeError(f"{table.path}: {len(missing)} of {len(jobs)} rows are left to other shards")
+    table.sort(jobs)
+    return table.frame()
+
+
+def _do(job: Row, compute: Callable[[Row], Row], table: Table) -> None:
+    """Append one job's row, unless another process has done so by the time that this one may begin."""
+    torch.set_num_threads(1)
+    digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
+    lock = table.path.with_name(f".{table.path.name}.{digest}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        try:
+            if not table.has(job):
+                row = compute(job)
+                if table.key(row) != table.key(job):
+                    raise ValueError(f"{table.path}: computed a row with the key {table.key(row)}")
+                table.append(row)
+        except Exception as error:
+            error.add_note(f"in the job {dict(job)} of {table.path}")
+            raise
+        lock.unlink(missing_ok=True)  # whoever waits for it will find the row
