@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from fieldbook.checkpoints import atomic_write
 
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
