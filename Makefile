@@ -22,8 +22,8 @@ html: $(STAMP)   ## render the published results of PROFILE without computing
 publish: $(STAMP) ## copy the finished results of PROFILE from build/ to data/ and figures/
 	@python -m fieldbook.publish $(PROFILE)
 
-notebooks: $(STAMP) ## regenerate and execute every .ipynb from its .py, one way
-	@python -m fieldbook.notebooks $(wildcard book/*.py)
+notebooks: $(STAMP) ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
+	@python -m fieldbook.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
 
 lab: $(STAMP)    ## open JupyterLab on the book
 	@jupyter lab $(LAB_FLAGS) book
