@@ -5,6 +5,7 @@ nbval runs them afresh in the same pytest run (`make test`).
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from statistics import median
 
@@ -62,6 +63,21 @@ def test_pair_is_in_sync(chapter: str, notebook: nbformat.NotebookNode) -> None:
     expected = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in source.cells]
     found = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
     assert found == expected, "run `make notebooks`"
+
+
+@pytest.mark.parametrize("started_in", [".", "book"])
+def test_saving_in_jupyterlab_writes_both_files(chapter: str, started_in: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("_vendor", ".ipynb_checkpoints"))
+    source = tmp_path / "book" / f"{chapter}.py"
+    before = source.read_text(encoding="utf-8")
+    manager = jupytext.TextFileContentsManager(root_dir=str(tmp_path / started_in))
+    path = source.with_suffix(".ipynb").relative_to(tmp_path / started_in).as_posix()
+    model = manager.get(path)
+    manager.save(model, path)
+    assert source.read_text(encoding="utf-8") == before
+    model["content"].cells[0].source += "\n\nAnd a remark."
+    manager.save(model, path)
+    assert source.read_text(encoding="utf-8").replace("#\n# And a remark.\n", "") == before
 
 
 def test_every_cell_was_executed_in_order_without_error(notebook: nbformat.NotebookNode) -> None:
