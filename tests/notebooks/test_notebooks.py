@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from fieldbook.parameters import specification
+
 ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
@@ -100,6 +102,13 @@ def test_parameters_cell_is_tagged(notebook: nbformat.NotebookNode) -> None:
     names = {node.target.id for node in ast.parse(cells[0].source).body if isinstance(node, ast.AnnAssign)}
     assert {"profile", "workers", "shard"} <= names
     assert len(names) == len(ast.parse(cells[0].source).body), "only annotated assignments"
+
+
+def test_every_parameter_is_documented_and_read_by_papermill(chapter: str, notebook: nbformat.NotebookNode) -> None:
+    known = specification(ROOT / "book" / f"{chapter}.ipynb")
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(known) == len(ast.parse(cell.source).body)
+    assert not [name for name, (_, _, comment) in known.items() if not comment], "a parameter without a comment"
 
 
 def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) -> None:
