@@ -4,25 +4,26 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 SNAKEMAKE := snakemake --cores all --rerun-incomplete --keep-going --quiet rules host
+LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help book html publish notebooks lab test bench clean
+.PHONY: help book html publish notebooks lab test bench unlock clean
 help:            ## show this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
-	@$(SNAKEMAKE) -- $(PROFILE)
+	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
 	@echo "open build/$(PROFILE)/html/index.html"
 
 html: $(STAMP)   ## render the published results of PROFILE without computing
-	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published
+	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published || $(LOCKED)
 	@echo "open build/published/html/index.html"
 
 publish: $(STAMP) ## copy the finished results of PROFILE from build/ to data/ and figures/
 	@python -m fieldbook.publish $(PROFILE)
 
-notebooks: $(STAMP) ## regenerate and execute every .ipynb from its .py, one way
-	@python -m fieldbook.notebooks $(wildcard book/*.py)
+notebooks: $(STAMP) ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
+	@python -m fieldbook.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
 
 lab: $(STAMP)    ## open JupyterLab on the book
 	@jupyter lab $(LAB_FLAGS) book
@@ -32,6 +33,9 @@ test: $(STAMP)   ## run every test: library, notebooks, book in a browser
 
 bench: $(STAMP)  ## run the benchmarks against peers
 	@for file in benchmarks/*.py; do python $$file || exit 1; done
+
+unlock: $(STAMP) ## free the folder after a crash or a power failure, when no other run is left in it
+	@snakemake --unlock --quiet all -- $(PROFILE)
 
 clean:           ## remove the environment and all rendered pages; computed rows stay in build/*/data
 	rm -rf $(VENV) .snakemake build/published build/screenshots build/*/book build/*/html build/*/log build/*/benchmark

@@ -17,6 +17,8 @@ FRONT = TOC["root"]
 PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
 CHAPTERS = [page for page in PAGES if Path(f"book/{page}.py").exists()]
 TEXTS = [page for page in PAGES if page not in CHAPTERS]
+NEEDED = [f"book/{page}.md" for page in [FRONT, *TEXTS]] + [f"book/{chapter}.ipynb" for chapter in CHAPTERS]
+NEEDED += [f"parameters/{chapter}/{name}.yaml" for chapter in CHAPTERS for name in PROFILES]
 LIBRARY = sorted(glob("lib/fieldbook/**/*.py", recursive=True) + glob("lib/fieldbook/*.mplstyle"))
 PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
 STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[st]*/*"))]
@@ -24,6 +26,10 @@ RENDERED = config.get("published", "laptop")  # the profile that html_published 
 
 GPU = {"paper": 1}  # everything else runs on the CPU
 MINUTES = {"quick": 10, "laptop": 60, "paper": 1440}
+
+# Snakemake itself would take an earlier page for up to date.
+if missing := [file for file in NEEDED if not Path(file).exists()]:
+    raise WorkflowError(f"missing: {', '.join(missing)} (chapters are those of _toc.yml; 'make notebooks' writes .ipynb)")
 
 
 def profile(wildcards):

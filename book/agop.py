@@ -4,8 +4,10 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -14,8 +16,7 @@
 # # AGOP: what a network looks at while it groks
 #
 # A small transformer learns $a \circ b \bmod p$ from half of all pairs. First it memorises them; hundreds of updates
-# later its answers to the other half turn right, within a few hundred updates more: it *groks*
-# {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of its inputs during
+# later its answers to the other half turn right as well, rather suddenly: it *groks* {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of its inputs during
 # that time. Once calibrated against relabelled tokens, one number read from it, the *circulant score*, tells whether
 # the network has found the circle on which the operation is a shift. It starts at zero, stays low through
 # memorisation, and rises to about one **before** the test accuracy does, for all four operations.
@@ -54,9 +55,7 @@ batch_size: int = 128  # pairs per update, in [1, inf)
 lr: float = 5e-3  # learning rate of AdamW, 1 / update, in (0, 1]
 weight_decay: float = 1.0  # decoupled weight decay of AdamW, in [0, inf)
 clip: float = 1.0  # largest gradient norm, in (0, inf)
-precision: str = (
-    "fp32"  # of the forward pass; auto is bf16 where the hardware has it; one of {auto, fp32, bf16}
-)
+precision: str = "fp32"  # auto is bf16 if the hardware has it; one of {auto, fp32, bf16}
 eval_every: int = 50  # updates between evaluations, in [1, inf)
 sketch: int = 2  # random outputs per example in the AGOP, in [1, 1024]
 controls: bool = True  # also train the two negative controls
@@ -207,10 +206,8 @@ def new_network(seed):
 def train_network(job):
     """Train one network and return its row of `runs.csv`."""
     task = task_of(
-        job["operation"],
-        CONTROLS[job["control"]].get("train_fraction", train_fraction),
-        job["seed"],
-    )
+        job["operation"], CONTROLS[job["control"]].get("train_fraction", train_fraction), job["seed"]
+    )  # fmt: skip
     network, folder = new_network(job["seed"]), run.inputs / name_of(job)
     rows = grokking.train(
         network, task, recipe_of(job), table_of(job), folder, sketch=sketch, progress=False
@@ -425,7 +422,7 @@ axes[0, 1].set(ylabel="cosine", ylim=(0, 1.05))
 axes[1, 0].set(ylabel="norm; loss, nat", xlabel="updates")
 axes[1, 1].set(ylabel="share in hidden basis", xlabel="updates", ylim=(0, 3 / d_model))
 axes[1, 1].legend([null], [r"null $1/d$"])
-axes[1, 0].legend(handles=axes[1, 0].lines[-1:], loc="upper right")
+axes[1, 0].legend(handles=axes[1, 0].lines[-1:], loc="lower left")
 figures.power_ticks(axes[1, 0])
 figures.legend_once(axes[0, 0])
 figures.letter_panels(axes.flat)
@@ -520,6 +517,7 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
         order = modular.token_order(operation, p).numpy()
         plt.matshow(first_block(operation, milestone)[order][:, order])
         plt.title(f"{SYMBOL[operation]}, {milestone}")
+        plt.grid(False)
 
 
 # %% [markdown]
@@ -684,9 +682,9 @@ add_claim(
 
 # %%
 claims = run.claims(claims)
-claims.set_index("claim")
+claims.set_index("claim").rename_axis(None)
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "remove-cell"]
 print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 
 # %% [markdown]

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from fieldbook.checkpoints import atomic_write
 
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
@@ -21,10 +21,11 @@ METADATA = {
 def regenerate(source: Path) -> Path:
     """Write the executed `.ipynb` beside a percent script, at the default parameters; the old one is not read.
 
-    Cell ids follow from the source, progress bars and execution times are left out.
+    Cell ids follow from the source, progress bars and execution times are left out. While it runs, the notebook on disk
+    is the new one without outputs: a chapter checks its parameters against that file.
 
     Returns:
-        The notebook's path; it is replaced only when every cell has run.
+        The notebook's path; if a cell raises, the file is as it was before.
     Raises:
         nbclient.exceptions.CellExecutionError: a cell raised.
     """
@@ -33,15 +34,25 @@ def regenerate(source: Path) -> Path:
         sources = [earlier.source for earlier in notebook.cells[:index]]
         cell["id"] = f"{sha256(cell.source.encode()).hexdigest()[:12]}-{sources.count(cell.source)}"
     notebook.metadata = nbformat.from_dict(METADATA)
-    where = {"metadata": {"path": source.parent}}
-    NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=where).execute()
+    target = source.with_suffix(".ipynb")
+    earlier = target.read_bytes() if target.exists() else None
+    _write(target, notebook)
+    try:
+        where = {"metadata": {"path": source.parent}}
+        NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=where).execute()
+    except BaseException:
+        target.unlink() if earlier is None else target.write_bytes(earlier)
+        raise
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    target = source.with_suffix(".ipynb")
-    atomic_write(target, lambda file: file.write(nbformat.writes(notebook).encode() + b"\n"))
+    _write(target, notebook)
     return target
+
+
+def _write(target: Path, notebook: nbformat.NotebookNode) -> None:
+    atomic_write(target, lambda file: file.write(nbformat.writes(notebook).encode() + b"\n"))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,38 @@ def test_a_bad_parameter_file_is_refused_before_a_kernel_starts(tmp_path: Path) 
     assert log.stat().st_size == 0, "Snakemake creates the file, papermill would have filled it"
 
 
+def test_make_says_what_to_do_about_a_lock_that_a_crash_left_behind(built: Path) -> None:
+    page = built / "build/quick/html/index.html"
+    page.unlink()
+    lock = built / ".snakemake/locks/0.output.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text(f"{page.relative_to(built)}\n", encoding="utf-8")
+    done = run("make book PROFILE=quick", built)
+    assert done.returncode != 0
+    assert "make unlock" in done.stdout
+    succeed("make unlock && make book PROFILE=quick", built)
+    assert page.is_file()
+
+
+def test_a_chapter_begins_with_its_py(built: Path) -> None:
+    chapter = first_chapter(built)
+    notebook = built / f"book/{chapter}.ipynb"
+    earlier = notebook.read_bytes()
+    notebook.unlink()
+    done = run("make book PROFILE=quick", built)
+    assert done.returncode != 0
+    assert f"book/{chapter}.ipynb" in done.stdout + done.stderr
+    succeed(f"make notebooks CHAPTER={chapter}", built)
+    assert notebook.is_file()
+    source = built / f"book/{chapter}.py"
+    broken = source.read_text(encoding="utf-8") + "\n# %%\nraise RuntimeError\n"
+    (built / "book/broken.py").write_text(broken, encoding="utf-8")
+    assert run("make notebooks CHAPTER=broken", built).returncode != 0
+    assert not (built / "book/broken.ipynb").exists(), "only a notebook that has run is kept"
+    (built / "book/broken.py").unlink()
+    notebook.write_bytes(earlier)
+
+
 # The last tests break the copy.
 def test_a_broken_page_fails_the_build(built: Path) -> None:
     page = built / "book/reproduce.md"

@@ -5,6 +5,7 @@ nbval runs them afresh in the same pytest run (`make test`).
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +13,8 @@ import jupytext
 import nbformat
 import pytest
 import yaml
+
+from fieldbook.parameters import specification
 
 ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -64,6 +67,21 @@ def test_pair_is_in_sync(chapter: str, notebook: nbformat.NotebookNode) -> None:
     assert found == expected, "run `make notebooks`"
 
 
+@pytest.mark.parametrize("started_in", [".", "book"])
+def test_saving_in_jupyterlab_writes_both_files(chapter: str, started_in: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("_vendor", ".ipynb_checkpoints"))
+    source = tmp_path / "book" / f"{chapter}.py"
+    before = source.read_text(encoding="utf-8")
+    manager = jupytext.TextFileContentsManager(root_dir=str(tmp_path / started_in))
+    path = source.with_suffix(".ipynb").relative_to(tmp_path / started_in).as_posix()
+    model = manager.get(path)
+    manager.save(model, path)
+    assert source.read_text(encoding="utf-8") == before
+    model["content"].cells[0].source += "\n\nAnd a remark."
+    manager.save(model, path)
+    assert source.read_text(encoding="utf-8").replace("#\n# And a remark.\n", "") == before
+
+
 def test_every_cell_was_executed_in_order_without_error(notebook: nbformat.NotebookNode) -> None:
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -84,6 +102,13 @@ def test_parameters_cell_is_tagged(notebook: nbformat.NotebookNode) -> None:
     names = {node.target.id for node in ast.parse(cells[0].source).body if isinstance(node, ast.AnnAssign)}
     assert {"profile", "workers", "shard"} <= names
     assert len(names) == len(ast.parse(cells[0].source).body), "only annotated assignments"
+
+
+def test_every_parameter_is_documented_and_read_by_papermill(chapter: str, notebook: nbformat.NotebookNode) -> None:
+    known = specification(ROOT / "book" / f"{chapter}.ipynb")
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(known) == len(ast.parse(cell.source).body)
+    assert not [name for name, (_, _, comment) in known.items() if not comment], "a parameter without a comment"
 
 
 def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) -> None:
