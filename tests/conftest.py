@@ -9,8 +9,13 @@ import shutil
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+
+settings.register_profile("ci", derandomize=True)  # a failure there must be the change's, not the dice's
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def pytest_configure(config: pytest.Config) -> None:
