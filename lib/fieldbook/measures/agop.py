@@ -15,8 +15,8 @@ Function = Callable[[Tensor], Tensor]
 def agop(f: Function, x: Tensor, *, batch: int = 128) -> Tensor:
     """Exact AGOP, one vector-Jacobian product per output.
 
-    A plain loop over the outputs: on a CPU vmapped products and `torch.func.jacrev` are no faster, since all of them are
-    bound by the same arithmetic (`benchmarks/agop.py`). Batches only bound the memory.
+    A plain loop over the outputs: on a CPU vmapped products and `torch.func.jacrev` are no faster, since all of them
+    are bound by the same arithmetic (`benchmarks/agop.py`). Batches only bound the memory.
 
     Args:
         f: (n, ...) -> (n, C); each example's output may depend on its own input only. Its parameters should be
