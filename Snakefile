@@ -23,9 +23,10 @@ LIBRARY = sorted(glob("lib/fieldbook/**/*.py", recursive=True) + glob("lib/field
 PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
 STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[st]*/*"))]
 RENDERED = config.get("published", "laptop")  # the profile that html_published shows
+OPERATIONS = ["add", "sub", "mul", "div"]
 
 GPU = {"paper": 1}  # everything else runs on the CPU
-MINUTES = {"quick": 10, "laptop": 60, "paper": 1440}
+MINUTES = {"quick": 10, "small": 10, "laptop": 60, "paper": 1440}
 
 # Snakemake itself would take an earlier page for up to date.
 if missing := [file for file in NEEDED if not Path(file).exists()]:
@@ -42,13 +43,23 @@ def rows(wildcards):
     return "build/published/.copied" if wildcards.build == "published" else []
 
 
+def trained(wildcards):
+    """Weights of trained networks that a chapter starts from, by its parameter `networks`, a profile of agop."""
+    if wildcards.build == "published":
+        return []
+    parameters = yaml.safe_load(Path(f"parameters/{wildcards.chapter}/{wildcards.build}.yaml").read_text(encoding="utf-8"))
+    folder = f"build/{wildcards.build}/data/inputs/networks/{parameters.get('networks')}"
+    return [f"{folder}/{operation}.safetensors" for operation in OPERATIONS] if "networks" in parameters else []
+
+
 wildcard_constraints:
-    build="|".join([*PROFILES, "published"]),
+    build="|".join([*PROFILES, "small", "published"]),
+    networks=r"\w+",
     chapter="|".join(CHAPTERS),
     text="|".join(TEXTS),
 
 
-localrules: quick, laptop, paper, html_published, copy_published, text, html
+localrules: quick, laptop, paper, html_published, copy_published, networks, text, html
 
 
 rule laptop:
@@ -77,6 +88,7 @@ rule copy_published:
 rule chapter:
     input:
         rows,
+        trained,
         LIBRARY,
         notebook="book/{chapter}.ipynb",
         parameters=lambda wildcards: f"parameters/{wildcards.chapter}/{profile(wildcards)}.yaml",
@@ -97,6 +109,16 @@ rule chapter:
         papermill {input.notebook} {log} -f {input.parameters} -p workers {threads} --no-progress-bar
         cp {log} {output}
         """
+
+
+# What agop has trained under one profile is what other chapters start from, under any.
+rule networks:
+    input: "build/{networks}/book/agop.ipynb"
+    output: expand("build/{{build}}/data/inputs/networks/{{networks}}/{operation}.safetensors", operation=OPERATIONS)
+    run:
+        for file in map(Path, output):
+            trained = f"build/{wildcards.networks}/data/inputs/agop/{wildcards.networks}/{file.stem}_seed0"
+            shell(f"cp {trained}/final.safetensors {file}")
 
 
 # The front page collects the claims of all chapters.

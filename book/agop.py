@@ -71,12 +71,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, grokking, parameters, results, tables
-from fieldbook.checkpoints import load_weights
+from fieldbook import figures, grokking, networks, parameters, results, tables
 from fieldbook.data import modular
 from fieldbook.measures import agop, circulant
-from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import Recipe, resolve_precision
+from fieldbook.recipe import resolve_precision
 
 chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
 globals().update(chosen)
@@ -96,15 +94,8 @@ pd.set_option("display.max_colwidth", None)
 # Part of the test set is no test of the rule. For a commutative operation half of the test pairs $(a, b)$ have their
 # mirror $(b, a)$ in the train set, and products with zero are all zero. The *strict* test pairs leave both out.
 
-
 # %%
-def task_of(operation, share=train_fraction, seed=seeds[0]):
-    """One operation's pairs, answers and split."""
-    return modular.task(operation, p, share, seed, exclude_zero=exclude_zero)
-
-
-# %%
-tasks = {operation: task_of(operation) for operation in operations}
+tasks = {operation: networks.task_of(chosen, operation, seeds[0]) for operation in operations}
 counts = [(len(t.pairs), t.train.sum(), (~t.train).sum(), t.strict.sum()) for t in tasks.values()]
 pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict test"]).astype(int)
 
@@ -181,37 +172,19 @@ def table_of(job):
 
 
 # %% [markdown]
-# A recipe holds all that determines the weights. The run stops `settle` updates after its test accuracy has passed
-# 99 %: until then the monitored quantity keeps growing, afterwards it no longer improves.
+# A control differs from the other networks in one parameter. The training recipe holds all that determines the weights;
+# a run stops `settle` updates after its test accuracy has passed 99 %.
 
 
 # %%
-def recipe_of(job):
-    """The training recipe of one network."""
-    decay = CONTROLS[job["control"]].get("weight_decay", weight_decay)
-    return Recipe(
-        steps=steps, batch_size=batch_size, lr=lr, weight_decay=decay, betas=(0.9, 0.98), warmup=10, clip=clip,
-        seed=job["seed"], precision=resolve_precision(precision, device), eval_every=eval_every,
-        monitor="waiting", mode="max", patience=max(settle // eval_every, 1),
-    )  # fmt: skip
-
-
-# %%
-def new_network(seed):
-    """An untrained network with this seed's initial weights."""
-    sizes = {"d_model": d_model, "n_heads": n_heads, "n_layers": n_layers, "d_hidden": d_hidden}
-    return Grokker(p, **sizes, activation=activation, operator=operator, seed=seed).to(device)
-
-
 def train_network(job):
     """Train one network and return its row of `runs.csv`."""
-    task = task_of(
-        job["operation"], CONTROLS[job["control"]].get("train_fraction", train_fraction), job["seed"]
-    )  # fmt: skip
-    network, folder = new_network(job["seed"]), run.inputs / name_of(job)
-    rows = grokking.train(
-        network, task, recipe_of(job), table_of(job), folder, sketch=sketch, progress=False
-    )
+    settings, folder = chosen | CONTROLS[job["control"]], run.inputs / name_of(job)
+    task = networks.task_of(settings, job["operation"], job["seed"])
+    network = networks.network_of(settings, job["seed"]).to(device)
+    recipe = networks.recipe_of(settings, job["seed"], device)
+    table, options = table_of(job), {"sketch": sketch, "progress": False}
+    rows = grokking.train(network, task, recipe, table, folder, **options)
     return {**job, **grokking.summary(rows)}
 
 
@@ -223,8 +196,8 @@ def train_network(job):
 # %% tags=["hide-input"]
 def first_block(operation, milestone):
     """The centred one-hot AGOP block of operand a, (p, p) in natural order, at a checkpoint of the first seed."""
-    network = new_network(seeds[0]).requires_grad_(False)
-    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / f"{milestone}.safetensors")
+    file = run.inputs / f"{operation}_seed{seeds[0]}" / f"{milestone}.safetensors"
+    network = networks.load(chosen, file).to(device).requires_grad_(False)
     operands = network.token(tasks[operation].pairs.to(device))
     g = agop.agop_sketch(network.decode, operands, torch.Generator(device).manual_seed(0), k=4)
     return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
@@ -232,11 +205,11 @@ def first_block(operation, milestone):
 
 def spectrum_of(operation):
     """Shares of the embedding's Fourier energy before and after training, (p // 2, 2), first seed."""
-    network, order = new_network(seeds[0]).requires_grad_(False), modular.token_order(operation, p)
-    before = circulant.fourier_energies(network.numbers[order])
-    load_weights(network, run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors")
-    energies = torch.stack([before, circulant.fourier_energies(network.numbers[order])], 1)
-    return (energies / energies.sum(0)).tolist()
+    final = run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors"
+    both = [networks.network_of(chosen, seeds[0]), networks.load(chosen, final)]
+    order = modular.token_order(operation, p)
+    energies = [circulant.fourier_energies(network.numbers.detach()[order]) for network in both]
+    return torch.stack([e / e.sum() for e in energies], 1).tolist()
 
 
 # %% [markdown]
@@ -244,8 +217,8 @@ def spectrum_of(operation):
 # changes, earlier rows are set aside and computed again.
 
 # %%
-makers = [task_of, recipe_of, new_network, train_network, first_block, spectrum_of]
-run = results.Run("agop", chosen, uses=[grokking, CONTROLS, *makers])
+makers = [train_network, first_block, spectrum_of]
+run = results.Run("agop", chosen, uses=[grokking, networks, CONTROLS, *makers])
 runs_table = run.table("runs", ["operation", "seed", "control"])
 
 # %%
@@ -327,8 +300,8 @@ PANELS = {
 
 # %% mystnb={"image": {"alt": "Test accuracy on all pairs, on strict pairs, and of the residue class, against updates"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3), sharey=True, sharex=True)
-for ax, (title, (chosen, look)) in zip(axes, PANELS.items(), strict=True):
-    for _, one in headline[headline.operation.isin(chosen)].groupby(["operation", "seed"]):
+for ax, (title, (members, look)) in zip(axes, PANELS.items(), strict=True):
+    for _, one in headline[headline.operation.isin(members)].groupby(["operation", "seed"]):
         figures.curves(ax, one, look | STRICT)
     ax.set(title=title, xlabel="updates")
     figures.legend_once(ax)
@@ -587,7 +560,7 @@ text, source = (
     "Mallinar et al. 2024: features improve first",
 )
 ours = f"{', '.join(found)} (mean ± sd of {len(grown)} networks)"
-add_claim(text, source, ours, (grown[list(leads)] > 0).all(axis=None), full)
+add_claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), full)
 
 # %% [markdown]
 # The next four are about what could be mistaken for it: networks that do not grok, progress measures that rise without

@@ -18,10 +18,10 @@ from fieldbook.data.modular import Task, residue_class, token_order
 from fieldbook.measures import circulant
 from fieldbook.measures.agop import agop_sketch, loss_gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
+from fieldbook.networks import GROKKED, waiting
 from fieldbook.recipe import Recipe
 from fieldbook.tables import Table
 
-GROKKED = 0.99  # test accuracy
 MILESTONES: dict[str, Callable[[dict], bool]] = {
     "initial": lambda row: row["step"] == 0,
     "memorised": lambda row: row["train_acc"] > 0.99,
@@ -69,7 +69,7 @@ def train(
             if reached(row) and not (folder / f"{name}.safetensors").exists():
                 save_weights(network, folder / f"{name}.safetensors")
         table.append(row)
-        return {"waiting": -1.0 if row["test_acc"] > GROKKED else float(step), "test_acc": row["test_acc"]}
+        return waiting(step, row["test_acc"])
 
     training.fit(
         model, loss, len(pairs), recipe,
@@ -99,12 +99,13 @@ def measure(
 
     def network(x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits.append(model.decode(x).float())
-        return logits[-1]
+            outputs = model.decode(x).float()
+        logits.append(outputs.detach())
+        return outputs
 
     with _frozen(model), torch.autocast(device.type, enabled=False):
         gradient = agop_sketch(network, operands, generator, k=sketch)
-        outputs = torch.cat(logits).detach()
+        outputs = torch.cat(logits)
         loss_gradient = loss_gradient_covariance(network, operands[train], target[train])
         blocks = one_hot_blocks(gradient, model.numbers.detach())
         row = {
@@ -125,9 +126,11 @@ def measure(
 def _frozen(model: Grokker) -> Iterator[None]:
     flags = [w.requires_grad for w in model.parameters()]
     model.requires_grad_(False)
-    yield
-    for weight, flag in zip(model.parameters(), flags, strict=True):
-        weight.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for weight, flag in zip(model.parameters(), flags, strict=True):
+            weight.requires_grad_(flag)
 
 
 def cycle_bias_hidden(model: Grokker) -> float:
@@ -148,13 +151,16 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
         rows: of `train`.
     Returns:
         `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10`,
-        `lead_50`, steps from the score's crossing of that share of its range to the strict test accuracy's; final
-        values.
+        `lead_50`, steps from the score's crossing of that share of its range to the strict test accuracy's, nan if
+        that accuracy never reaches one half; final values.
     """
     grokked = rows.step[rows.test_acc > GROKKED]
+    generalised = rows.test_acc_strict.max() >= 0.5
     leads = {
         f"lead_{percent}": crossing(rows.step, rows.test_acc_strict, percent / 100)
         - crossing(rows.step, rows.agop_circ, percent / 100)
+        if generalised
+        else math.nan
         for percent in (10, 50)
     }
     last = rows.iloc[-1]

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fieldbook.checkpoints import atomic_write
 from fieldbook.provenance import provenance, source_hash
 from fieldbook.tables import Row, Table
 
-EXECUTION = ("workers", "shard")  # parameters that say how rows are computed, not which; nor do those named draw_..
+EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
 MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float, "csv_sha256": dict}
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
 
@@ -49,18 +49,23 @@ class Run:
         chapter: names the folders.
         parameters: checked parameters (`fieldbook.parameters.load`), with `profile` among them.
         uses: what determines the rows beside the parameters: library modules, functions of the notebook, constants.
+        reads: input files that do so too, by name: rows belong to their content. Frozen results do without them.
     Raises:
         OSError: the results folder cannot be written; names it.
         ValueError: the profile names no folder; or results are frozen and do not belong to these parameters.
         RuntimeError: (any method that writes) a later run with other parameters or sources has taken the folder.
     """
 
-    def __init__(self, chapter: str, parameters: Row, uses: Iterable[Any] = ()):
+    def __init__(
+        self, chapter: str, parameters: Row, uses: Iterable[Any] = (), reads: Mapping[str, Path] | None = None
+    ):
         self.chapter, self.profile = chapter, parameters["profile"]
         self.folder, self.inputs = paths.data(chapter, self.profile), paths.inputs(chapter, self.profile)
         self._started = time.monotonic()
         chosen = {k: value for k, value in parameters.items() if k not in EXECUTION and not k.startswith("draw_")}
         identity = {"chapter": chapter, "parameters": chosen, "sources": source_hash(uses)}
+        if reads and not paths.frozen():
+            identity["inputs"] = {name: sha256(path) for name, path in reads.items()}
         self._identity = json.loads(json.dumps(identity))  # as a manifest gives it back: tuples are lists there
         if paths.frozen():
             self._require_same()
@@ -159,6 +164,8 @@ class Run:
             return "there is no readable manifest"
         if manifest["parameters"] != self._identity["parameters"]:
             return _difference(manifest["parameters"], self._identity["parameters"])
+        if not paths.frozen() and (old := manifest.get("inputs", {})) != (new := self._identity.get("inputs", {})):
+            return f"input {next(name for name in {**old, **new} if old.get(name) != new.get(name))} has changed"
         if manifest["sources"] != self._identity["sources"]:
             return "the library has changed"
         for name, digest in manifest.get("csv_sha256", {}).items():

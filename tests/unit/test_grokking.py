@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fieldbook import grokking
+from fieldbook import grokking, networks
 from fieldbook.checkpoints import load_weights
 from fieldbook.data.modular import task
 from fieldbook.measures.agop import agop, one_hot_blocks
@@ -106,6 +106,14 @@ def test_crossing_and_summary():
 
 
 def test_stopping_a_while_after_grokking(tmp_path, monkeypatch):
-    monkeypatch.setattr(grokking, "GROKKED", -1.0)  # "grokked" from the start
+    monkeypatch.setattr(networks, "GROKKED", -1.0)  # "grokked" from the start
     _, rows = go(tmp_path, steps=200, monitor="waiting", mode="max", patience=3)
     assert rows.step.max() == 30
+
+
+def test_a_network_that_does_not_generalise_has_no_lead():
+    flat = [0, 0, 0.1, 0.3]
+    rows = pd.DataFrame(
+        {"step": range(4), "test_acc": flat, "test_acc_strict": flat, "agop_circ": flat, "emb_gini": 0.5}
+    )
+    assert math.isnan(grokking.summary(rows)["lead_50"])

@@ -1,0 +1,111 @@
+"""The grokked networks that several chapters share: chapter agop's settings make them, and here they are found.
+
+Settings are the parameters of chapter agop, by name, for instance those of one of its profiles.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from joblib import Parallel, delayed
+from torch import Tensor
+
+from fieldbook import parameters, paths, training
+from fieldbook.checkpoints import load_weights, save_weights
+from fieldbook.data.modular import Task, task
+from fieldbook.models.grokker import Grokker
+from fieldbook.recipe import Recipe, resolve_precision
+
+GROKKED = 0.99  # test accuracy
+Settings = Mapping[str, Any]
+
+
+def settings_of(profile: str) -> dict[str, Any]:
+    """The parameters of chapter agop under one of its profiles."""
+    return parameters.check_file(paths.notebook("agop"), paths.ROOT / "parameters" / "agop" / f"{profile}.yaml")
+
+
+def task_of(settings: Settings, operation: str, seed: int) -> Task:
+    """The pairs of an operation and their split."""
+    return task(operation, settings["p"], settings["train_fraction"], seed, exclude_zero=settings["exclude_zero"])
+
+
+def network_of(settings: Settings, seed: int) -> Grokker:
+    """An untrained network with the initial weights of a seed."""
+    names = ("p", "d_model", "n_heads", "n_layers", "d_hidden", "activation", "operator")
+    return Grokker(**{name: settings[name] for name in names}, seed=seed)
+
+
+def recipe_of(settings: Settings, seed: int, device: torch.device) -> Recipe:
+    """AdamW for `steps` updates, or until `settle` updates after the test accuracy has passed 99 %."""
+    names = ("steps", "batch_size", "lr", "weight_decay", "clip", "eval_every")
+    return Recipe(
+        **{name: settings[name] for name in names}, betas=(0.9, 0.98), warmup=10, seed=seed,
+        precision=resolve_precision(settings["precision"], device),
+        monitor="waiting", mode="max", patience=max(settings["settle"] // settings["eval_every"], 1),
+    )  # fmt: skip
+
+
+def waiting(step: int, test_acc: float) -> dict[str, float]:
+    """What `recipe_of` monitors: `waiting` grows until the network has grokked, then stays, and patience runs out."""
+    return {"waiting": -1.0 if test_acc > GROKKED else float(step), "test_acc": test_acc}
+
+
+def trained(
+    profile: str, operations: Sequence[str], *, workers: int = 1, train_missing: bool = True
+) -> dict[str, Path]:
+    """Weights of one trained network per operation, in the results folder: {operation: safetensors file}.
+
+    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing are trained here, as that
+    chapter does with its first seed. A killed call continues.
+
+    Args:
+        profile: of chapter agop, in `parameters/agop/<profile>.yaml`.
+        workers: processes of one thread each.
+        train_missing: train what is not there; otherwise that is an error.
+    Raises:
+        FileNotFoundError: no such profile; or a network is missing and may not be trained. Names file and remedy.
+    """
+    files = {operation: paths.inputs("networks", profile) / f"{operation}.safetensors" for operation in operations}
+    missing = [operation for operation in operations if not files[operation].exists()]
+    if missing and not train_missing:
+        remedy = f"run chapter agop at profile {profile} through Snakemake, or set train_missing"
+        raise FileNotFoundError(f"no trained network at {files[missing[0]]}; {remedy}")
+    settings = settings_of(profile)
+    Parallel(n_jobs=min(workers, len(missing)) or 1)(delayed(_train)(settings, o, files[o]) for o in missing)
+    return files
+
+
+def load(settings: Settings, file: Path) -> Grokker:
+    """A network with the weights of a file; raises as `fieldbook.checkpoints.load_weights` does."""
+    model = network_of(settings, 0)
+    load_weights(model, file)
+    return model
+
+
+def _train(settings: Settings, operation: str, file: Path) -> None:
+    """Train one network, watching its test accuracy alone, and leave its weights in a file."""
+    torch.set_num_threads(1)
+    device, seed = torch.device("cuda" if torch.cuda.is_available() else "cpu"), settings["seeds"][0]
+    model, t = network_of(settings, seed).to(device), task_of(settings, operation, seed)
+    (pairs, target), (test_pairs, test_target) = (
+        (t.pairs[split].to(device), t.target[split].to(device)) for split in (t.train, ~t.train)
+    )
+
+    def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
+        chosen = index.to(device)
+        return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
+
+    def evaluate(network: Grokker, step: int) -> dict[str, float]:
+        return waiting(step, float((network(test_pairs).argmax(1) == test_target).double().mean()))
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            training.fit(
+                model, loss, len(pairs), recipe_of(settings, seed, device),
+                evaluate=evaluate, checkpoint=file.with_suffix(""), progress=False,
+            )  # fmt: skip
+            save_weights(model, file)
