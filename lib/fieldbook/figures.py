@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -75,6 +76,23 @@ def curves(axes: Axes, frame: pd.DataFrame, looks: Mapping[str, tuple[str, str, 
     """Draw columns of a frame over its `step`, each with its (label, colour name or colour, line style)."""
     for name, (label, color, style) in looks.items():
         axes.plot(frame.step, frame[name], label=label, color=COLORS.get(color, color), ls=style, **line)
+
+
+def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.Series, **look: object) -> QuadMesh:
+    """Cells of a logarithmic grid as colours, flagged ones hatched.
+
+    Args:
+        frame: one row per cell; `names`: its columns for x, y and the colour.
+        flagged: one bool per row.
+    """
+    x, y, value = names
+    grid = frame.assign(flagged=flagged).pivot(index=y, columns=x, values=[value, "flagged"])
+    columns, index = np.log10(grid[value].columns), np.log10(grid.index)
+    mesh = axes.pcolormesh(columns, index, grid[value].to_numpy(float), shading="nearest", **look)
+    crossed = np.ma.masked_equal(grid["flagged"].to_numpy(bool), False)
+    axes.pcolor(columns, index, crossed, shading="nearest", hatch="//////", alpha=0)
+    axes.grid(False)
+    return mesh
 
 
 def legend_once(axes: Axes, above: Figure | None = None, **options: object) -> None:

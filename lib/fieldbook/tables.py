@@ -98,8 +98,14 @@ class Table:
         with self._writing():
             atomic_write(self.path, lambda file: file.write(text.encode()))
 
-    def sort(self, order: Sequence[Row]) -> None:
-        """Put the rows of these keys first, in this order, so that the bytes do not tell which was appended first."""
+    def sort(self, order: Sequence[Row] | None = None) -> None:
+        """Put the rows of these keys first, in this order, so that the bytes do not tell which was appended first.
+
+        Args:
+            order: by the key columns themselves unless given.
+        """
+        if order is None:
+            order = self.frame().sort_values(list(self.keys)).to_dict("records")
         if self._sorted(order) != self._read()[0]:
             self._refuse_if_frozen()
             with self._writing():

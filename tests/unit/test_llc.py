@@ -40,7 +40,7 @@ def test_slices_find_every_parameter(network):
 
 def test_losses_are_zero_at_the_start_whatever_the_minibatch(network):
     model, pairs, target = network
-    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seed=0)
+    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seeds=[0])
     for step in range(4):
         losses, _ = gradient(llc.flatten(model)[None], step)
         assert losses.abs().max() < 1e-12
@@ -50,7 +50,7 @@ def test_common_baseline_removes_noise_and_not_the_mean(network):
     model, pairs, target = network
     w = llc.flatten(model)
     near = w + 0.01 * torch.randn(len(w), dtype=w.dtype, generator=torch.Generator().manual_seed(0))
-    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seed=0)
+    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seeds=[0])
     batches = len(target)  # a multiple of whole epochs, so that batches average to the full set
     relative = torch.stack([gradient(near[None], step)[0] for step in range(batches)]).squeeze()
     losses_of = llc.stacked_losses(model)
@@ -64,7 +64,7 @@ def test_common_baseline_removes_noise_and_not_the_mean(network):
 
 def test_a_chain_on_a_network_runs_and_is_reproducible(network):
     model, pairs, target = network
-    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=8, seed=0)
+    gradient = llc.minibatch_gradient(model, pairs, target, batch_size=8, seeds=[0])
     options = {"eps": 1e-4, "n_beta": llc.inverse_temperature(len(target)), "gamma": 1.0, "steps": 6}
     runs = [
         torch.stack(

@@ -54,14 +54,14 @@ def test_fixed_eps_breaks_a_small_residual_stream():
     gap = symmetry.logit_gap(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS)
     assert gap > 0.1
     with pytest.raises(ValueError, match="alpha needs eps_mode = 'coscaled'"):
-        symmetry.require_exact(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS)
+        symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS))
 
 
 def test_gelu_breaks_beta_and_not_alpha():
     model = network("gelu")
-    assert symmetry.require_exact(model, symmetry.rescale(model, 3.0), PAIRS) <= symmetry.LOGIT_GATE
+    assert symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 3.0), PAIRS)) <= symmetry.LOGIT_GATE
     with pytest.raises(ValueError, match="beta needs a ReLU"):
-        symmetry.require_exact(model, symmetry.rescale(model, 1.0, 3.0), PAIRS)
+        symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 1.0, 3.0), PAIRS))
 
 
 def test_the_other_symmetries_are_exact():

@@ -7,7 +7,8 @@ c^-1, that of the rule that divides by the squared norm as c^-4, and those of `r
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +22,25 @@ class Metric(NamedTuple):
     drift: Tensor
 
 
-State = Tensor | None
+State = Any
 Update = Callable[[State, Tensor, Tensor], tuple[Metric, State]]
 Preconditioner = tuple[Callable[[Tensor], State], Update]
 
 
+@dataclass(frozen=True)
+class Constant:
+    """The `update` of a metric that neither point nor gradient changes."""
+
+    metric: Metric
+
+    def __call__(self, state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
+        return self.metric, state
+
+
 def sgld() -> Preconditioner:
     """P = 1, A = 1. Source: Welling & Teh 2011."""
-
-    def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
-        return Metric(torch.ones_like(w), torch.ones_like(w), torch.zeros_like(w)), state
-
-    return _stateless, update
+    one = torch.ones((), dtype=torch.float64)
+    return _stateless, Constant(Metric(one, one, 0 * one))
 
 
 def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
@@ -41,18 +49,19 @@ def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
     Gamma is dropped, as the paper recommends. Source: Li et al. 2016 (arXiv:1512.07666), algorithm 1.
     """
 
-    def init(w: Tensor) -> Tensor:
-        return torch.zeros(2, *w.shape, dtype=w.dtype, device=w.device)  # moving average, and its total weight
+    def init(w: Tensor) -> tuple[Tensor, float]:
+        return torch.zeros_like(w), 0.0  # moving average of g^2, and the total weight in it
 
-    def update(state: Tensor, w: Tensor, g: Tensor) -> tuple[Metric, Tensor]:
-        state = decay * state + (1 - decay) * torch.stack([g.square(), torch.ones_like(g)])
-        preconditioner = 1 / ((state[0] / state[1]).sqrt() + damping)
-        return Metric(preconditioner, torch.ones_like(w), torch.zeros_like(w)), state
+    def update(state: tuple[Tensor, float], w: Tensor, g: Tensor) -> tuple[Metric, tuple[Tensor, float]]:
+        average, weight = state
+        average, weight = torch.lerp(g.square(), average, decay), decay * weight + 1 - decay
+        preconditioner = 1 / ((average / weight).sqrt() + damping)
+        return Metric(preconditioner, w.new_ones(()), w.new_zeros(())), (average, weight)
 
     return init, update
 
 
-def rsgld(fisher: Tensor, orbits: Sequence[Tensor], *, damping: float = 1e-2) -> Preconditioner:
+def rsgld(fisher: Tensor, orbits: Sequence[Tensor], *, damping: float = 1.0) -> Preconditioner:
     """P = 1 / (F + damping * mean of F over the orbit), frozen, A = 1 / P.
 
     The damping is covariant: it scales with the Fisher information of the coordinates that scale together.
@@ -92,7 +101,7 @@ def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner
 
     def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
         norm = _over_orbits(w.square(), orbits, torch.sum)
-        return Metric(1 / (norm + damping), torch.ones_like(w), torch.zeros_like(w)), state
+        return Metric(1 / (norm + damping), w.new_ones(()), w.new_zeros(())), state
 
     return _stateless, update
 
@@ -107,6 +116,9 @@ def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
         factors: (..., D) c, one row per cell.
     """
     init, update = build
+    if isinstance(update, Constant):
+        p, a, drift = update.metric
+        return init, Constant(Metric(p / factors**2, a * factors**2, drift / factors if drift.any() else drift))
 
     def framed(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
         metric, state = update(state, factors * w, g / factors)
@@ -117,8 +129,7 @@ def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
 
 
 def _frozen(preconditioner: Tensor) -> Preconditioner:
-    metric = Metric(preconditioner, _inverse(preconditioner), torch.zeros_like(preconditioner))
-    return _stateless, lambda state, w, g: (metric, state)
+    return _stateless, Constant(Metric(preconditioner, _inverse(preconditioner), preconditioner.new_zeros(())))
 
 
 def _stateless(w: Tensor) -> None:

@@ -7,6 +7,7 @@ targets exp(-n_beta L(w) - gamma/2 |w - w*|_A^2) as eps -> 0. Source: Ma, Chen &
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +17,29 @@ from fieldbook.samplers.preconditioners import Metric, Preconditioner
 Gradient = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def step(
-    w: Tensor, g: Tensor, w_star: Tensor, metric: Metric, noise: Tensor, *, eps: float, n_beta: float, gamma: float
-) -> Tensor:
-    """One update of (..., D) points; `g` is the gradient of the mean loss, `noise` standard normal."""
+class Coefficients(NamedTuple):
+    """A metric with the settings of a chain multiplied in: w <- w + push g + pull (w* - w) + drift + spread xi."""
+
+    push: Tensor
+    pull: Tensor
+    drift: Tensor
+    spread: Tensor
+
+
+def coefficients(
+    metric: Metric, like: Tensor, *, eps: float | Tensor, n_beta: float, gamma: float | Tensor
+) -> Coefficients:
+    """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like` and where it is."""
     p, a, drift = metric
-    force = p * (n_beta * g + gamma * a * (w - w_star)) - drift
-    return w - eps / 2 * force + (eps * p).sqrt() * noise
+    scaled = eps * p
+    parts = (-n_beta / 2 * scaled, gamma / 2 * scaled * a, eps / 2 * drift, scaled.sqrt())
+    return Coefficients(*(part.to(like) for part in parts))
+
+
+def step(w: Tensor, g: Tensor, w_star: Tensor, noise: Tensor, by: Coefficients) -> Tensor:
+    """One update of (..., D) points in few passes; `g` is the gradient of the mean loss, `noise` standard normal."""
+    w = torch.lerp(w, w_star, by.pull).addcmul_(by.push, g).addcmul_(by.spread, noise)
+    return w if by.drift.ndim == 0 and not by.drift else w.add_(by.drift)
 
 
 def chain(
@@ -31,32 +48,50 @@ def chain(
     preconditioner: Preconditioner,
     generator: torch.Generator,
     *,
-    eps: float,
+    eps: float | Tensor,
     n_beta: float,
-    gamma: float,
+    gamma: float | Tensor,
     steps: int,
     common_noise: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run stacked chains from w*, yielding (losses, points) at the points where gradients are taken.
 
     Args:
-        gradient: (w, step) -> (losses (..., batch) or (...), gradient of their mean (..., D)).
-        w_star: (chains, D) start and centre of localisation.
-        common_noise: the same noise for every chain (common random numbers), so that they differ by metric alone.
+        gradient: (w, step) -> (losses, gradient of their mean, shaped like w).
+        w_star: (cells, .., D) start and centre of localisation.
+        eps, gamma: numbers, or tensors that broadcast against w, such as (cells, 1, 1).
+        common_noise: the same noise for every index of the first axis (common random numbers), so that cells differ by
+            their metric alone.
     Raises:
         ValueError: eps, n_beta or steps is not positive, or gamma is negative.
     """
-    for name, value, accepted in (("eps", eps, eps > 0), ("n_beta", n_beta, n_beta > 0), ("steps", steps, steps > 0)):
-        if not accepted:
+    for name, value in (("eps", eps), ("n_beta", n_beta), ("steps", steps)):
+        if not (torch.as_tensor(value) > 0).all():
             raise ValueError(f"{name} = {value}: expected a positive number")
-    if gamma < 0:
+    if not (torch.as_tensor(gamma) >= 0).all():
         raise ValueError(f"gamma = {gamma}: expected 0 or more")
     init, update = preconditioner
-    w, state = w_star.clone(), init(w_star)
-    shape = w.shape[-1:] if common_noise else w.shape
+    w, state, previous = w_star.clone(), init(w_star), None
+    shape = w.shape[1:] if common_noise else w.shape
     for t in range(steps):
         losses, g = gradient(w, t)
         yield losses, w
         metric, state = update(state, w, g)
+        if metric is not previous:
+            by, previous = coefficients(metric, w, eps=eps, n_beta=n_beta, gamma=gamma), metric
         noise = torch.randn(shape, generator=generator, dtype=w.dtype, device=w.device)
-        w = step(w, g, w_star, metric, noise, eps=eps, n_beta=n_beta, gamma=gamma)
+        w = step(w, g, w_star, noise, by)
+
+
+def require_stable(eps: float, stiffness: float) -> None:
+    """Refuse a step size at which the stiffest direction overshoots for good.
+
+    Args:
+        stiffness: largest P (n_beta h + gamma A) over the directions, h the curvature of the loss.
+    Raises:
+        ValueError: eps * stiffness is 4 or more; says which eps would do.
+    """
+    if not eps * stiffness < 4:
+        raise ValueError(
+            f"eps = {eps:.3g} is unstable: expected eps P (n_beta h + gamma A) < 4, here eps < {4 / stiffness:.3g}"
+        )

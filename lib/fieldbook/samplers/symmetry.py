@@ -8,12 +8,14 @@ feed-forward ReLU, which is positively homogeneous, and its output weights undo 
 
 import copy
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fieldbook.models.grokker import Grokker
+from fieldbook.samplers.llc import parameter_slices
 
 LOGIT_GATE = 1e-4  # largest change of a logit at which a rescaling still counts as exact, float32
 
@@ -33,6 +35,20 @@ def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
         return next((powers for pattern, powers in _EXPONENTS.items() if re.fullmatch(pattern, name)), (0, 0))
 
     return {name: powers(name) for name, _ in model.named_parameters()}
+
+
+def orbits(model: Grokker) -> list[Tensor]:
+    """Indices into the flat parameter vector, one tensor per group that every exact rescaling scales together.
+
+    These are the weight and bias of each module, but for the biases of attention and feed-forward outputs: they do not
+    change when their weights are traded against what feeds them. (Trading a norm's gain would also split the linear
+    maps that read it; kept whole, the key's bias, to which softmax is blind, shares the scale of the key's weight.)
+    """
+    groups: dict[str, list[Tensor]] = {}
+    for name, indices in parameter_slices(model).items():
+        alone = re.fullmatch(r"blocks\.\d+\.(attn\.out|ffn\.down)\.bias", name)
+        groups.setdefault(name if alone else name.rpartition(".")[0], []).append(indices)
+    return [torch.cat(group) for group in groups.values()]
 
 
 def scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float]:
@@ -100,19 +116,25 @@ def logit_gap(model: Grokker, other: Grokker, pairs: Tensor) -> float:
         return float((model(pairs) - other(pairs)).abs().max())
 
 
-def require_exact(model: Grokker, other: Grokker, pairs: Tensor, gate: float = LOGIT_GATE) -> float:
-    """The `logit_gap` of a rescaled network, if it passes the gate.
+def require_exact(gap: float, gate: float = LOGIT_GATE) -> float:
+    """A `logit_gap` that passes the gate.
 
     Raises:
-        ValueError: the gap is above the gate; says what usually breaks the symmetry.
+        ValueError: it does not; says what usually breaks the symmetry.
     """
-    gap = logit_gap(model, other, pairs)
     if not gap <= gate:
         raise ValueError(
             f"the rescaled network's logits differ by {gap:.2g}, more than {gate:.0e}: beta needs a ReLU, "
             "alpha needs eps_mode = 'coscaled'"
         )
     return gap
+
+
+def grid_factors(model: Grokker, cells: Sequence[tuple[float, float]]) -> Tensor:
+    """Factor of every parameter in every cell, (cell, D), for cells given as (alpha, beta)."""
+    sizes = [w.numel() for w in model.parameters()]
+    per_tensor = torch.tensor([list(scale_factors(model, *cell).values()) for cell in cells], dtype=torch.float64)
+    return per_tensor.repeat_interleave(torch.tensor(sizes), 1)
 
 
 def log_grid(n: int, decades: float = 1.0, *, reference: bool = True) -> np.ndarray:
