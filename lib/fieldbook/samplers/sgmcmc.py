@@ -8,6 +8,7 @@ targets exp(-n_beta L(w) - gamma/2 |w - w*|_A^2) as eps -> 0. Source: Ma, Chen &
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +61,18 @@ def chain(
         metric, state = update(state, w, g)
         noise = torch.randn(shape, generator=generator, dtype=w.dtype, device=w.device)
         w = step(w, g, w_star, metric, noise, eps=eps, n_beta=n_beta, gamma=gamma)
+
+
+def require_stable(eps: float, stiffness: Tensor | np.ndarray) -> None:
+    """Check that Euler's scheme contracts: eps P a < 4 in every direction.
+
+    Args:
+        stiffness: P a of each direction (...), a = n_beta h + gamma A with h the curvature of the loss.
+    Raises:
+        ValueError: it does not; names the largest step size that would.
+    """
+    largest = float(stiffness.max())
+    if not eps * largest < 4:
+        raise ValueError(
+            f"eps = {eps}: expected eps P (n_beta h + gamma A) < 4 in every direction, so eps < {4 / largest:.3g}"
+        )
