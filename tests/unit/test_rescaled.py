@@ -6,6 +6,7 @@ import torch
 from fieldbook.data.modular import task
 from fieldbook.models.grokker import Grokker
 from fieldbook.samplers import llc, rescaled, symmetry
+from fieldbook.samplers.preconditioners import SAMPLERS
 
 HOW = rescaled.Sampling(steps=12, burn_in=2, chains=2, batch_size=8)
 CELLS = [(a, b) for a in (0.2, 1.0, 7.0) for b in (0.3, 1.0, 10.0)]
@@ -30,14 +31,14 @@ def start():
 @pytest.fixture(scope="module")
 def tuned(start):
     options = {"relaxation": 0.05, "target": 0.05 * start.n_beta * math.log(7), "n": 10}
-    return {name: rescaled.calibrate(start, name, HOW, **options)[0] for name in rescaled.SAMPLERS}
+    return {name: rescaled.calibrate(start, name, HOW, **options)[0] for name in SAMPLERS}
 
 
 def settings(tuned, name):
     return {key: tuned[name][key] for key in ("eps", "gamma")}
 
 
-@pytest.mark.parametrize("name", rescaled.SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_frame_is_the_rescaled_network(start, tuned, name):
     """One stack on the unscaled network gives the traces of chains in the rescaled networks, for every sampler."""
     framed = rescaled.traces(start, name, CELLS, HOW, **settings(tuned, name))
@@ -46,7 +47,7 @@ def test_the_frame_is_the_rescaled_network(start, tuned, name):
         assert torch.allclose(direct, framed[:, k], rtol=1e-6, atol=1e-9), cell
 
 
-@pytest.mark.parametrize("name", rescaled.SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_same_seed_traces_are_equal_in_all_cells_for_the_invariant_samplers_alone(start, tuned, name):
     traces = [rescaled.direct_trace(start, name, cell, HOW, **settings(tuned, name)) for cell in CELLS]
     reference = traces[CELLS.index((1.0, 1.0))]
@@ -94,11 +95,11 @@ def test_crossing_is_interpolated_and_a_target_out_of_reach_is_named():
 
 def test_what_cannot_be_sampled_is_refused_before_it_is(start, monkeypatch):
     gelu = network("gelu")
-    monkeypatch.setattr(rescaled, "traces", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr(rescaled, "chain", lambda *a, **k: pytest.fail("sampled"))
     with pytest.raises(ValueError, match="beta needs a ReLU"):
         rescaled.rows(gelu, "sgld", [(1.0, 3.0)], HOW, eps=1e-6, gamma=1.0)
     with pytest.raises(ValueError, match="sampler = 'adam': expected one of sgld, psgld"):
-        rescaled.preconditioner("adam", start.fisher, start.fisher, [])
+        rescaled.traces(start, "adam", CELLS, HOW, eps=1e-6, gamma=1.0)
 
 
 def test_an_unstable_step_is_refused_with_its_bound(start):

@@ -18,6 +18,17 @@ def test_two_layers_are_reduced_rank_regression():
             assert singular.deep_linear([m, h, n], r) == pytest.approx(singular.reduced_rank(m, h, n, r)), (m, h, n, r)
 
 
+def test_multiplicity_of_reduced_rank_regression():
+    """Two in the interior of the theorem's cases when the sum of sizes is odd, else one (Aoyagi & Watanabe 2005)."""
+    for m, h, n in itertools.product(range(1, 8), repeat=3):
+        for r in range(min(m, h, n) + 1):
+            interior = m + h >= n + r and n + h >= m + r and m + n >= h + r
+            expected = 2 if interior and (m + h + n + r) % 2 else 1
+            assert singular.deep_linear_multiplicity([m, h, n], r) == expected, (m, h, n, r)
+    assert singular.deep_linear_multiplicity([2, 2, 2, 2], 1) == 3
+    assert singular.deep_linear_multiplicity([4, 6], 2) == 1
+
+
 def test_one_layer_is_regular():
     assert singular.deep_linear([4, 6], 2) == 4 * 6 / 2
 
@@ -76,7 +87,7 @@ def test_quadratic_estimate_tends_to_half_the_dimension():
     h = np.array([0.5, 1.0, 7.0])
     options = {"preconditioner": np.ones(3), "n_beta": 100.0, "gamma": np.zeros(3)}
     assert singular.quadratic_estimate(h, eps=1e-5, steps=10**7, **options) == pytest.approx(1.5, rel=1e-3)
-    with pytest.raises(ValueError, match=r"eps = 0\.1: expected"):
+    with pytest.raises(ValueError, match=r"eps = 0\.1 is unstable: expected"):
         singular.quadratic_estimate(h, eps=0.1, steps=10, **options)
 
 

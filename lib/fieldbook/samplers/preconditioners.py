@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+SAMPLERS = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
+
 
 class Metric(NamedTuple):
     """P, A and Gamma, each (..., D) or broadcastable to it."""
@@ -104,6 +106,27 @@ def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner
         return Metric(1 / (norm + damping), w.new_ones(()), w.new_zeros(())), state
 
     return _stateless, update
+
+
+def named(
+    name: str, w_star: Tensor, fisher: Tensor, orbits: Sequence[Tensor], *, psgld_damping: float
+) -> Preconditioner:
+    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    builders = {
+        "sgld": sgld,
+        "psgld": lambda: psgld(damping=psgld_damping),
+        "rsgld": lambda: rsgld(fisher, orbits),
+        "si_sgld": lambda: si_sgld(w_star, orbits),
+        "si_adaptive": lambda: si_adaptive(w_star, orbits),
+        "si_div": lambda: si_div(orbits),
+    }
+    if name not in builders:
+        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return builders[name]()
 
 
 def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:

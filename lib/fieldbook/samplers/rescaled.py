@@ -7,6 +7,7 @@ grid differ by two scalars per tensor; noise and minibatches are the same in all
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from torch.nn.functional import cross_entropy
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import stream
 from fieldbook.samplers import llc, preconditioners, symmetry
-from fieldbook.samplers.preconditioners import Preconditioner
+from fieldbook.samplers.preconditioners import Preconditioner, named
 from fieldbook.samplers.sgmcmc import chain, require_stable
 
-SAMPLERS = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
-PSGLD_DAMPING = 1e-3  # the customary 1e-5 makes the first steps from a minimum, where gradients vanish, leave it
+_named = partial(
+    named, psgld_damping=1e-3
+)  # the customary 1e-5 makes the first steps from a minimum, where gradients vanish, leave it
 Cell = tuple[float, float]
 
 
@@ -54,24 +56,6 @@ class Sampling:
     seed: int = 0
 
 
-def preconditioner(name: str, w: Tensor, fisher: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
-    """One of `SAMPLERS` for the parameters w (.., D) with their Fisher information.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
-    return {
-        "sgld": lambda: preconditioners.sgld(),
-        "psgld": lambda: preconditioners.psgld(damping=PSGLD_DAMPING),
-        "rsgld": lambda: preconditioners.rsgld(fisher, orbits),
-        "si_sgld": lambda: preconditioners.si_sgld(w, orbits),
-        "si_adaptive": lambda: preconditioners.si_adaptive(w, orbits),
-        "si_div": lambda: preconditioners.si_div(orbits),
-    }[name]()
-
-
 def traces(
     start: Minimum,
     name: str,
@@ -89,7 +73,7 @@ def traces(
     """
     w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
     factors = symmetry.grid_factors(start.model, cells).to(w)[:, None]
-    build = preconditioner(name, factors * w, start.fisher / factors**2, orbits)
+    build = _named(name, factors * w, start.fisher / factors**2, orbits)
     framed, points = preconditioners.in_frame(build, factors), w.expand(len(cells), how.chains, -1)
     return _chain(start, start.model, points, framed, how, eps=eps, n_beta=n_beta or start.n_beta, gamma=gamma)
 
@@ -99,7 +83,7 @@ def direct_trace(start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: f
     model = symmetry.rescale(start.model, *cell)
     w, orbits = llc.flatten(model), symmetry.orbits(model)
     fisher = start.fisher / symmetry.grid_factors(start.model, [cell])[0].to(w) ** 2
-    build = preconditioner(name, w, fisher, orbits)
+    build = _named(name, w, fisher, orbits)
     points = w.expand(1, how.chains, -1)
     return _chain(start, model, points, build, how, eps=eps, n_beta=start.n_beta, gamma=gamma)[:, 0]
 
@@ -169,7 +153,7 @@ def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -
 
 def _first_metric(start: Minimum, name: str) -> preconditioners.Metric:
     w = llc.flatten(start.model)
-    init, update = preconditioner(name, w, start.fisher, symmetry.orbits(start.model))
+    init, update = _named(name, w, start.fisher, symmetry.orbits(start.model))
     _, g = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
     return update(init(w), w, g[0])[0]
 

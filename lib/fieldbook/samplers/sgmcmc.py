@@ -9,6 +9,7 @@ targets exp(-n_beta L(w) - gamma/2 |w - w*|_A^2) as eps -> 0. Source: Ma, Chen &
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,15 +84,17 @@ def chain(
         w = step(w, g, w_star, noise, by)
 
 
-def require_stable(eps: float, stiffness: float) -> None:
-    """Refuse a step size at which the stiffest direction overshoots for good.
+def require_stable(eps: float, stiffness: float | Tensor | np.ndarray) -> None:
+    """Check that Euler's scheme contracts: eps P a < 4 in every direction.
 
     Args:
-        stiffness: largest P (n_beta h + gamma A) over the directions, h the curvature of the loss.
+        stiffness: P a of each direction (...), or the largest; a = n_beta h + gamma A, h the curvature of the loss.
     Raises:
-        ValueError: eps * stiffness is 4 or more; says which eps would do.
+        ValueError: it does not; names the largest step size that would.
     """
-    if not eps * stiffness < 4:
+    largest = float(torch.as_tensor(stiffness).max())
+    if not eps * largest < 4:
         raise ValueError(
-            f"eps = {eps:.3g} is unstable: expected eps P (n_beta h + gamma A) < 4, here eps < {4 / stiffness:.3g}"
+            f"eps = {eps:.3g} is unstable: expected eps P (n_beta h + gamma A) < 4 in every direction, so eps < "
+            f"{4 / largest:.3g}"
         )

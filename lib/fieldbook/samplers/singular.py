@@ -10,6 +10,8 @@ from itertools import combinations
 
 import numpy as np
 
+from fieldbook.samplers.sgmcmc import require_stable
+
 
 def monomial_sum(powers: Sequence[int]) -> float:
     """lambda = sum_i 1/p_i of L = sum_i |w_i|^p_i.
@@ -52,18 +54,35 @@ def deep_linear(widths: Sequence[int], rank: int) -> float:
     units*, Neural Networks 172:106132, theorem 1; S are the layers with the smallest excess widths M_s = H_s - r.
     """
     _require_rank(rank, widths)
-    excess = sorted(h - rank for h in widths)
     base = (rank * (widths[0] + widths[-1]) - rank**2) / 2
-    if len(widths) == 2:
-        return base + excess[0] * excess[1] / 2
+    chosen = _deepest(widths, rank)
+    l, total, a = _split(chosen)
+    products = sum(x * y for x, y in combinations(chosen, 2))
+    return base + a * (l - a) / (4 * l) - l * (l - 1) / 4 * (total / l) ** 2 + products / 2
+
+
+def deep_linear_multiplicity(widths: Sequence[int], rank: int) -> int:
+    """m that belongs to the lambda of `deep_linear`: a (l - a) + 1 in the theorem's notation."""
+    _require_rank(rank, widths)
+    l, _, a = _split(_deepest(widths, rank))
+    return a * (l - a) + 1
+
+
+def _deepest(widths: Sequence[int], rank: int) -> list[int]:
+    """The excess widths of the theorem's set S."""
+    excess = sorted(h - rank for h in widths)
     for count in range(2, len(excess) + 1):
         chosen, others, l = excess[:count], excess[count:], count - 1
         total = sum(chosen)
         if total >= l * chosen[-1] and (not others or total < l * others[0]):
-            a = total - (math.ceil(total / l) - 1) * l
-            products = sum(x * y for x, y in combinations(chosen, 2))
-            return base + a * (l - a) / (4 * l) - l * (l - 1) / 4 * (total / l) ** 2 + products / 2
+            return chosen
     raise AssertionError(f"no set of layers satisfies the theorem for widths {widths}, rank {rank}")
+
+
+def _split(chosen: Sequence[int]) -> tuple[int, int, int]:
+    """(l, sum, a) of the theorem, sum = (M - 1) l + a with 1 <= a <= l."""
+    l, total = len(chosen) - 1, sum(chosen)
+    return l, total, total - (math.ceil(total / l) - 1) * l
 
 
 def quadratic_estimate(
@@ -81,8 +100,7 @@ def quadratic_estimate(
         ValueError: a step size at or beyond the stability bound eps P a < 4.
     """
     stiffness = n_beta * curvature + gamma
-    if (eps * preconditioner * stiffness >= 4).any():
-        raise ValueError(f"eps = {eps}: expected eps P (n_beta h + gamma) < 4 in every direction")
+    require_stable(eps, preconditioner * stiffness)
     r2 = (1 - eps * preconditioner * stiffness / 2) ** 2
     warm = 1 - r2 * (1 - r2**steps) / (1 - r2) / steps  # mean of 1 - r^(2t), t = 1 .. T
     return float((n_beta * curvature / (stiffness * (1 - eps * preconditioner * stiffness / 4)) * warm).sum() / 2)
