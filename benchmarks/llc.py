@@ -77,7 +77,7 @@ def case(profile: str, checkpoint: Path | None, steps: int, device: str) -> Case
     return Case(
         settings,
         {EVERY: slow, LAST: model},
-        llc.minibatch_gradient(model, inputs, target, batch_size=BATCH, seed=0),
+        llc.minibatch_gradient(model, inputs, target, batch_size=BATCH, seeds=[0]),
         [(inputs[i], target[i]) for i in chosen],
         {"eps": EPS, "n_beta": llc.inverse_temperature(len(target)), "gamma": GAMMA},
     )

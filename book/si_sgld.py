@@ -60,14 +60,14 @@ decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to 
 polish_steps: int = 200  # full-batch updates without weight decay before sampling, in [1, inf)
 polish_lr: float = 1e-3  # their learning rate, falling to zero, in (0, 1]
 chains: int = 2  # per cell, in [1, 64]
-steps: int = 50  # per chain, in [4, inf)
-burn_in: int = 14  # steps dropped from each chain, in [0, inf)
+steps: int = 40  # per chain, in [4, inf)
+burn_in: int = 10  # steps dropped from each chain, in [0, inf)
 batch_size: int = 16  # pairs per step, in [1, inf)
 relaxation: float = (
     0.1  # share of a deviation that localisation takes back in two steps, in (0, inf)
 )
 target: float = 0.03  # estimate at (1, 1), as a share of that of guessing, in (0, 0.5)
-localizations: int = 13  # values of gamma tried to reach it, in [5, 100]
+localizations: int = 11  # values of gamma tried to reach it, in [5, 100]
 stack: int = 25  # cells sampled at once, in [1, inf)
 check_grid: int = 3  # values of alpha and of beta in the float64 check, odd, in [1, 101]
 check_steps: int = 8  # its steps, in [2, inf)
@@ -252,12 +252,30 @@ def break_symmetry(job):
 
 # %%
 def calibrate(job):
-    """Step size and localisation of one sampler on one network; the curve that led there goes to a table."""
+    """Step size and localisation of one sampler on one network; what led there goes to tables of its own."""
     options = {"relaxation": relaxation, "target": target_of(job["operation"]), "n": localizations}
     start = minima[job["operation"]]
     found, curve = rescaled.calibrate(start, job["sampler"], everywhere, **options)
     curves.append(*({**job, **point} for point in curve))
+    if job["operation"] == first:
+        lengths.append(*lengthen(job["sampler"], found["eps"], found["gamma"]))
     return {**job, **found}
+
+
+def lengthen(sampler, eps, gamma):
+    """Estimates at (1, 1) from longer and longer chains, for three step sizes."""
+    sizes, longer = (
+        eps * torch.tensor([0.25, 0.5, 1.0]),
+        Sampling(4 * steps, 0, chains, batch_size, seed),
+    )
+    cells = [(1.0, 1.0)] * len(sizes)
+    trace = rescaled.traces(minima[first], sampler, cells, longer, eps=sizes, gamma=gamma)
+    sums = minima[first].n_beta * trace.mean(2).double().cumsum(0).cpu()
+    rows = product(sizes.tolist(), np.unique(np.geomspace(4, len(trace), 16).astype(int)).tolist())
+    found = [(e, t, sums[t - 1, sizes.tolist().index(e)].item() / t) for e, t in rows]
+    return [
+        {"sampler": sampler, "eps": e, "T": t, "gamma": gamma, "llc": llc} for e, t, llc in found
+    ]
 
 
 def target_of(operation):
@@ -288,28 +306,12 @@ def cells_table(operation, sampler):
 
 
 # %% [markdown]
-# Three more things are measured at the first operation. How the estimate grows with the length of the chain, for several
-# step sizes. Whether the traces of all cells are *identical*: this is checked in double precision, and in the rescaled
+# Two more things are measured at the first operation. Whether the traces of all cells are *identical*: this is checked in double precision, and in the rescaled
 # network itself rather than in the unscaled network's frame. And what the log called an LLC, in all cells, for several
 # step sizes.
 
 
 # %%
-def lengthen(job):
-    """Estimates at (1, 1) from longer and longer chains, at one step size."""
-    gamma = tuned.loc[(first, job["sampler"]), "gamma"]
-    eps = tuned.loc[(first, job["sampler"]), "eps"] * job["relaxation"] / relaxation
-    longer = Sampling(4 * steps, 0, chains, batch_size, seed)
-    trace = rescaled.traces(minima[first], job["sampler"], [(1, 1)], longer, eps=eps, gamma=gamma)
-    mean = trace.mean((1, 2)).double().cumsum(0) / torch.arange(1, len(trace) + 1, device=device)
-    lengths = np.unique(np.geomspace(4, 4 * steps, 16).astype(int))
-    return {
-        **job,
-        "eps": eps,
-        **{f"llc_{t}": minima[first].n_beta * mean[t - 1].item() for t in lengths},
-    }
-
-
 def check(job):
     """Losses of one cell in float64, sampled in the rescaled network, and their distance from the frame's."""
     eps, gamma = tuned.loc[(first, job["sampler"]), ["eps", "gamma"]]
@@ -405,18 +407,18 @@ figures.save(figure, "si_sgld", profile, "exact")
 # singles out a $\gamma$, which is why an absolute LLC from a localised chain says little and a comparison needs the same
 # starting point. The dotted line is the common target. On the left end the chain has left the basin and the estimate is
 # that of a network that guesses. (b) With $\gamma$ fixed, the estimate grows with the length of the chain until
-# localisation holds it; on the axis of $\varepsilon\gamma T$ curves of different step sizes fall together wherever the
-# step is small enough. A chain stopped on the slope measures $\varepsilon T$.
+# localisation holds it; against the relaxation, $\varepsilon\gamma T$ times the largest $PA$, curves of different step
+# sizes (thin to thick) fall together wherever the step is small enough. A chain stopped on the slope measures
+# $\varepsilon T$ and no coefficient.
 
 # %%
 curves = run.table("localization", ["operation", "sampler", "gamma"])
+lengths = run.table("lengths", ["sampler", "eps", "T"])
 pairs = [*product(operations, samplers), *product([first], controls)]
 tuned = fill("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
 tuned = tuned.set_index(["operation", "sampler"])
 curves.sort()
-relaxations = [relaxation * share for share in (0.25, 0.5, 1.0)]
-lengths = [{"sampler": s, "relaxation": r} for s, r in product(samplers, relaxations)]
-lengths = fill("lengths", lengths, lengthen)
+lengths.sort()
 tuned.map("{:.3g}".format)
 
 # %% mystnb={"image": {"alt": "Estimate against localisation per sampler, and against the length of the chain"}} tags=["hide-input"]
@@ -442,24 +444,19 @@ for sampler, one in curve[curve.operation == first].groupby("sampler"):
         lw=1,
         label=LABELS[sampler],
     )
-for sampler, one in lengths.groupby("sampler"):
-    names = [name for name in lengths if name.startswith("llc_")]
-    for row in one.itertuples():
-        x = [float(name[4:]) * row.eps * tuned.gamma[first, sampler] for name in names]
-        right.plot(
-            x, one.loc[row.Index, names], STYLES[sampler][:2] + "-", lw=0.5 + 8 * row.relaxation
-        )
-(
-    left.axhline(target * guess, color="k", ls=":", lw=0.8),
-    right.axhline(target * guess, color="k", ls=":", lw=0.8),
-)
+for (sampler, eps), one in lengths.frame().groupby(["sampler", "eps"]):
+    share = eps / tuned.eps[first, sampler]
+    right.plot(share * relaxation * one["T"], one.llc, STYLES[sampler][:2] + "-", lw=0.4 + share)
+for ax in (left, right):
+    ax.axhline(target * guess, color="k", ls=":", lw=0.8)
 left.set(xlabel=r"localisation $\gamma$ / chosen", ylabel=r"estimate $\hat\lambda$ at $(1, 1)$")
 right.set(
-    xlabel=r"relaxation $\varepsilon \gamma T$", ylabel=r"$\hat\lambda$ over the first $T$ steps"
+    xlabel=r"relaxation, $T$ times its share per step",
+    ylabel=r"$\hat\lambda$ over the first $T$ steps",
 )
 for ax in (left, right):
     figures.power_ticks(ax), figures.power_ticks(ax, "x")
-left.set_ylim(bottom=1e-2 * target * guess)
+left.set(ylim=(1e-2 * target * guess, None), xlim=(1e-3, 1e2))
 figures.legend_once(left, above=figure)
 figures.letter_panels((left, right))
 figures.save(figure, "si_sgld", profile, "localization")
@@ -526,7 +523,8 @@ spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 # %% [markdown]
 # The same as cuts through the maps, at $\beta = 1$ and at $\alpha = 1$, for the first operation. The grey region is
-# where a chain has left the basin. pSGLD runs at about half the slope of SGLD; the rule of the log at twice the slope.
+# where a chain has left the basin. The curve of pSGLD is about half as steep as that of SGLD, and the rule of the log
+# is the steepest. Bars are two standard errors.
 
 # %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
@@ -589,10 +587,9 @@ pd.DataFrame(
 figure, axes = plt.subplots(2, 3, figsize=(figures.PAGE, 3.2), sharex=True)
 for ax, sampler in zip(axes.flat, all_samplers, strict=False):
     one = checked[checked.sampler == sampler]
-    ax.plot(one[steps_of].T.to_numpy(), color=STYLES[sampler][:2], lw=0.6, ls="-", alpha=0.6)
-    ax.set(title=LABELS[sampler], yscale="symlog")
-    low, high = np.nanmin(one[steps_of]), np.nanmax(one[steps_of])
-    ax.set_yscale("linear" if high < 1 else "log")
+    moved = one[steps_of[1:]].T.to_numpy()
+    ax.plot(range(1, len(steps_of)), moved, color=STYLES[sampler][:2], lw=0.6, ls="-", alpha=0.6)
+    ax.set(title=LABELS[sampler], yscale="log")
 for ax in axes[-1]:
     ax.set_xlabel("step")
 for ax in axes[:, 0]:
@@ -611,7 +608,7 @@ figures.save(figure, "si_sgld", profile, "traces")
 # invariant but because every cell is equally destroyed, and it does so for the rule that is *not* invariant as well.
 
 # %%
-sizes = np.logspace(-8, 0, 9).tolist()
+sizes = np.logspace(-7, -1, 7).tolist()
 naive = fill(
     "naive", [{"sampler": s, "eps": e} for s, e in product(("sgld", "si_div"), sizes)], imitate
 )

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fieldbook import paths
@@ -86,11 +87,13 @@ def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.
         flagged: one bool per row.
     """
     x, y, value = names
-    grid = frame.assign(flagged=flagged).pivot(index=y, columns=x, values=[value, "flagged"])
-    columns, index = np.log10(grid[value].columns), np.log10(grid.index)
-    mesh = axes.pcolormesh(columns, index, grid[value].to_numpy(float), shading="nearest", **look)
-    crossed = np.ma.masked_equal(grid["flagged"].to_numpy(bool), False)
-    axes.pcolor(columns, index, crossed, shading="nearest", hatch="//////", alpha=0)
+    grid = frame.pivot(index=y, columns=x, values=value)
+    columns, index = np.log10(grid.columns.to_numpy(float)), np.log10(grid.index.to_numpy(float))
+    mesh = axes.pcolormesh(columns, index, grid.to_numpy(float), shading="nearest", **look)
+    width, height = (np.ptp(edge) / max(len(edge) - 1, 1) for edge in (columns, index))
+    for _, cell in np.log10(frame.loc[flagged, [x, y]].astype(float)).iterrows():
+        corner = (cell[x] - width / 2, cell[y] - height / 2)
+        axes.add_patch(Rectangle(corner, width, height, fill=False, hatch="////", edgecolor="0.45", lw=0))
     axes.grid(False)
     return mesh
 

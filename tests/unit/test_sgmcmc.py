@@ -157,3 +157,25 @@ def test_monomials_are_found_at_any_temperature():
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         next(chain(quadratic(W_STAR), W_STAR[None], pre.sgld(), torch.Generator(), **{**COMMON, **changes}))
+
+
+def test_sgld_is_that_of_posteriors_at_equal_noise():
+    """Runs with the extra `peers`; its learning rate is half our eps, and it draws from the global generator."""
+    sgld = pytest.importorskip("posteriors").sgmcmc.sgld
+    options = {"eps": 0.004, "n_beta": 20.0, "gamma": 1.5, "steps": 40}
+    ours = [
+        w for _, w in chain(quadratic(W_STAR), W_STAR[None], pre.sgld(), torch.Generator().manual_seed(3), **options)
+    ]
+
+    def log_posterior(w, batch):
+        losses, _ = quadratic(W_STAR)(w, 0)
+        return -options["n_beta"] * losses - options["gamma"] / 2 * (w - W_STAR).square().sum(), torch.tensor([])
+
+    transform = sgld.build(log_posterior, lr=options["eps"] / 2)
+    state = transform.init(W_STAR)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for w in ours:
+            assert torch.allclose(state.params, w[0], rtol=1e-12, atol=1e-14)
+            state, _ = transform.update(state, None)
+    assert not torch.equal(ours[-1][0], W_STAR)

@@ -116,7 +116,7 @@ def calibrate(
         ValueError: the estimates do not pass the target, or the step size is unstable (`sgmcmc.require_stable`).
     """
     (p, a, _), w = _first_metric(start, name), llc.flatten(start.model)
-    natural = float((1 / a).expand_as(w).mean() / w.square().mean())
+    natural = float((1 / a).mean() / w.square().mean())
     gammas = natural * torch.logspace(-1.5, 4.5, n, dtype=torch.float64)
     epsilons = relaxation / (gammas * float((p * a).max()))
     require_stable(float(epsilons[0]), float(gammas[0] * (p * a).max()))
@@ -124,7 +124,7 @@ def calibrate(
     values, _ = llc.estimate(trace, n_beta=start.n_beta, burn_in=how.burn_in)
     gamma = crossing(gammas, values, target, ceiling=start.n_beta * math.log(start.model.p))
     eps = relaxation / (gamma * float((p * a).max()))
-    curvature = llc.largest_curvature(start.model, start.pairs, start.target, p.expand_as(w))
+    curvature = llc.largest_curvature(start.model, start.pairs, start.target, p)
     stiffness = start.n_beta * curvature + gamma * float((p * a).max())
     require_stable(eps, stiffness)
     curve = zip(gammas.tolist(), epsilons.tolist(), values.tolist(), strict=True)
@@ -155,7 +155,7 @@ def _first_metric(start: Minimum, name: str) -> preconditioners.Metric:
     w = llc.flatten(start.model)
     init, update = _named(name, w, start.fisher, symmetry.orbits(start.model))
     _, g = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
-    return update(init(w), w, g[0])[0]
+    return preconditioners.Metric(*(part.to(w).expand_as(w) for part in update(init(w), w, g[0])[0]))
 
 
 @torch.no_grad()
