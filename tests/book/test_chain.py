@@ -66,6 +66,19 @@ def test_the_executed_copy_is_complete_and_the_source_untouched(built: Path) -> 
     assert (built / f"book/{chapter}.ipynb").read_bytes() == (ROOT / f"book/{chapter}.ipynb").read_bytes()
 
 
+def test_trained_networks_are_handed_on(built: Path) -> None:
+    file = built / "build/laptop/data/inputs/networks/quick/mul.safetensors"
+    succeed(f"snakemake --cores 1 {file.relative_to(built)}", built)
+    original = built / "build/quick/data/inputs/agop/quick/mul_seed0/final.safetensors"
+    assert file.read_bytes() == original.read_bytes()
+
+
+def test_a_chapter_waits_for_the_networks_that_it_starts_from(tmp_path: Path) -> None:
+    plan = succeed("snakemake -n build/laptop/book/si_sgld.ipynb", copy_checkout(tmp_path))
+    assert "build/small/book/agop.ipynb" in plan
+    assert re.search(r"input:.*build/laptop/data/inputs/networks/small/add\.safetensors", plan)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50])
 def test_the_commands_of_the_page_work(built: Path, block: str) -> None:
     succeed(block, built)

@@ -6,7 +6,7 @@ grid differ by two scalars per tensor; noise and minibatches are the same in all
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -130,6 +130,23 @@ def calibrate(
     curve = zip(gammas.tolist(), epsilons.tolist(), values.tolist(), strict=True)
     found = {"gamma": gamma, "eps": eps, "eps_limit": 4 / stiffness}
     return found, [{"gamma": gamma, "eps": eps, "llc": value} for gamma, eps, value in curve]
+
+
+def lengthen(start: Minimum, name: str, how: Sampling, *, eps: float, gamma: float) -> list[dict[str, float]]:
+    """Estimates at (1, 1) over the first T steps, for a quarter, a half and the whole of eps, T up to four times `how`.
+
+    What short chains measure grows with eps T until localisation, not their length, holds them.
+    """
+    sizes = [share * eps for share in (0.25, 0.5, 1.0)]
+    longer = replace(how, steps=4 * how.steps)
+    trace = traces(start, name, [(1.0, 1.0)] * len(sizes), longer, eps=torch.tensor(sizes), gamma=gamma)
+    sums = start.n_beta * trace.double().mean(2).cumsum(0).cpu()
+    lengths = sorted({round(4 * (longer.steps / 4) ** (k / 15)) for k in range(16)})
+    return [
+        {"sampler": name, "eps": size, "T": t, "gamma": gamma, "llc": float(sums[t - 1, k]) / t}
+        for k, size in enumerate(sizes)
+        for t in lengths
+    ]
 
 
 def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -> float:
