@@ -1,8 +1,8 @@
 """The loss landscape around a trained network: its training path, its entropy, and how memorised states relax.
 
-Points are z = theta / s, with s the root mean square of each tensor of the trained network. A standard normal prior on z
-keeps the norm of each tensor near the trained one, up to a share 1 / sqrt(2 size): a fixed norm in all but name, tensor
-by tensor. A tensor of zeros stays zero.
+Points are z = theta / s, with s the root mean square of each tensor of the trained network. A standard normal prior on
+z keeps the norm of each tensor near the trained one, up to a share 1 / sqrt(2 size): a fixed norm in all but name,
+tensor by tensor. A tensor of zeros stays zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
 
     Args:
         table: keyed by `op` and `step`; one row per evaluation.
-        folder: of the checkpoint, and of `memorised.safetensors`: the first evaluation with a train accuracy above 99 %.
+        folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train accuracy above 99 %.
         every: updates between evaluations.
     """
     device, seed = _device(), settings["seeds"][0]
@@ -108,17 +108,16 @@ def sample(
     Returns:
         One row per seed and bin, and one for the whole run.
     """
-    model, energy, strict, star = _prepare(settings, operation, file)
+    _, energy, strict, star = _prepare(settings, operation, file)
     generator = torch.Generator(star.device).manual_seed(stream("landscape", operation))
     options = {"h": h, "friction": friction, "observe": strict}
-    w = wl.start(energy, star.expand(seeds, 1, -1), generator)
-    top, bottom = grid.high + grid.width() / 2, grid.low - grid.width() / 2
-    melted, _ = wl.ramp(energy, w, grid, np.linspace(float(w.x[0, 0]), top, melt), generator, **options)
-    way, every = np.linspace(top, bottom, cool), range(0, cool, max(cool // 40, 1))
+    w = wl.start(energy, wl.heat(energy, star, grid.high - 0.2, seeds, generator), generator)
+    melted, _ = wl.ramp(energy, w, grid, np.linspace(grid.high - 0.2, grid.high, melt), generator, **options)
+    way, every = np.linspace(grid.high, grid.low - grid.width(), cool), range(0, cool, max(cool // 40, 1))
     cooled, kept = wl.ramp(energy, melted.walkers, grid, way, generator, keep=every, **options)
     places = [grid.low + (grid.high - grid.low) * (k + 0.5) / walkers for k in range(walkers)]
     w = wl.start(energy, wl.spread(kept, places), generator)
-    found = wl.wang_landau(energy, w, grid, generator, steps=steps, first=0.1, entropy=cooled.entropy, **options)
+    found = wl.wang_landau(energy, w, grid, generator, steps=steps, first=1.0, entropy=cooled.entropy, **options)
     columns = {
         "entropy": found.entropy, "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
         "test_acc_mean": found.observed, "test_acc_cooled": cooled.observed, "visits": found.visits.long(),

@@ -77,7 +77,7 @@ def test_two_wells_agree_with_quadrature():
 
 
 def test_error_bars_over_seeds_are_calibrated(ten):
-    """With n seeds error / se is Student's t with n - 1 degrees of freedom: mean square (n - 1) / (n - 3), 1.15 here."""
+    """With n seeds error / se is Student's t with n - 1 degrees of freedom: mean square (n - 1) / (n - 3) = 1.15."""
     grid, found = ten
     error, se = errors(found.entropy, harmonic_entropy(grid.centres(), 10))
     assert 0.3 < (error / se).square().mean() < 3
@@ -89,7 +89,8 @@ def test_histogram_is_flat_and_the_factor_falls_as_one_over_t(ten):
     grid, found = ten
     assert wl.flatness(found.visits.sum(0)) > 0.7
     assert wl.flatness(found.visits).mean() > 0.5
-    assert torch.allclose(found.factor, torch.full_like(found.factor, grid.count / (3500 * 8)))
+    last = grid.count / (3500 * 8)
+    assert (found.factor >= last).all() and (found.factor < 1.5 * last).all()
     assert found.visits.sum(1).eq(3500 * 8).all()  # walls: no walker ever leaves
 
 

@@ -2,9 +2,9 @@
 
 Parameters are the degrees of freedom, the loss E is the energy, and S(x) = ln of the density of x under a prior w(z),
 standard normal or flat. Walkers move by generalised hybrid Monte Carlo (Horowitz 1991, Phys. Lett. B 268:247) in the
-potential S_hat(x) - ln w: refresh part of the momentum, kick, follow the prior's own motion (a rotation of z and p, or a
-straight line) for a time h, kick, accept or reverse. The Metropolis test removes the bias of a finite step; a proposal
-beyond the range of x is refused, so that its ends are reflecting walls. Where S_hat = S, all x are equally likely.
+potential S_hat(x) - ln w: refresh part of the momentum, kick, follow the prior's own motion (a rotation of z and p or
+a straight line) for a time h, kick, accept or reverse. The Metropolis test removes the bias of a finite step; proposals
+beyond the range of x are refused, so that its ends are reflecting walls. Where S_hat = S, all x are equally likely.
 
 Density in x or in E: dE = E ln(10) dx, hence S_x(x) = S_E(E) + ln E + ln ln 10. For E = |z|^2 / 2 in d dimensions, flat
 prior, S_E = (d/2 - 1) ln E + c and S_x = d/2 ln E + c'.
@@ -68,7 +68,7 @@ class Landscape(NamedTuple):
 
     Attributes:
         entropy: nats, mean zero over the bins, since its constant is arbitrary; `force`: mean force dS/dx, nats per
-            decade, nan where nothing was measured; `visits`: histogram of x; `observed`: mean of what `observe` returned.
+            decade, nan where nothing was measured; `visits`: histogram of x; `observed`: mean of what `observe` gave.
         factor: (seeds,) last modification factor; `acceptance`: share of moves taken; `walkers`: where they are now.
     """
 
@@ -89,6 +89,20 @@ def start(energy: Energy, z: Tensor, generator: torch.Generator) -> Walkers:
     if not x.isfinite().all():
         raise ValueError(f"log10 of the energy at z = {x.flatten().tolist()}: expected finite, positive energies")
     return Walkers(z, _noise(z, generator), x, slope)
+
+
+def heat(energy: Energy, star: Tensor, x: float, seeds: int, generator: torch.Generator) -> Tensor:
+    """Points (seeds, 1, D) on the way from z = `star` (D,) to random draws of the normal prior, where log10 E = x.
+
+    Each is cos(a) star + sin(a) noise, which keeps the norm, at an angle a found by bisection.
+    """
+    noise, low = _noise(star.expand(seeds, 1, -1), generator), star.new_zeros(seeds, 1)
+    high = low + math.pi / 2
+    for _ in range(12):
+        angle = (low + high)[..., None] / 2
+        above = _log10(energy, angle.cos() * star + angle.sin() * noise)[0] > x
+        low, high = torch.where(above, low, angle[..., 0]), torch.where(above, angle[..., 0], high)
+    return angle.cos() * star + angle.sin() * noise
 
 
 def move(
@@ -119,14 +133,17 @@ def ramp(
 ) -> tuple[Landscape, list[Walkers]]:  # fmt: skip
     """Pull walkers by a spring along x = `targets`, one a step, measuring the mean force on the way.
 
+    The time step starts at `h` and is shortened while fewer than nine in ten moves are taken.
+
     The spring (nats per decade squared) does not enter the estimate. It is that of equilibrium if the pull is slow;
-    whether it was, the way back tells. `entropy` is the integrated force; the walkers after the steps `keep` are returned too.
+    whether it was, the way back tells. `entropy` is the integrated force; walkers after the steps `keep` come with it.
     """
     _require(grid, h=h, friction=friction, stiffness=stiffness, steps=len(targets))
-    sums, kept = _Sums(grid, len(w.x), observe, observe_every), []
+    sums, kept, share = _Sums(grid, len(w.x), observe, observe_every), [], 1.0
     for t, target in enumerate(targets):
         at, spring = w.x, lambda x, a=target: (stiffness / 2 * (x - a) ** 2, stiffness * (x - a))
-        w, taken, force = move(w, energy, spring, generator, h, friction, flat)
+        w, taken, force = move(w, energy, spring, generator, share * h, friction, flat)
+        share = min(share * math.exp(0.3 * (float(taken.double().mean()) - 0.9)), 1.0)
         sums.add(t, w, taken, at, force)
         kept += [w] if t in keep else []
     return sums.landscape(integrate(grid, sums.force()), torch.zeros(len(w.x)), w), kept
@@ -157,8 +174,8 @@ def wang_landau(
     factor, fresh = torch.full((seeds,), float(first), dtype=torch.float64), torch.zeros(s.shape, dtype=torch.bool)
     sums, kernel = _Sums(grid, seeds, observe, observe_every), _kernel(grid)
     for t in range(steps):
-        at = w.x
-        w, taken, force = move(w, energy, _table(grid, s), generator, h, friction, flat)
+        at, step = w.x, h if t % 8 else h / 8  # a short step frees a walker that has dug itself in
+        w, taken, force = move(w, energy, _table(grid, s), generator, step, friction, flat)
         sums.add(t, w, taken, at, force)
         s += factor[:, None] * kernel(w.x).sum(1)
         fresh.scatter_(1, grid.bins(w.x).cpu(), True)
@@ -191,10 +208,10 @@ def flatness(visits: Tensor) -> Tensor:
 
 
 def offline_histogram(losses: Sequence[float], grid: Grid) -> Tensor:
-    """Diagnostic, not an entropy: ln of the number of checkpoints of a training run in each bin (bins,), -inf for none.
+    """Diagnostic, not an entropy: ln of the number of checkpoints of a training run in each bin (bins,), or -inf.
 
-    It tells how long the optimiser stayed at a loss and how often it was recorded there. Losses outside the grid are left
-    out; ValueError if one is not a positive number.
+    It tells how long the optimiser stayed at a loss and how often it was recorded there. Losses outside the grid are
+    left out; ValueError if one is not a positive number.
     """
     values = torch.as_tensor(losses, dtype=torch.float64)
     if not (values.isfinite() & (values > 0)).all():
@@ -266,7 +283,7 @@ def _table(grid: Grid, s: Tensor) -> Potential:
 def _kernel(grid: Grid) -> Callable[[Tensor], Tensor]:
     """x (..) -> (.., bins): Gaussians half a bin wide, each divided by its mass between the walls.
 
-    A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel would hardly see, and so
+    A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel would hardly see, hence
     hardly correct, what differs between neighbouring bins.
     """
     centres, sigma, walls = (
