@@ -25,7 +25,7 @@
 # small transformers. It also shows what cannot be had instead: a histogram of the losses along a training run is cheap,
 # looks similar, and is no entropy.
 #
-# *What you will see:* {ref}`estimate against truth <entropy-truth>`, {ref}`the entropy of four landscapes
+# *What you will see:* {ref}`estimate against truth <entropy-truth>`, {ref}`the entropy of trained networks' landscapes
 # <entropy-landscape>`, {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
 # {ref}`the offline histogram beside the sampled curve <entropy-offline>`.
 
@@ -43,8 +43,8 @@ operations: list[str] = ["add"]  # each one of {add, sub, mul, div}
 seeds: int = 2  # independent S_hat per operation, in [2, 1000]
 walkers: int = 4  # per seed in the Wang-Landau run, in [1, 1000]
 low: float = -1.8  # lower wall, log10 of the loss in nats, in [-8, 0]
-high: float = -0.1  # upper wall, log10 of the loss in nats, in (-8, 0.4]
-bins: int = 17  # between the walls, in [4, 1000]
+high: float = -0.3  # upper wall, log10 of the loss in nats, in (-8, 0.4]
+bins: int = 15  # between the walls, in [4, 1000]
 melt: int = 40  # moves at the top, before cooling, in [1, inf)
 cool: int = 100  # moves from the top to the bottom, in [40, inf)
 steps: int = 40  # Wang-Landau moves per walker, in [1, inf)
@@ -131,8 +131,11 @@ def sample_potential(job):
     energy, d, step = POTENTIALS[job["potential"]]
     generator = torch.Generator().manual_seed(stream("truth", job["potential"]))
     z = torch.zeros(TRUTH_SEEDS, 8, d, dtype=torch.float64)
-    z[..., :2] = 1.0
-    w, options = wl.start(energy, z, generator), {"steps": truth_steps, "h": step, "first": 0.05}
+    z[..., 0], z[..., 1] = 1.0, torch.linspace(0.9, 3.5, 8)
+    w, options = (
+        wl.start(energy, z, generator),
+        {"steps": truth_steps, "h": step, "first": 0.01 * d},
+    )
     found = wl.wang_landau(energy, w, TRUTH_GRID, generator, flat=True, **options)
     truth_curves.append(*curves_of(job["potential"], d, found))
     return {**job, **truth_summary(found)}
@@ -213,9 +216,9 @@ def explore(job):
     relaxing = {
         "steps": relax,
         "every": every,
-        "seeds": seeds,
+        "seeds": 2,
         "h": 2 * h,
-        "friction": friction / 2,
+        "friction": friction,
     }
     relaxation_table.append(*landscape.relax(settings, op, files[op], memorised, **relaxing))
     return {**job, **summary}
@@ -322,8 +325,7 @@ for ax, title in zip(axes, ("harmonic", "two wells", "estimate - exact"), strict
     figures.power_ticks(ax, "x")
     ax.set(title=title, xlabel="energy $E$", ylabel="entropy $S$, nat")
 axes[2].set_ylabel("error, nat")
-axes[0].legend(title="dimensions")
-axes[0].get_legend().get_texts()
+axes[0].legend()
 figures.letter_panels(axes)
 figures.save(figure, "entropy", profile, "truth")
 
@@ -349,7 +351,7 @@ print(
 
 # %% [markdown]
 # (entropy-landscape)=
-# ## The entropy of four landscapes
+# ## The entropy of the landscapes
 #
 # What was sampled, and how well. *Overlap* is the cosine between the trained network and the walkers, after melting and after cooling: 1 for the trained
 # network itself, 0 for an unrelated one. *Flatness* is 0 when a bin was never visited in the final stage.
@@ -370,7 +372,7 @@ runs.round(3)
 # %% tags=["hide-input"]
 def combined(rows):
     """Mean over seeds and its standard error per bin, S = 0 in the highest bin."""
-    bins_of = rows.groupby("log10_loss")
+    bins_of = rows[rows.reached.eq(1) | (rows.reached.max() == 0)].groupby("log10_loss")
     out = bins_of[["entropy", "entropy_cooled", "entropy_force", "test_acc_mean"]].mean()
     out["entropy_se"], out["visits"] = bins_of.entropy.sem(), bins_of.visits.sum()
     curves = ["entropy", "entropy_cooled", "entropy_force"]
@@ -438,7 +440,8 @@ figure, axes = plt.subplots(
 for ax, op in zip(axes.flat, operations, strict=True):
     points = draw_entropy(ax, op)
     figures.power_ticks(ax, "x")
-    ax.set(title=SYMBOL[op], xlabel="train loss, nat")
+    ax.xaxis.set_minor_formatter(plt.NullFormatter())
+    ax.set(title=SYMBOL[op], xlabel="train loss, nat", xlim=(10 ** (low - 0.1), 1.3))
 axes[0, 0].set_ylabel("entropy $S$, nat")
 figure.colorbar(points, ax=axes, label="strict test accuracy", pad=0.01)
 figures.letter_panels(axes.flat)
@@ -472,15 +475,13 @@ for op in operations:
     )
     for ax, column in ((left, "test_acc_strict"), (right, "norm2")):
         table = held.pivot(index="seed", columns="step", values=column)
-        figures.band(ax, table.columns * 2 * h, table, color, label=SYMBOL[op], ls="-")
+        figures.band(ax, table.columns, table, color, label=SYMBOL[op], ls="-")
     left.axhline(equilibrium[op], color=color, ls="--", lw=0.7)
-left.set(
-    title="accuracy", ylabel="strict test accuracy", ylim=(-0.03, 1), xlabel="time, steps times $h$"
-)
+left.set(title="accuracy", ylabel="strict test accuracy", ylim=(-0.03, 1), xlabel="moves")
 right.set(
     title="size of the weights",
     ylabel="mean of $z^2$",
-    xlabel="time, steps times $h$",
+    xlabel="moves",
     yscale="log",
 )
 left.legend(ncols=2)
@@ -525,7 +526,7 @@ for (upper, lower), op in zip(axes.T, operations, strict=True):
     for counts, label, color, mark in zip(
         offline[op], ("even", "logarithmic"), ("test", "headline"), "os", strict=True
     ):
-        shown = np.where(np.isfinite(counts), counts, np.nan)
+        shown = counts.where(counts.isfinite(), math.nan).numpy()
         upper.plot(
             10 ** wide.centres().numpy(),
             shown,
@@ -636,19 +637,15 @@ add_claim(
 # $d\ln(\sigma - 1)/d\ln E < 1$, and a steeper rise is a *convex intruder*, the mark of a first-order transition.
 
 # %% tags=["hide-input"]
-thirds = relaxation.assign(
-    third=pd.qcut(relaxation.step.rank(method="first"), 3, labels=False)
-    if False
-    else (relaxation.step * 3 // (relaxation.step.max() + 1))
-)
-grown = thirds.groupby(["op", "third", "seed"], sort=False).test_acc_strict.mean().unstack("third")
-gain = (grown[2] - grown[0]).groupby("op", sort=False).mean()
+thirds = relaxation.assign(third=relaxation.step * 3 // (relaxation.step.max() + 1))
+grown = thirds.groupby(["op", "third"], sort=False).test_acc_strict.mean().unstack("third")
+gain = grown[2] - grown[0]
 ours = f"strict accuracy, last third minus first: {each(gain)}; sampled states have {each(equilibrium)}"
 add_claim(
-    "memorised networks generalise at fixed loss without waiting (every operation gains)",
+    "memorised networks generalise at fixed loss without waiting (gain above 0.05)",
     "Zhang et al. 2025: no entropy barrier",
     ours,
-    (gain > 0).all(),
+    (gain > 0.05).all(),
     tested,
 )
 
@@ -703,26 +700,13 @@ for name, part in parts.items():
 # Last, the log's own way.
 
 # %% tags=["hide-input"]
-changes = {
-    op: float(np.nanmax(np.abs(np.where(np.isfinite(a) & np.isfinite(b), a - b, np.nan))))
-    for op, (a, b) in offline.items()
-}
-trends = {
-    op: float(
-        averaged[averaged.op == op].entropy.corr(
-            pd.Series(
-                np.interp(
-                    averaged[averaged.op == op].log10_loss,
-                    wide.centres(),
-                    np.maximum(offline[op][0], 0),
-                ),
-                index=averaged[averaged.op == op].index,
-            ),
-            method="spearman",
-        )
-    )
-    for op in operations
-}
+changes, trends = {}, {}
+for op, (even, logarithmic) in offline.items():
+    difference = (even - logarithmic).abs().numpy()
+    changes[op] = difference[np.isfinite(difference)].max()
+    one = averaged[averaged.op == op]
+    counts = pd.Series(even.numpy()[wide.bins(torch.tensor(one.log10_loss.to_numpy()))])
+    trends[op] = counts.corr(one.entropy.reset_index(drop=True), method="spearman")
 add_claim(
     "an offline histogram is a property of the landscape (two recordings agree within 0.5)",
     "the log: checkpoints in place of a sampler",
@@ -743,6 +727,30 @@ claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]
 print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
+
+# %% [markdown]
+# ## What the log's way gets wrong
+#
+# - **A histogram over checkpoints is no entropy.** Wang-Landau counts visits of walkers that would be uniform in volume but for $\hat S$, and $\hat S$ is corrected until
+#   the count is flat. A training run has neither property. Its count changes by units when the same run is recorded at other intervals, and its order is the
+#   wrong way round: an optimiser waits where the loss is low, which is where there is least room.
+# - **Its scale is wrong by orders of magnitude.** With $n$ checkpoints the logarithm of a count is at most $\ln n$, a handful of nats, where the landscape spans hundreds.
+# - **Smoothing and error bands do not help.** A soft band over several training seeds shows how alike the runs are, not how well an entropy is known.
+#
+# ## Limits
+#
+# The numbers for networks are estimates from short runs, and the failed claims above say how short. In the final stage a walker
+# diffuses over a part of the range only, so that the histogram of one run is not flat; what fixes $S$ is then mostly the mean force, and the gap between the two estimates
+# is the honest error, larger than the band over the seeds where all seeds share a bias. A walker needs some $10^4$ moves to cross two decades
+# at these slopes; the profile *paper* has them.
+#
+# All walkers descend from one trained network, and the overlap shows that they still resemble it: heating stops below the plateau on which a network answers nothing, and what is
+# sampled is the entropy of that network's own region. Other solutions, permuted copies among them, would add a constant if they are alike, and more if they are not.
+# That the accuracy grows at fixed loss shows that some way leads down from one to the other; it does not prove that the way is free of small barriers, and most of that way lies beyond the
+# end of the run. Part of it is the decay of the norm, which the prior imposes as weight decay does in training.
+#
+# The prior matters. Another one, for instance that of the initial weights, weighs the same networks differently, and its $S$ is another function. The strict test sets are small, some fifty pairs, so
+# that one accuracy has an error of 0.06. Where training has ended, the training path is ahead: it was trained on after it had grokked, while sampled states at the same loss carry all the noise that this loss allows.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 manifest = run.finish()

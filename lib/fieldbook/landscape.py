@@ -106,7 +106,8 @@ def sample(
         melt, cool, steps: moves from the trained loss up to the top of the grid; down again, which measures the mean
             force and so the first S_hat; and of Wang-Landau, with `walkers` per seed taken from all heights of the way.
     Returns:
-        One row per seed and bin, and one for the whole run.
+        One row per seed and bin, and one for the whole run. `reached` is 0 for a seed whose walker did not cool through
+        the whole grid: its entropy is extrapolated where it never was.
     """
     _, energy, strict, star = _prepare(settings, operation, file)
     generator = torch.Generator(star.device).manual_seed(stream("landscape", operation))
@@ -117,9 +118,12 @@ def sample(
     cooled, kept = wl.ramp(energy, melted.walkers, grid, way, generator, keep=every, **options)
     places = [grid.low + (grid.high - grid.low) * (k + 0.5) / walkers for k in range(walkers)]
     w = wl.start(energy, wl.spread(kept, places), generator)
-    found = wl.wang_landau(energy, w, grid, generator, steps=steps, first=1.0, entropy=cooled.entropy, **options)
+    found = wl.wang_landau(
+        energy, w, grid, generator, steps=steps, first=1.0, entropy=cooled.entropy, **{**options, "h": cooled.h}
+    )
+    ends = [cooled.visits[:, part].sum(1) > 0 for part in (slice(3), slice(-3, None))]
     columns = {
-        "entropy": found.entropy, "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
+        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape), "entropy": found.entropy, "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
         "test_acc_mean": found.observed, "test_acc_cooled": cooled.observed, "visits": found.visits.long(),
     }  # fmt: skip
     rows = [
@@ -128,8 +132,9 @@ def sample(
     ]  # fmt: skip
     overlap = torch.nn.functional.cosine_similarity(cooled.walkers.z, star, dim=-1).mean()
     return rows, {
+        "lost": int((~(ends[0] & ends[1])).sum()),
         "parameters": int((star != 0).sum()), "flatness": float(wl.flatness(found.visits).mean()),
-        "factor": float(found.factor.max()), "acceptance_cool": cooled.acceptance, "acceptance": found.acceptance,
+        "h": float(cooled.h.min()), "acceptance_cool": cooled.acceptance, "acceptance": found.acceptance,
         "overlap_melted": float(torch.nn.functional.cosine_similarity(melted.walkers.z, star, dim=-1).mean()),
         "overlap_cooled": float(overlap),
     }  # fmt: skip
@@ -137,7 +142,7 @@ def sample(
 
 def relax(
     settings: networks.Settings, operation: str, file: Path, memorised: Path,
-    *, seeds: int, steps: int, every: int, h: float, friction: float, stiffness: float = 2e4,
+    *, seeds: int, steps: int, every: int, h: float, friction: float, stiffness: float = 1e4,
 ) -> list[Row]:  # fmt: skip
     """Let a memorised network move at the loss it has, and watch its strict test accuracy.
 

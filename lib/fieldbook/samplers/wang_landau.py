@@ -30,6 +30,7 @@ from torch import Tensor
 
 Energy = Callable[[Tensor], tuple[Tensor, Tensor]]  # z (.., D) -> E (..), its gradient (.., D)
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (..) -> U (..), dU/dx (..)
+Step = float | Tensor  # time step h, one for all or (seeds, 1)
 Observe = Callable[[Tensor], Tensor]  # z (.., D) -> (..)
 
 
@@ -69,7 +70,8 @@ class Landscape(NamedTuple):
     Attributes:
         entropy: nats, mean zero over the bins, since its constant is arbitrary; `force`: mean force dS/dx, nats per
             decade, nan where nothing was measured; `visits`: histogram of x; `observed`: mean of what `observe` gave.
-        factor: (seeds,) last modification factor; `acceptance`: share of moves taken; `walkers`: where they are now.
+        factor: (seeds,) last modification factor; `acceptance`: share of moves taken; `walkers`: where they are now;
+            `h`: the time step that they ended with.
     """
 
     entropy: Tensor
@@ -79,6 +81,7 @@ class Landscape(NamedTuple):
     factor: Tensor
     acceptance: float
     walkers: Walkers
+    h: Tensor
 
 
 def start(energy: Energy, z: Tensor, generator: torch.Generator) -> Walkers:
@@ -106,15 +109,17 @@ def heat(energy: Energy, star: Tensor, x: float, seeds: int, generator: torch.Ge
 
 
 def move(
-    w: Walkers, energy: Energy, potential: Potential, generator: torch.Generator, h: float, friction: float, flat: bool
+    w: Walkers, energy: Energy, potential: Potential, generator: torch.Generator, h: Step, friction: float, flat: bool
 ) -> tuple[Walkers, Tensor, Tensor]:
     """One step of every walker: where they are then, which proposals were taken, and the forces measured at w.x."""
-    keep = math.exp(-friction * h)
-    p = keep * w.p + math.sqrt(1 - keep**2) * _noise(w.p, generator)
+    h = torch.as_tensor(h, dtype=torch.float64).to(w.x)
+    keep = (-friction * h).exp()[..., None]
+    p = keep * w.p + (1 - keep**2).sqrt() * _noise(w.p, generator)
     (u0, pull0), y0 = potential(w.x), _field(w.slope)
     kicked, gain0 = _kick(p, pull0, w.slope, h)
-    c, s = (1.0, h) if flat else (math.cos(h), math.sin(h))
-    z1, turned = c * w.z + s * kicked, kicked if flat else c * kicked - s * w.z
+    c, s = (torch.ones_like(h), h) if flat else (h.cos(), h.sin())
+    z1 = c[..., None] * w.z + s[..., None] * kicked
+    turned = kicked if flat else c[..., None] * kicked - s[..., None] * w.z
     x1, slope1 = _log10(energy, z1)
     u1, pull1 = potential(x1)
     force = (p * (_field(slope1) - y0)).sum(-1) / s - (0.0 if flat else (w.z * y0).sum(-1))
@@ -133,24 +138,24 @@ def ramp(
 ) -> tuple[Landscape, list[Walkers]]:  # fmt: skip
     """Pull walkers by a spring along x = `targets`, one a step, measuring the mean force on the way.
 
-    The time step starts at `h` and is shortened while fewer than nine in ten moves are taken.
+    The time step of each seed starts at `h` and is shortened while fewer than nine in ten moves are taken.
 
     The spring (nats per decade squared) does not enter the estimate. It is that of equilibrium if the pull is slow;
     whether it was, the way back tells. `entropy` is the integrated force; walkers after the steps `keep` come with it.
     """
     _require(grid, h=h, friction=friction, stiffness=stiffness, steps=len(targets))
-    sums, kept, share = _Sums(grid, len(w.x), observe, observe_every), [], 1.0
+    sums, kept, share = _Sums(grid, len(w.x), observe, observe_every), [], torch.ones(len(w.x), 1)
     for t, target in enumerate(targets):
         at, spring = w.x, lambda x, a=target: (stiffness / 2 * (x - a) ** 2, stiffness * (x - a))
         w, taken, force = move(w, energy, spring, generator, share * h, friction, flat)
-        share = min(share * math.exp(0.3 * (float(taken.double().mean()) - 0.9)), 1.0)
+        share = (share * (0.1 * (taken.double().mean(1, keepdim=True).cpu() - 0.9)).exp()).clamp(max=1)
         sums.add(t, w, taken, at, force)
         kept += [w] if t in keep else []
-    return sums.landscape(integrate(grid, sums.force()), torch.zeros(len(w.x)), w), kept
+    return sums.landscape(integrate(grid, sums.force()), torch.zeros(len(w.x)), w, share * h), kept
 
 
 def wang_landau(
-    energy: Energy, w: Walkers, grid: Grid, generator: torch.Generator, *, steps: int, h: float, friction: float = 1.0,
+    energy: Energy, w: Walkers, grid: Grid, generator: torch.Generator, *, steps: int, h: Step, friction: float = 1.0,
     first: float = 1.0, entropy: Tensor | None = None, flat: bool = False, observe: Observe | None = None,
     observe_every: int = 10,
 ) -> Landscape:  # fmt: skip
@@ -166,7 +171,7 @@ def wang_landau(
     Raises:
         ValueError: a walker outside the grid, low >= high, or a number that is not positive (`first`: negative).
     """
-    _require(grid, h=h, friction=friction, steps=steps, first=first or 1)
+    _require(grid, h=float(torch.as_tensor(h).min()), friction=friction, steps=steps, first=first or 1)
     if not grid.inside(w.x).all():
         raise ValueError(f"w starts at log10 E = {w.x.flatten().tolist()}: expected all in {list(grid[:2])}")
     seeds, walkers = w.x.shape
@@ -182,7 +187,7 @@ def wang_landau(
         done = fresh.all(1)
         factor[done], fresh[done] = factor[done] / 2, False
         factor.clamp_(min=grid.count / ((t + 1) * walkers)).clamp_(max=first)
-    return sums.landscape(s - s.mean(1, keepdim=True), factor, w)
+    return sums.landscape(s - s.mean(1, keepdim=True), factor, w, torch.as_tensor(h))
 
 
 def spread(kept: Sequence[Walkers], places: Sequence[float]) -> Tensor:
@@ -242,9 +247,9 @@ class _Sums:
     def force(self) -> Tensor:
         return self.pull / self.weight  # 0 / 0 is nan
 
-    def landscape(self, entropy: Tensor, factor: Tensor, w: Walkers) -> Landscape:
+    def landscape(self, entropy: Tensor, factor: Tensor, w: Walkers, h: Tensor) -> Landscape:
         means = self.force(), self.visits, self.total / self.seen
-        return Landscape(entropy, *means, factor, self.taken / self.moves, w)
+        return Landscape(entropy, *means, factor, self.taken / self.moves, w, h)
 
 
 def _log10(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,7 +265,7 @@ def _field(slope: Tensor) -> Tensor:
     return slope / slope.square().sum(-1, keepdim=True)
 
 
-def _kick(p: Tensor, pull: Tensor, slope: Tensor, h: float) -> tuple[Tensor, Tensor]:
+def _kick(p: Tensor, pull: Tensor, slope: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Momentum after half a kick and the kinetic energy gained, without a difference of large sums."""
     impulse = -h / 2 * pull
     gain = impulse * (p * slope).sum(-1) + impulse**2 * slope.square().sum(-1) / 2
