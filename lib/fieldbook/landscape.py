@@ -123,7 +123,8 @@ def sample(
     )
     ends = [cooled.visits[:, part].sum(1) > 0 for part in (slice(3), slice(-3, None))]
     columns = {
-        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape), "entropy": found.entropy, "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
+        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape), "entropy": found.entropy,
+        "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
         "test_acc_mean": found.observed, "test_acc_cooled": cooled.observed, "visits": found.visits.long(),
     }  # fmt: skip
     rows = [
