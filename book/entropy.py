@@ -437,7 +437,7 @@ for ax, op in zip(axes.flat, operations, strict=True):
     points = draw_entropy(ax, op)
     figures.power_ticks(ax, "x")
     ax.xaxis.set_minor_formatter(plt.NullFormatter())
-    ax.set(title=SYMBOL[op], xlabel="train loss, nat", xlim=(10 ** (low - 0.1), 1.3))
+    ax.set(title=SYMBOL[op], xlabel="train loss, nat", xlim=(10 ** (low - 0.1), 10 ** (high + 0.2)))
 axes[0, 0].set_ylabel("entropy $S$, nat")
 figure.colorbar(points, ax=axes, label="strict test accuracy", pad=0.01)
 figures.letter_panels(axes.flat)
@@ -629,8 +629,8 @@ def advantage(op):
 
 # %% tags=["hide-input"]
 ahead = {op: advantage(op) for op in operations}
-for name, first, last in (("above 0.3", math.log10(0.3), 0), ("below 0.1", -9, -1)):
-    means = {op: a[first:last].mean() for op, a in ahead.items()}
+for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.0, -1.0)):
+    means = {op: a.loc[first:last].mean() for op, a in ahead.items()}
     text = f"at equal loss ({name}) high-entropy states beat the training path (by 0.05)"
     ours = f"strict accuracy, sampled minus path: {each(means)}"
     add_claim(text, f"{PAPER}high-entropy advantage", ours, min(means.values()) > 0.05, tested)
