@@ -41,7 +41,7 @@
 profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
-operations: list[str] = ["add", "mul"]  # each one of {add, sub, mul, div}
+operations: list[str] = ["add"]  # each one of {add, sub, mul, div}
 samplers: list[str] = [
     "sgld",
     "psgld",
