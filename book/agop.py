@@ -166,6 +166,7 @@ def name_of(job):
     )
 
 
+# %%
 def table_of(job):
     """A network's own table, one row per evaluation."""
     return run.table(name_of(job), ["step"])
@@ -203,6 +204,7 @@ def first_block(operation, milestone):
     return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
 
 
+# %% tags=["hide-input"]
 def spectrum_of(operation):
     """Shares of the embedding's Fourier energy before and after training, (p // 2, 2), first seed."""
     final = run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors"

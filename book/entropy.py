@@ -54,10 +54,7 @@ friction: float = 2.0  # rate at which momenta are refreshed, 1 / time, in (0, i
 record_every: int = 20  # updates between records of the training run, in [1, inf)
 truth_steps: int = 2000  # Wang-Landau moves per walker on known potentials, in [100, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [
-    0,
-    1,
-]  # [i, n]: sample every n-th operation from the i-th only; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: sample every n-th operation from the i-th; each in [0, inf)
 
 # %% tags=["hide-input"]
 import math
@@ -481,7 +478,7 @@ figures.save(figure, "entropy", profile, "relaxation")
 # (entropy-offline)=
 # ## The offline histogram is not an entropy
 #
-# The research log that this book follows keeps checkpoints of a training run and not a sampler. From these one can count how many lie in each bin of
+# Where only the checkpoints of a training run are at hand, as in the research log that this book follows, a shortcut offers itself: count how many lie in each bin of
 # $\log_{10} E$ and take the logarithm. This *offline* variant looks like the result of Wang-Landau, but the weights it sees were placed by an optimiser, and no rule
 # links how long AdamW stays at a loss to how many networks have it. Two recordings of one and the same training run show it: at
 # even intervals, and at logarithmic ones, as checkpoints often are kept. If the count measured a property of the landscape, both would agree.
@@ -535,7 +532,7 @@ figures.save(figure, "entropy", profile, "offline")
 
 # %% tags=["hide-input"]
 claims, tested = [], len(operations) > 1 and steps >= 100
-PAPER, LOG = "Zhang et al. 2025: ", "the log: checkpoints in place of a sampler"
+PAPER, LOG = "Zhang et al. 2025: ", "offline: checkpoints in place of a sampler"
 
 
 def add_claim(text, source, ours, verdict, counts=True):
@@ -636,7 +633,7 @@ for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.
     add_claim(text, f"{PAPER}high-entropy advantage", ours, min(means.values()) > 0.05, tested)
 
 # %% [markdown]
-# Last, the log's own way.
+# Last, the offline way.
 
 # %% tags=["hide-input"]
 differences = {op: (even - other).abs() for op, (even, other) in offline.items()}
@@ -666,7 +663,7 @@ claims.set_index("claim").rename_axis(None)
 print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 
 # %% [markdown]
-# ## What the log's way gets wrong
+# ## What the offline way gets wrong
 #
 # - **A histogram over checkpoints is no entropy.** Wang-Landau counts visits of walkers that would be uniform in volume but for $\hat S$, and $\hat S$ is corrected until
 #   the count is flat. A training run has neither property. Its count changes by units when the same run is recorded at other intervals, and its order is the

@@ -53,9 +53,7 @@ controls: list[str] = [
     "si_div",
 ]  # first operation; each one of {si_adaptive, si_div}
 grid: int = 5  # values of alpha and of beta, in [1, 101]
-reference: bool = (
-    True  # the grid must contain (1, 1), hence be odd; false allows the 30 x 30 of the log
-)
+reference: bool = True  # the grid must contain (1, 1), hence be odd; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]
 polish_steps: int = 200  # full-batch updates without weight decay before sampling, in [1, inf)
 polish_lr: float = 1e-3  # their learning rate, falling to zero, in (0, 1]
@@ -63,9 +61,7 @@ chains: int = 2  # per cell, in [1, 64]
 steps: int = 40  # per chain, in [4, inf)
 burn_in: int = 10  # steps dropped from each chain, in [0, inf)
 batch_size: int = 16  # pairs per step, in [1, inf)
-relaxation: float = (
-    0.1  # share of a deviation that localisation takes back in two steps, in (0, inf)
-)
+relaxation: float = 0.1  # deviation taken back in two steps, a share, in (0, inf)
 target: float = 0.03  # estimate at (1, 1), as a share of that of guessing, in (0, 0.5)
 localizations: int = 11  # values of gamma tried to reach it, in [5, 100]
 stack: int = 25  # cells sampled at once, in [1, inf)
