@@ -434,7 +434,11 @@ for ax, op in zip(axes.flat, operations, strict=True):
     points = draw_entropy(ax, op)
     figures.power_ticks(ax, "x")
     ax.xaxis.set_minor_formatter(plt.NullFormatter())
-    ax.set(title=SYMBOL[op], xlabel="train loss, nat", xlim=(10 ** (low - 0.1), 10 ** (high + 0.2)))
+    ax.set(
+        title=SYMBOL[op],
+        xlabel="train loss, nat",
+        xlim=(10 ** math.floor(low), 10 ** math.ceil(high)),
+    )
 axes[0, 0].set_ylabel("entropy $S$, nat")
 figure.colorbar(points, ax=axes, label="strict test accuracy", pad=0.01)
 figures.letter_panels(axes.flat)

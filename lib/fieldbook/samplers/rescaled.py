@@ -19,9 +19,8 @@ from fieldbook.samplers import llc, preconditioners, symmetry
 from fieldbook.samplers.preconditioners import Preconditioner, named
 from fieldbook.samplers.sgmcmc import chain, require_stable
 
-_named = partial(
-    named, psgld_damping=1e-3
-)  # the customary 1e-5 makes the first steps from a minimum, where gradients vanish, leave it
+# From a minimum, where gradients vanish, the customary damping of 1e-5 makes a first step that leaves it.
+_named = partial(named, psgld_damping=1e-3)
 Cell = tuple[float, float]
 
 
@@ -116,7 +115,7 @@ def calibrate(
         ValueError: the estimates do not pass the target, or the step size is unstable (`sgmcmc.require_stable`).
     """
     (p, a, _), w = _first_metric(start, name), llc.flatten(start.model)
-    natural = float((1 / a).mean() / w.square().mean())
+    natural = float((1 / a[a > 0]).mean() / w.square().mean())
     gammas = natural * torch.logspace(-1.5, 4.5, n, dtype=torch.float64)
     epsilons = relaxation / (gammas * float((p * a).max()))
     require_stable(float(epsilons[0]), float(gammas[0] * (p * a).max()))
