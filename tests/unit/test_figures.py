@@ -104,3 +104,15 @@ def test_colours_are_told_apart_in_grey():
 
 def test_a_window_wider_than_the_curve_keeps_its_length() -> None:
     assert figures.smooth([1.0, 2.0, 3.0], 9).tolist() == figures.smooth([1.0, 2.0, 3.0], 3).tolist() == [1.5, 2.0, 2.5]
+
+
+def test_a_heat_map_shows_each_cell_where_it_belongs_and_hatches_the_flagged():
+    _, ax = plt.subplots()
+    factors = [0.1, 1.0, 10.0]
+    frame = pd.DataFrame([{"a": a, "b": b, "z": 100 * a + b} for a in factors for b in factors]).sample(
+        frac=1, random_state=0
+    )
+    mesh = figures.heat_map(ax, frame, ["a", "b", "z"], (frame.a == 10) & (frame.b == 0.1), vmin=0, vmax=1)
+    assert mesh.get_array().reshape(3, 3)[2].tolist() == [20.0, 110.0, 1010.0], "rows are b = 10, columns a"
+    (patch,) = ax.patches
+    assert (patch.get_hatch(), patch.get_x(), patch.get_y()) == ("////", 0.5, -1.5)

@@ -372,6 +372,13 @@ def test_any_key_survives_sorting(tmp_path):
     assert frame.x.tolist()[:5] == NAMES[:5] and table.has({"x": 0.3}) and table.has({"x": 0.5})
 
 
+def test_without_an_order_rows_are_sorted_by_their_keys(tmp_path):
+    table = tables.Table(tmp_path / "t.csv", ["name", "x"])
+    table.append(*({"name": n, "x": x, "y": 0} for n, x in (("b", 10.0), ("a", 2.5), ("b", 2.0), ("a", 0.1))))
+    table.sort()
+    assert table.frame()[["name", "x"]].to_numpy().tolist() == [["a", 0.1], ["a", 2.5], ["b", 2.0], ["b", 10.0]]
+
+
 def _fail_at_two(job):
     if job["x"] == 2:
         raise ZeroDivisionError("oops")
