@@ -100,7 +100,7 @@ pd.set_option("display.max_colwidth", None)
 # %% tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
 LABELS = {"sgld": "SGLD", "psgld": "pSGLD", "rsgld": "Riemannian", "si_sgld": "SI-SGLD"}
-LABELS |= {"si_adaptive": "SI, adaptive", "si_div": "SI, divided"}
+LABELS |= {"si_adaptive": "SI adaptive", "si_div": "SI divided"}
 STYLES = dict(zip(LABELS, ("C1s--", "C4D-.", "C2^-", "C0o-", "C5v-", "C3x:"), strict=True))
 
 # %% [markdown]
@@ -480,7 +480,7 @@ figures.save(figure, "si_sgld", profile, "localization")
 # One panel per operation and sampler, $\alpha$ across, $\beta$ up, both from $10^{-1}$ to $10^{1}$ in all published
 # profiles. Brighter is larger; the colour scale is logarithmic and shared by the four samplers of an operation. Hatched
 # cells are flagged. A sampler that does not see the rescaling has a panel of one colour. That alone proves nothing, since
-# a sampler that has destroyed the network everywhere has one too: here all panels have the same value in the middle, far
+# a sampler that has destroyed the network everywhere has one too: here all panels have about the same value in the middle, far
 # from the loss of guessing.
 
 # %%
