@@ -558,20 +558,23 @@ spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 # %% tags=["hide-input"]
 def draw_cut(ax, name, other):
-    """Estimates of all samplers along one axis of the grid, the other factor at 1."""
+    """Estimates of all samplers along one axis of the grid, the other factor at 1, or next to it."""
     for sampler in all_samplers:
-        one = maps[first, sampler].query(f"{other} == 1").sort_values(name)
+        one = maps[first, sampler].sort_values([other, name])
+        one = one[one[other] == one[other].iloc[np.log(one[other]).abs().argmin()]]
         look = {"fmt": STYLES[sampler], "label": LABELS[sampler], "lw": 1, "ms": 3}
         ax.errorbar(one[name], one.llc.clip(upper=2 * guess), 2 * one.llc_se, **look)
     ax.axhspan(guess / 2, 2 * guess, color="0.92")
-    ax.set(xlabel=rf"$\{name}$ at $\{other} = 1$", ylim=(target * guess / 1e3, 2 * guess))
-    figures.power_ticks(ax), figures.power_ticks(ax, "x")
+    ax.set(xlabel=rf"$\{name}$ at $\{other} = {one[other].iloc[0]:.3g}$")
+    ax.set_ylim(target * guess / 1e3, 2 * guess)
 
 
 # %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
 all_samplers = [*samplers, *controls]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
 draw_cut(left, "alpha", "beta"), draw_cut(right, "beta", "alpha")
+for ax in (left, right):
+    figures.power_ticks(ax), figures.power_ticks(ax, "x")
 left.set_ylabel(r"estimate $\hat\lambda$")
 figures.legend_once(left, above=figure)
 figures.letter_panels((left, right))
