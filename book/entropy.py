@@ -679,18 +679,18 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 #
 # The numbers for networks are estimates from short runs, and the failed claims above say how short. In the final stage a walker
 # diffuses over a part of the range only, so that the histogram of one run is not flat; what fixes $S$ is then mostly the mean force, and the gap between the two estimates
-# is the honest error, larger than the band over the seeds where all seeds share a bias. A walker needs some $10^4$ moves to cross two decades
-# at these slopes; the profile *paper* has them.
+# is the honest error, larger than the band over the seeds where all seeds share a bias. The runs of the profile *paper*
+# are hundreds of times longer for that reason.
 #
 # All walkers descend from one trained network, and the overlap shows that they still resemble it: heating stops below the plateau on which a network answers nothing, and what is
 # sampled is the entropy of that network's own region. Other solutions, permuted copies among them, would add a constant if they are alike, and more if they are not.
 # Seeds need not agree either: one that takes a steeper branch near the top, with lower accuracy, shifts the mean by more than the band of the others, and may
 # bend the averaged curve as two phases would. Where the accuracy of a released memorised network grows, some way leads down from one kind of state to the other; that does not
-# prove it free of small barriers, and where it does not grow, the run may just be too short: most of the way lies beyond its
-# end of the run. Part of it is the decay of the norm, which the prior imposes as weight decay does in training.
+# prove it free of small barriers, and where it does not grow, the run may just be too short: most of the way lies beyond
+# the end of the run. Part of it is the decay of the norm, which the prior imposes as weight decay does in training.
 #
-# The prior matters. Another one, for instance that of the initial weights, weighs the same networks differently, and its $S$ is another function. The strict test sets are small, some fifty pairs, so
-# that one accuracy has an error of 0.06. At low losses the training path has grokked itself, so that little advantage is left there.
+# The prior matters. Another one, for instance that of the initial weights, weighs the same networks differently, and its $S$ is another function. The strict test sets are small, a few dozen pairs, so
+# that one accuracy is uncertain by several percent. At low losses the training path has grokked itself, so that little advantage is left there.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 manifest = run.finish()

@@ -516,7 +516,7 @@ figures.save(figure, "si_sgld", profile, "maps")
 
 # %% [markdown]
 # The two controls, at the first operation: the metric that follows the chain is as blind to the rescaling as the frozen
-# one, and the rule of the log is the most sensitive of all.
+# one, and the rule of the log leaves the fewest healthy cells.
 
 # %% mystnb={"image": {"alt": "Heat maps of the two controls"}} tags=["hide-input"]
 if controls:
@@ -552,8 +552,8 @@ spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 # %% [markdown]
 # The same as cuts through the maps, at $\beta = 1$ and at $\alpha = 1$, for the first operation. The grey region is
-# where a chain has left the basin. The curve of pSGLD is about half as steep as that of SGLD, and the rule of the log
-# is the steepest. Bars are two standard errors.
+# where a chain has left the basin. The curve of pSGLD is about half as steep as that of SGLD, and that of the log's
+# rule ends up the steepest. Bars are two standard errors.
 
 
 # %% tags=["hide-input"]

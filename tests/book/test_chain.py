@@ -36,6 +36,12 @@ def small(checkout: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that nothing has run in."""
+    return copy_checkout(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture(scope="module")
 def built(small: Path) -> Path:
     succeed("make book PROFILE=quick", small)
     return small
@@ -73,10 +79,14 @@ def test_trained_networks_are_handed_on(built: Path) -> None:
     assert file.read_bytes() == original.read_bytes()
 
 
-def test_a_chapter_waits_for_the_networks_that_it_starts_from(tmp_path: Path) -> None:
-    plan = succeed("snakemake -n build/laptop/book/si_sgld.ipynb", copy_checkout(tmp_path))
-    assert "build/small/book/agop.ipynb" in plan
-    assert re.search(r"input:.*build/laptop/data/inputs/networks/small/add\.safetensors", plan)
+@pytest.mark.parametrize("chapter", ["si_sgld", "entropy"])
+@pytest.mark.parametrize(("profile", "networks"), [("quick", "quick"), ("laptop", "small")])
+def test_a_chapter_waits_for_the_networks_that_it_starts_from(
+    pristine: Path, chapter: str, profile: str, networks: str
+) -> None:
+    plan = succeed(f"snakemake -n build/{profile}/book/{chapter}.ipynb", pristine)
+    assert f"build/{networks}/book/agop.ipynb" in plan
+    assert re.search(rf"input:.*build/{profile}/data/inputs/networks/{networks}/add\.safetensors", plan)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50])
