@@ -38,6 +38,8 @@ class Recipe:
         warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step; `plateau`
             multiplies by `plateau_factor` after more than `plateau_patience` evaluations without improvement.
         precision: `fp32`; bf16 autocast, under three names; or fp16 autocast with a GradScaler.
+        shuffle_block: shuffle the blocks of so many examples, and the examples within each, so that data larger than
+            memory are read in long pieces; None shuffles all examples alike.
         micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see micro-batches.
         ema: decay per update of the averaged weights, which are then those evaluated.
         eval_every: updates between evaluations; `monitor`: the metric that selects the best weights, which must
@@ -62,6 +64,7 @@ class Recipe:
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     plateau_patience: NonNegativeInt = 5
     precision: Literal["fp32", "bf16", "bf16-mixed", "16-mixed", "fp16"] = "fp32"
+    shuffle_block: PositiveInt | None = None
     micro_batch: PositiveInt | None = None
     ema: Decay | None = None
     eval_every: PositiveInt | None = None
@@ -79,7 +82,9 @@ class Recipe:
         require(self.monitor or not watching, "monitor", self.monitor, f"the name of a metric, for {watching}")
 
 
-def indices(n: int, batch_size: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+def indices(
+    n: int, batch_size: int, step: int, seed: int, rank: int = 0, world: int = 1, block: int | None = None
+) -> Tensor:
     """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler state.
 
     Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and every example is
@@ -87,18 +92,20 @@ def indices(n: int, batch_size: int, step: int, seed: int, rank: int = 0, world:
 
     Args:
         n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from the `rank`-th on.
+        block: as `Recipe.shuffle_block`: an epoch visits block after block, in an order of its own.
     Returns:
         (batch,) int64 on the CPU.
     Raises:
-        ValueError: n or batch_size < 1, step < 0, or rank outside [0, world).
+        ValueError: n, batch_size or block < 1, step < 0, or rank outside [0, world).
     """
     require(n >= 1, "n", n, "at least one example")
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    require(block is None or block >= 1, "block", block, "at least 1, or None")
     require(step >= 0, "step", step, "at least 0")
     require(0 <= rank < world, "rank", rank, f"in [0, {world})")
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
-    parts = [_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs]
+    parts = [_permutation(n, seed, e, block)[max(start - e * n, 0) : stop - e * n] for e in epochs]
     return torch.cat(parts)[rank::world].contiguous()
 
 
@@ -132,8 +139,12 @@ def stream(*key: object) -> int:
 
 
 @lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(stream("order", seed, epoch)))
+def _permutation(n: int, seed: int, epoch: int, block: int | None) -> Tensor:
+    generator = torch.Generator().manual_seed(stream("order", seed, epoch))
+    if block is None or block >= n:
+        return torch.randperm(n, generator=generator)
+    starts = block * torch.randperm(math.ceil(n / block), generator=generator)
+    return torch.cat([i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()])
 
 
 def require(condition: object, name: str, value: object, accepted: str) -> None:

@@ -198,7 +198,8 @@ class _Run:
     def gradient(self, buffers: list[Tensor]) -> Tensor:
         """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the micro-batch at need."""
         recipe, fit = self.recipe, self.fit
-        index = indices(self.n_examples, recipe.batch_size, fit.step, recipe.seed, self.rank, self.world)
+        key = (self.n_examples, recipe.batch_size, fit.step, recipe.seed)
+        index = indices(*key, self.rank, self.world, recipe.shuffle_block)
         while True:
             try:
                 loss = self.accumulate(index)

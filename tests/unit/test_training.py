@@ -1,6 +1,7 @@
 """The training loop against hand formulas, torch's own schedulers, kills, full disks and a second rank."""
 
 import errno
+import itertools
 import math
 import multiprocessing
 import os
@@ -158,7 +159,24 @@ def test_ranks_partition_the_batch():
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}])
+@pytest.mark.parametrize("block", [1, 7, 10, N, 2 * N])
+def test_blocks_are_visited_one_after_the_other(block):
+    epochs = torch.cat([indices(N, N, step, seed=3, block=block) for step in range(4)]).view(4, N)
+    assert all(sorted(e.tolist()) == list(range(N)) for e in epochs)
+    for epoch in (epochs // block).tolist():
+        assert 1 + sum(a != b for a, b in itertools.pairwise(epoch)) == math.ceil(N / block)
+    assert len({tuple(e.tolist()) for e in epochs}) == 4
+
+
+def test_blocks_are_shuffled_inside_and_reach_the_loop():
+    rows = indices(N, N, 0, seed=3, block=10)
+    assert rows.tolist() != sorted(rows.tolist(), key=lambda i: (i // 10 != rows[0] // 10, i))
+    seen = []
+    fit(make_model(), lambda m, i, g: (seen.append(i), mse(m, i, g))[1], N, recipe(shuffle_block=10), progress=False)
+    assert torch.equal(torch.cat(seen)[:N], indices(N, N, 0, seed=recipe().seed, block=10))
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}, {"block": 0}])
 def test_indices_name_what_they_refuse(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         indices(**({"n": 5, "batch_size": 2, "step": 0, "seed": 0, "rank": 0, "world": 2} | wrong))

@@ -1,0 +1,94 @@
+"""Scores of a regression, and the two baselines that every learned regressor is shown beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightgbm
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+ALPHAS = tuple(10.0**k for k in range(-2, 6))
+
+
+def scores(target: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """R2, RMSE and MAE, the last two in the target's unit.
+
+    Args:
+        target, prediction: (n,), finite.
+    Raises:
+        ValueError: shapes differ, a value is not finite, or n < 2.
+    """
+    target, prediction = np.asarray(target, float), np.asarray(prediction, float)
+    if target.ndim != 1 or target.shape != prediction.shape or len(target) < 2:
+        raise ValueError(f"target {target.shape} and prediction {prediction.shape}: expected the same (n,), n >= 2")
+    measures = {"r2": r2_score, "rmse": root_mean_squared_error, "mae": mean_absolute_error}
+    return {name: float(measure(target, prediction)) for name, measure in measures.items()}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A fitted ridge regression; `predict((n, features))` gives (n,)."""
+
+    coefficients: np.ndarray  # (features,), of the features as they come
+    intercept: float
+    alpha: float
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return features @ self.coefficients + self.intercept
+
+
+def ridge(
+    features: np.ndarray,
+    target: np.ndarray,
+    validation: tuple[np.ndarray, np.ndarray],
+    alphas: Sequence[float] = ALPHAS,
+) -> Linear:
+    """Ridge regression on standardised features, with the penalty that predicts a validation split best.
+
+    One Gram matrix serves all penalties, which is why this is not scikit-learn's `Ridge`: that forms it anew for each.
+
+    Args:
+        features: (n, features); constant ones get no weight. `target`: (n,).
+        validation: features and target to choose by.
+        alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
+    Raises:
+        ValueError: a value is not finite, or no penalty is given.
+    """
+    if not len(alphas):
+        raise ValueError("alphas is empty; expected at least one penalty")
+    features = np.asarray(features)
+    mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-7 * np.abs(mean))
+    standard = ((features - mean) * scale).astype(features.dtype, copy=False)
+    centre = float(np.mean(target, dtype=float))
+    gram, moment = (standard.T @ standard).astype(float), (standard.T @ (target - centre)).astype(float)
+    if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
+        raise ValueError("features or target hold NaN or infinity; look for them before fitting")
+
+    def fitted(alpha: float) -> Linear:
+        penalised = gram + alpha * np.eye(len(gram))
+        weights = cho_solve(cho_factor(penalised, overwrite_a=True), moment) * scale
+        return Linear(weights, centre - float(mean @ weights), alpha)
+
+    def error(model: Linear) -> float:
+        return float(np.mean((model.predict(validation[0]) - validation[1]) ** 2))
+
+    return min(map(fitted, alphas), key=error)
+
+
+def boosted_trees(
+    features: np.ndarray, target: np.ndarray, *, seed: int = 0, threads: int = 1, trees: int = 400, leaves: int = 31,
+    share: float = 0.2,
+) -> lightgbm.LGBMRegressor:  # fmt: skip
+    """Gradient-boosted trees, deterministic for a seed and a number of threads.
+
+    Args:
+        features: (n, features); `target`: (n,); `share`: of the features that each tree may split on.
+    Source: Ke et al. 2017 (NeurIPS 30), LightGBM.
+    """
+    model = lightgbm.LGBMRegressor(
+        n_estimators=trees, num_leaves=leaves, colsample_bytree=share, random_state=seed, n_jobs=threads,
+        deterministic=True, force_row_wise=True, verbose=-1,
+    )  # fmt: skip
+    return model.fit(features, target)
