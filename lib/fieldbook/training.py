@@ -129,6 +129,9 @@ class _Run:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+        for prefix in recipe.lr_scale:
+            names = "the beginning of a trainable parameter's name"
+            require(any(name.startswith(prefix) for name, _ in trainable), "lr_scale", prefix, names)
         groups = {}  # factor on the learning rate -> parameters
         for name, p in trainable:
             scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))

@@ -209,6 +209,11 @@ def test_loop_agrees_with_torch_written_out_plainly():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_lr_scale_must_name_parameters():
+    with pytest.raises(ValueError, match=r"lr_scale = 'encoder\.'"):
+        train(make_model(), recipe(steps=1, lr_scale={"0.": 0.1, "encoder.": 0.1}))
+
+
 def test_lr_scale_slows_the_parameters_it_names():
     model, before = make_model(torch.float64), weights(make_model(torch.float64))
     train(model, recipe(steps=1, lr_scale={"0.": 0.1}))
