@@ -1,6 +1,7 @@
 """Fixed maps of the input, fitted to training data once and stored with the weights."""
 
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from fieldbook.recipe import require
@@ -31,15 +32,14 @@ def standardise(examples: Tensor) -> Affine:
 
 
 def principal_components(examples: Tensor, n_components: int) -> Affine:
-    """The first principal components of (n, feature), each scaled to standard deviation 1, strongest first.
+    """The first principal components of (n, feature), strongest first, each scaled to standard deviation 1.
 
     Raises:
-        ValueError: more components than the examples have.
+        ValueError: more components than the examples vary in.
     """
-    n = len(examples)
-    mean = examples.mean(0)
-    _, s, v = torch.linalg.svd((examples - mean).double(), full_matrices=False)
-    rank = int((s > s[0] * max(examples.shape) * torch.finfo(examples.dtype).eps).sum())
-    require(1 <= n_components <= rank, "n_components", n_components, f"from 1 to {rank}, the rank of the examples")
-    basis = v[:n_components].T / s[:n_components] * (n - 1) ** 0.5
-    return Affine(mean, basis.to(examples.dtype))
+    pca = PCA(n_components, random_state=0).fit(examples.numpy(force=True))
+    spread = pca.singular_values_ / (len(examples) - 1) ** 0.5
+    rank = int((spread > 1e-6 * spread[0]).sum())
+    require(n_components <= rank, "n_components", n_components, f"at most {rank}, in which the examples vary")
+    parts = (pca.mean_, pca.components_.T / spread)
+    return Affine(*(torch.from_numpy(part).to(examples) for part in parts))
