@@ -1,0 +1,226 @@
+"""Spectra with their errors and parameters: arrays that may be larger than memory, noise, and the scale of labels.
+
+`fieldbook.data.spectra_hdf5` makes the folders that `Spectra.open` maps.
+"""
+
+import itertools
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fieldbook.recipe import require
+
+SEED = 42  # of the noise of validation and test splits
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """A set of spectra, in memory or mapped from files.
+
+    `len` counts them, `spectra[:n]` is a part on the same memory or files. Pickled, a mapped set is the names of its
+    files, so that workers share one copy.
+
+    Attributes:
+        wave: (pixels,) vacuum wavelength in Angstrom, increasing.
+        flux: (n, pixels) float32, without noise, >= 0.
+        error: (n, pixels) float32, standard deviation of the noise at level 1, > 0, in the flux's unit.
+        params: n rows of labels: `T_eff` in K, `log_g`, `M_H`, `a_M`, `C_M` in dex, `mag`, `redshift`, `snr`.
+        block: spectra that `rows` reads ahead in one piece, best the `shuffle_block` of the recipe.
+    Raises:
+        ValueError: the shapes do not belong together, or block < 1.
+    """
+
+    wave: np.ndarray
+    flux: np.ndarray
+    error: np.ndarray
+    params: pd.DataFrame
+    block: int = 4096
+
+    def __post_init__(self) -> None:
+        shape = (len(self.params), *self.wave.shape)
+        require(self.wave.ndim == 1, "wave", self.wave.shape, "(pixels,)")
+        require(self.flux.shape == shape, "flux", self.flux.shape, f"(params, wave) = {shape}")
+        require(self.error.shape == shape, "error", self.error.shape, f"(params, wave) = {shape}")
+        require(self.block >= 1, "block", self.block, "at least 1")
+        readers = [_FileRows(a, self.block) if _is_mapped(a) else None for a in (self.flux, self.error)]
+        object.__setattr__(self, "_readers", readers)
+
+    @classmethod
+    def open(cls, folder: Path, block: int = 4096) -> Self:
+        """Map what `spectra_hdf5.convert` has left in a folder.
+
+        Raises:
+            FileNotFoundError: the folder is not there or lacks a file; names it.
+            ValueError: a file is damaged; names the folder.
+        """
+        folder = Path(folder)
+        try:
+            wave, params = np.load(folder / "wave.npy"), pd.read_parquet(folder / "params.parquet")
+            flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
+            return cls(wave, flux, error, params, block)
+        except FileNotFoundError as missing:
+            name = missing.filename or folder
+            raise FileNotFoundError(f"no converted spectra at {name}; convert the files first") from missing
+        except (ValueError, OSError) as damage:
+            raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __getitem__(self, part: slice) -> Self:
+        require(isinstance(part, slice) and part.step in (None, 1), "part", part, "a slice start:stop")
+        return replace(self, flux=self.flux[part], error=self.error[part], params=self.params[part])
+
+    def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Flux and error of some spectra, at the disk's speed where they come block by block.
+
+        An index that stays within a block, or two at a border, as from `fieldbook.recipe.indices(..., block=block)`,
+        announces that the rest of the block is to follow: it is then read in order, once, into the system's cache.
+
+        Args:
+            index: (batch,) of integers in [0, n).
+        Returns:
+            (batch, pixels) float32 each, on the CPU, as copies.
+        Raises:
+            IndexError: an index is out of range; `OSError`: a file ends too early.
+        """
+        index = np.asarray(index)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
+        arrays = zip((self.flux, self.error), self._readers, strict=True)
+        flux, error = (read(index) if read else torch.from_numpy(array[index]).float() for array, read in arrays)
+        return flux, error
+
+    def __reduce__(self):
+        flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
+        return _rebuilt, (self.wave, flux, error, self.params, self.block)
+
+
+def _rebuilt(wave, flux, error, params, block) -> Spectra:
+    flux, error = (np.memmap(*array) if isinstance(array, tuple) else array for array in (flux, error))
+    return Spectra(wave, flux, error, params, block)
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    return isinstance(array, np.memmap) and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
+
+
+def _arguments(array: np.memmap) -> tuple:
+    """What makes `np.memmap` map the same part of the same file; an array's own `offset` is that of the whole."""
+    unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's offset
+    start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
+    return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
+
+
+class _FileRows:
+    """Rows of a mapped array by calls of `preadv`.
+
+    Measured against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant
+    without advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
+    """
+
+    def __init__(self, array: np.memmap, block: int):
+        file, _, _, self.offset, self.shape = _arguments(array)
+        self.block, self.entered = block, set()
+        self.handle = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.handle)
+
+    def __call__(self, index: np.ndarray) -> Tensor:
+        self._enter(set((index // self.block).tolist()), len(index))
+        result, row = torch.empty(len(index), self.shape[1]), 4 * self.shape[1]
+        bytes_of = memoryview(result.numpy()).cast("B")
+        breaks = sorted({0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)})
+        for first, last in itertools.pairwise(breaks):
+            self._fill(bytes_of[first * row : last * row], self.offset + int(index[first]) * row)
+        return result
+
+    def _enter(self, blocks: set[int], batch: int) -> None:
+        """Read through blocks that are new; rows scattered over many are left alone."""
+        if len(blocks) > 2 + batch // self.block:
+            return
+        n, pixels = self.shape
+        scratch = memoryview(bytearray(2**20))
+        for block in blocks - self.entered:
+            start, stop = (min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
+            for position in range(start, stop, len(scratch)):
+                self._fill(scratch[: stop - position], self.offset + position)
+        self.entered = blocks
+
+    def _fill(self, buffer: memoryview, position: int) -> None:
+        while buffer:
+            count = os.preadv(self.handle, (buffer,), position)
+            if count == 0:
+                raise OSError(f"file of spectra ends at byte {position}; convert again")
+            buffer, position = buffer[count:], position + count
+
+
+def signal_to_noise(flux: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(n,) median of flux / error over the (n, pixels)."""
+    return np.median(flux / error, axis=-1)
+
+
+def noisy(flux: Tensor, error: Tensor, noise_level: float, generator: torch.Generator) -> Tensor:
+    """Flux with Gaussian noise: flux + randn * error * noise_level, on the device of the flux.
+
+    Args:
+        flux, error: (..., pixels); `noise_level`: factor on the error, >= 0.
+        generator: on the same device.
+    """
+    require(noise_level >= 0, "noise_level", noise_level, "at least 0")
+    noise = torch.randn(flux.shape, generator=generator, device=flux.device, dtype=flux.dtype)
+    return noise.mul_(error).mul_(noise_level).add_(flux)
+
+
+def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tensor:
+    """(n, pixels) flux of a validation or test split with noise that depends on the seed and the row alone."""
+    require(noise_level >= 0, "noise_level", noise_level, "at least 0")
+    generator = torch.Generator().manual_seed(seed)
+    result = torch.empty(spectra.flux.shape)
+    for rows in torch.arange(len(spectra)).split(256):
+        noise = torch.randn(256, len(spectra.wave), generator=generator)[: len(rows)]
+        flux, error = spectra.rows(rows)
+        result[rows] = noise.mul_(error).mul_(noise_level).add_(flux)
+    return result
+
+
+@dataclass(frozen=True)
+class LabelNorm:
+    """A linear scale for labels: `transform` gives (label - shift) / scale.
+
+    R2 does not depend on it. A mean absolute error does: times `scale`, it is in the label's unit.
+    """
+
+    shift: float
+    scale: float
+
+    @classmethod
+    def fit(cls, train: np.ndarray, kind: Literal["standard", "minmax"] = "standard") -> Self:
+        """From the labels of the train split alone: mean 0 and standard deviation 1, or from 0 to 1.
+
+        Raises:
+            ValueError: unknown kind; a label is not finite, or all are the same.
+        """
+        train = np.asarray(train, float)
+        require(np.isfinite(train).all(), "train", train[~np.isfinite(train)], "finite labels")
+        require(train.size and np.ptp(train) > 0, "train", train[:1], "labels that are not all the same")
+        require(kind in ("standard", "minmax"), "kind", kind, "standard or minmax")
+        if kind == "standard":
+            return cls(float(train.mean()), float(train.std(ddof=1)))
+        return cls(float(train.min()), float(np.ptp(train)))
+
+    def transform(self, label):
+        """From the label's unit to the scale of the loss; arrays and tensors alike."""
+        return (label - self.shift) / self.scale
+
+    def inverse(self, normalised):
+        """Back to the label's unit."""
+        return normalised * self.scale + self.shift
