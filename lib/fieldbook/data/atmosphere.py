@@ -202,7 +202,7 @@ def hydrostatic(tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pr
 
 
 def atmosphere(
-    T_eff: float, log_g: float, abundance: dict[str, float], layers: int = 32, tolerance: float = 1e-5
+    T_eff: float, log_g: float, abundance: dict[str, float], layers: int = 24, tolerance: float = 1e-5
 ) -> Atmosphere:
     """Pressure, electrons and opacity of every layer in hydrostatic equilibrium.
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import spline_filter1d
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
@@ -30,7 +31,7 @@ NODES = {
     "T_eff": (3750, 3900, 4075, 4275, 4500, 4800, 5150, 5550, 6000),
     "log_g": (1, 1.75, 2.5, 3.25, 4, 4.5, 5),
     "M_H": (-2.5, -1.9, -1.35, -0.85, -0.4, 0, 0.375, 0.75),
-    "a_M": (-0.25, 0.125, 0.5),
+    "a_M": (-0.25, -0.17, -0.07, 0.07, 0.26, 0.5),  # close where C/O nears 1 and oxygen runs out
     "C_M": (0,),
 }
 SMALL = {"T_eff": (4500, 4800, 5100), "log_g": (2.5, 3.25, 4), "M_H": (-1, -0.6, -0.2), "a_M": (0, 0.3), "C_M": (0,)}
@@ -140,16 +141,16 @@ def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
 
 
 def emulator(
-    folder: Path, nodes: Mapping[str, Sequence[float]] = NODES, *, components: int = 96, workers: int = 1
+    folder: Path, nodes: Mapping[str, Sequence[float]] = NODES, *, components: int = 64, workers: int = 1
 ) -> Emulator:
     """The emulator of a grid, read from `folder` if it has been built there before, else built and kept.
 
-    The file's name holds a hash of the synthesiser's code and tables and of the grid. It is written whole or not at all,
-    and processes that want the same one at once wait for the first.
+    The name of the file holds a hash of the synthesiser's code and tables and of the grid. It is written whole or not
+    at all, and processes that want the same one at once wait for the first.
 
     Args:
         nodes: label -> increasing values, at least one; a label left out has the nodes of `NODES`.
-        components: principal components kept, at most the number of nodes.
+        components: principal components kept, or one fewer than nodes where those are fewer.
         workers: processes, of one thread each.
     Raises:
         ValueError: unknown label, nodes that don't increase or lie outside the synthesiser's limits.
@@ -182,14 +183,10 @@ def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
 
 def compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
     """Principal components of a grid, as coefficients of cubic B-splines over pixels."""
-    mean = log_flux.mean(0)
-    centred = log_flux - mean
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    kept = np.flatnonzero(values > 1e-12 * values[-1])[::-1][:components]
-    basis = (vectors[:, kept] / np.sqrt(values[kept])).T @ centred
-    splines = {"mean": mean, "components": basis}
+    pca = PCA(min(components, len(log_flux) - 1), random_state=0).fit(log_flux)
+    splines = {"mean": pca.mean_, "components": pca.components_}
     splines = {name: spline_filter1d(array, order=3, axis=-1, mode="mirror") for name, array in splines.items()}
-    arrays = {"scores": vectors[:, kept] * np.sqrt(values[kept])} | splines
+    arrays = {"scores": pca.transform(log_flux)} | splines
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
 
 

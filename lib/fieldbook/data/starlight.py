@@ -4,8 +4,8 @@
 through a Gaussian line-spread function. The bands of TiO and CN have the right molecules in the right numbers, but a
 stylised shape, a saw tooth at each band head: draw no physics from them.
 
-`lines.csv` beside this file: laboratory values as collected in linemake (Placco et al. 2021, RNAAS 5, 92), the rest from
-Kurucz's lists. Wavelengths are vacuum A unless named air.
+`lines.csv` beside this file: laboratory values as collected in linemake (Placco et al. 2021, RNAAS 5, 92), the rest
+from Kurucz's lists. Wavelengths are vacuum A unless named air.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ START, STEP, PIXELS = 7100.2136, 0.4272461, 4096  # A
 OVERSAMPLING = 8
 LSF_FWHM = 1.36  # A
 MICROTURBULENCE = 2.0  # km/s
-FAINTEST = 3e-4  # of the continuous opacity: where a line's wing ends
+FAINTEST = 1e-3  # of the continuous opacity: where a line's wing ends
 CORE = 8.0  # Doppler widths within which the profile is Voigt's; beyond, its asymptotic series
 RAYS = ((0.211325, 0.5), (0.788675, 0.5))  # cosine and weight of Gauss and Legendre
 
