@@ -103,7 +103,7 @@ class SpectraViT(nn.Module):
         require(pooling in POOLINGS, "pooling", pooling, f"one of {', '.join(POOLINGS)}")
         require(n_layers >= 1, "n_layers", n_layers, "at least 1")
         self.n_pixels, self.n_patches = n_pixels, (n_pixels - patch) // stride + 1
-        self.pooling, self.preprocess = pooling, preprocess or nn.Identity()
+        self.pooling, self.preprocess = pooling, nn.Identity() if preprocess is None else preprocess
         n_tokens = self.n_patches + (pooling == "cls")
         with seeded(seed):
             self.tokens = TOKENIZERS[tokenizer](patch, stride, d_model)
