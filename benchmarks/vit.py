@@ -3,7 +3,8 @@
     python benchmarks/vit.py [--repeats 5]
 
 A step is forward, backward and AdamW at equal size, batch, dropout and precision; the peers read the same spectra as
-images of one row. Times are medians of CPU time (wall time on a GPU), the sides interleaved.
+images of one row. Times are medians of CPU time (wall time on a GPU), the sides interleaved. Where the CPU multiplies
+bfloat16, the two ways to attend in it are compared too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldbook.compat import importable_torchvision
+from fieldbook.models.attention import attend
 from fieldbook.models.spectra_vit import SpectraViT
 from fieldbook.recipe import AUTOCAST, resolve_precision
 from fieldbook.training import keep_freed_memory
@@ -96,6 +98,32 @@ def compare(size: dict[str, int], batch: int, repeats: int, device: torch.device
     return seconds
 
 
+def kernels(size: dict[str, int], batch: int, repeats: int) -> float:
+    """Time of the fused kernel over that of `attend`, forward and backward in bfloat16 on the CPU, printed."""
+    heads, d_head = size["n_heads"], size["d_model"] // size["n_heads"]
+    tokens = 1 + PIXELS // size["patch"]
+    qkv = torch.randn(3, batch, heads, tokens, d_head, dtype=torch.bfloat16, requires_grad=True)
+    fused = nn.functional.scaled_dot_product_attention
+    ways = {name: lambda way=way: way(*qkv).sum().backward() for name, way in (("fused", fused), ("ours", attend))}
+    seconds = medians(ways, repeats, torch.device("cpu"))
+    ratio = seconds["fused"] / seconds["ours"]
+    print(f"bf16 attention, {tokens} tokens, {heads} heads of {d_head}: {ratio:.2f}x as fast as the fused kernel")
+    return ratio
+
+
+def claims(seconds: dict[tuple[str, str], float], floors: dict[str, float]) -> list[tuple[str, float, float]]:
+    """(what is promised, the ratio found, the least that is promised) for each peer, and for bf16 over fp32."""
+    found = [
+        (f"{precision}, against {side}", value / seconds["ours", precision], floors[side])
+        for (side, precision), value in seconds.items()
+        if side in floors
+    ]
+    if ("ours", "bf16") in seconds:
+        found.append(("bf16, against fp32", seconds["ours", "fp32"] / seconds["ours", "bf16"], floors["bf16"]))
+        print(f"ours in bf16 is {found[-1][1]:.2f}x as fast as in fp32")
+    return found
+
+
 def main() -> None:
     """Measure, print, and fail where a promise of the chapter is not met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,20 +132,16 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
     print(f"torch {torch.__version__}, {device.type}, median of {repeats} steps")
-    floor = 1.3 if device.type == "cuda" else 1.0
-    failed = []
-    for size, batch in ((FULL, 8), (SMALL, 64)) if device.type == "cpu" else ((FULL, 256), (SMALL, 256)):
+    results = []
+    for size, batch, bf16 in ((FULL, 256 if on_gpu else 8, 1.4), (SMALL, 256 if on_gpu else 64, 1.0)):
         seconds = compare(size, batch, repeats, device)
-        for (side, precision), value in seconds.items():
-            ratio = value / seconds["ours", precision]
-            if side != "ours" and ratio < floor:
-                failed.append(f"{precision}: {side} takes {ratio:.2f} of our time, expected >= {floor}")
-        if ("ours", "bf16") in seconds:
-            ratio = seconds["ours", "fp32"] / seconds["ours", "bf16"]
-            print(f"bf16 is {ratio:.2f}x as fast as fp32")
-            if ratio < 1.4:
-                failed.append(f"bf16 is {ratio:.2f}x as fast as fp32, expected >= 1.4")
+        eager = 1.3 if on_gpu else 1.0  # the seed experiment's way, as it asks for the attention of every layer
+        results += claims(seconds, {"ViTModel eager": eager, "ViTModel sdpa": 1.0, "bf16": bf16})
+        if ("ours", "bf16") in seconds and not on_gpu:
+            results.append(("bf16 attention, against the fused kernel", kernels(size, batch, repeats), 1.0))
+    failed = [f"{claim}: {ratio:.2f}x, expected >= {floor}" for claim, ratio, floor in results if ratio < floor]
     if failed:
         raise SystemExit("\n".join(failed))
 

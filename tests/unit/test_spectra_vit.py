@@ -16,6 +16,7 @@ from fieldbook.models.spectra_vit import (
     SpectraViT,
     attention_maps,
     parameter_table,
+    restart_as_in_seed_experiment,
     rollout,
 )
 from fieldbook.recipe import Recipe
@@ -85,6 +86,22 @@ def test_models_of_all_tokenizers_agree_with_their_gradients():
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
+def test_in_the_seed_experiment_a_window_is_drowned_by_its_position():
+    flux = 0.5 + 0.1 * draw(64, 256)
+    shares = {}
+    for name in ("C1D", "SW"):
+        model = SpectraViT(n_pixels=256, patch=16, d_model=128, n_layers=1, tokenizer=name).eval()
+        restart_as_in_seed_experiment(model)
+        assert model.position.std().item() == pytest.approx(1, abs=0.05)
+        assert model.cls.std().item() == pytest.approx(1, abs=0.2)
+        tokens = model.embed(flux)[:, 1:].detach()
+        shares[name] = float(tokens.var(0).mean() / tokens.var())  # what depends on the star at all
+    weight_variance = {"C1D": 1 / 48, "SW": 0.02**2}
+    for name, share in shares.items():
+        assert share == pytest.approx(16 * weight_variance[name] * 0.01, rel=0.35)
+    assert shares["C1D"] > 30 * shares["SW"]
+
+
 # -- positions and pooling
 
 
@@ -133,6 +150,15 @@ def test_dropout_in_training_alone():
     assert torch.equal(model(flux), model(flux))
     model.train()
     assert not torch.equal(model(flux), model(flux))
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_bfloat16_stays_close_and_adds_up_in_single_precision(position):
+    model, flux = tiny(position=position, pooling="mean"), draw(4, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.embed(flux).dtype == torch.float32
+        rounded = model(flux)
+    torch.testing.assert_close(rounded.float(), model(flux), rtol=0, atol=0.03)
 
 
 def test_preprocess_comes_first_and_is_stored_with_the_weights():
@@ -315,8 +341,9 @@ def test_every_loss_trains(name, pooling):
         ({"patch": 7}, "patch = 7.*n_pixels = 64"),
         ({"patch": 128}, "patch = 128"),
         ({"patch": 0}, "patch = 0"),
-        ({"stride": 16}, "patch = 8"),
-        ({"stride": 3}, "patch = 8"),
+        ({"stride": 0}, "stride = 0"),
+        ({"stride": 16}, "stride = 16"),
+        ({"stride": 3}, "stride = 3"),
         ({"stride": 4, "tokenizer": "linear"}, "stride = 4"),
         ({"n_heads": 3}, "n_heads = 3.*d_model = 16"),
         ({"n_layers": 0}, "n_layers = 0"),

@@ -118,5 +118,5 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, *, turns: Tensor | None = None, only: int | None = None) -> Tensor:
         """(batch, token, d_model) -> the same; or (batch, 1, d_model) for token `only`, at a fraction of the cost."""
         y = self.attn(self.attn_norm(x), turns=turns, only=only)
-        x = (x if only is None else x[:, [only]]) + self.dropout(y)
+        x = (x if only is None else x[:, only, None]) + self.dropout(y)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))

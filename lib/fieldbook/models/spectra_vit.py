@@ -95,15 +95,15 @@ class SpectraViT(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        stride = stride or patch
-        fills = 1 <= patch <= n_pixels and 1 <= stride <= patch and (n_pixels - patch) % stride == 0
-        require(fills, "patch", patch, f"patches, at most `patch` = {patch} apart, that fill n_pixels = {n_pixels}")
+        stride = patch if stride is None else stride
+        fills = 1 <= stride <= patch <= n_pixels and (n_pixels - patch) % stride == 0
+        require(fills, "patch", patch, f"a length that, every stride = {stride} of it, fills n_pixels = {n_pixels}")
         require(tokenizer in TOKENIZERS, "tokenizer", tokenizer, f"one of {', '.join(TOKENIZERS)}")
         require(position in POSITIONS, "position", position, f"one of {', '.join(POSITIONS)}")
         require(pooling in POOLINGS, "pooling", pooling, f"one of {', '.join(POOLINGS)}")
         require(n_layers >= 1, "n_layers", n_layers, "at least 1")
         self.n_pixels, self.n_patches = n_pixels, (n_pixels - patch) // stride + 1
-        self.pooling, self.preprocess = pooling, preprocess or nn.Identity()
+        self.pooling, self.preprocess = pooling, nn.Identity() if preprocess is None else preprocess
         n_tokens = self.n_patches + (pooling == "cls")
         with seeded(seed):
             self.tokens = TOKENIZERS[tokenizer](patch, stride, d_model)
@@ -125,34 +125,46 @@ class SpectraViT(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, turns=self.turns)
         x = self.blocks[-1](x, turns=self.turns, only=0 if self.pooling == "cls" else None)
-        return self.head(self.pool(self.norm(x))).squeeze(-1)
+        x = self.norm(x)
+        return self.head((self.pool_weights(x)[:, None] @ x)[:, 0]).squeeze(-1)
 
     def embed(self, flux: Tensor) -> Tensor:
         """(batch, pixel) -> (batch, token, d_model), the CLS token first, if there is one."""
         x = self.preprocess(flux)
         require(x.ndim == 2 and x.shape[1] == self.n_pixels, "flux", tuple(x.shape), f"(batch, {self.n_pixels})")
-        x = self.tokens(x)
+        x = self.tokens(x).to(self.norm.weight.dtype)  # under autocast, what the blocks add up stays exact
         if self.cls is not None:
-            x = torch.cat((self.cls.expand(len(x), -1, -1).to(x.dtype), x), 1)
+            x = torch.cat((self.cls.expand(len(x), -1, -1), x), 1)
         return self.dropout(x if self.position is None else x + self.position)
 
     def pool_weights(self, x: Tensor) -> Tensor:
-        """What each token of the encoder's output, (batch, token, d_model), counts for: (batch, token)."""
+        """What each token of the encoder's output, (batch, token, d_model), counts for: (batch, token), sums of one."""
         if self.pooling == "attention":
             return (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)
-        weights = x.new_zeros(x.shape[:2])
-        if self.pooling == "cls":
-            weights[:, 0] = 1
-            return weights
-        return weights + 1 / x.shape[1]
-
-    def pool(self, x: Tensor) -> Tensor:
-        """(batch, token, d_model) -> (batch, d_model)."""
-        if self.pooling == "cls":
-            return x[:, 0]
         if self.pooling == "mean":
-            return x.mean(1)
-        return (self.pool_weights(x)[:, None] @ x)[:, 0]
+            return x.new_full(x.shape[:2], 1 / x.shape[1])
+        return (torch.arange(x.shape[1], device=x.device) == 0).to(x.dtype).expand(x.shape[:2])
+
+
+@torch.no_grad()
+def restart_as_in_seed_experiment(model: SpectraViT, seed: int = 0) -> None:
+    """Draw new weights the way the seed experiment's code does, to show what follows from it.
+
+    Its CLS token and positions have unit variance. Its linear maps have standard deviation .02 and no bias, a linear
+    tokenizer's among them, while the convolution keeps PyTorch's 1 / sqrt(3 patch) (at patch 16, .14), since the
+    library it derives from knows how to start `Linear` and `Conv2d` alone. So under `SW` what a patch holds is drowned
+    by where it lies.
+    """
+    with seeded(seed):
+        for module in nn.ModuleList((model.tokens, model.blocks, model.head)).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv1d):
+                module.reset_parameters()
+        for embedding in (model.cls, model.position):
+            if embedding is not None:
+                nn.init.normal_(embedding)
 
 
 # -- what is inside
