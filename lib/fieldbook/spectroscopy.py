@@ -1,26 +1,43 @@
-"""Stellar labels from noisy spectra: the data of a run, synthesised or real, and a transformer trained on them."""
+"""Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer trained on them."""
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from fieldbook import training
 from fieldbook.data import spectra_hdf5
 from fieldbook.data.emulator import Emulator
+from fieldbook.data.observation import MAGNITUDES
 from fieldbook.data.observation import spectra as observe
 from fieldbook.data.spectra import LabelNorm, Spectra, fixed_noise, noisy
+from fieldbook.data.starlight import LABELS, SPEED_OF_LIGHT
+from fieldbook.measures.information import bound, fisher, maximum_likelihood, score_density, uniform_error
 from fieldbook.measures.losses import loss as loss_of
 from fieldbook.measures.regression import scores
-from fieldbook.models.spectra_vit import SpectraViT
+from fieldbook.models.preprocess import Affine, principal_components, standardise
+from fieldbook.models.spectra_vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
 from fieldbook.recipe import Recipe, require, stream
 
 SHARD = 16_384  # stars per file
 BATCH = 256  # of evaluation
+FITTED = 4096  # spectra that a preprocessing is fitted to
+COMPONENTS = 256
+
+Settings = Mapping[str, Any]
+Range = tuple[float, float]
+OPTIONS = {
+    "tokenizer": "C1D", "position": "learned", "pooling": "cls", "preprocess": "standardise", "start": "ours",
+    "loss": "mse", "norm": "standard",
+}  # fmt: skip
+"""What may be chosen about a network beside its size, with the choices of the first run of the seed experiment."""
 
 
 # -- data
@@ -61,6 +78,81 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
     return {split: sets[split][:size] for split, size in sizes.items()}
 
 
+# -- what can be known
+
+
+def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = MAGNITUDES) -> pd.DataFrame:
+    """How well the noise lets log_g be known, star by star, the other labels and the velocity being unknown.
+
+    Args:
+        n: stars, drawn as `synthesise` draws them; `rv_kms`: 0 makes the velocity known.
+    Returns:
+        Columns mag and snr; `unbiased`, the Cramer-Rao bound (dex^2); `linear`, the mean squared error of the best
+        linear estimator that knows the labels' variances; `least`, of the best estimator that knows they are uniform.
+        The last two are exact where the spectrum is linear in its labels within the error.
+    """
+    *_, params = stars = observe(n, seed, emulator, rv_kms=rv_kms, mag=mag)
+    unknown, width, g = _unknown(emulator, rv_kms)
+    information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
+    prior = width.square() / 12
+    alone = torch.where(torch.arange(len(unknown)) == g, torch.inf, prior)
+    columns = {
+        "unbiased": bound(information, g),
+        "linear": bound(information, g, prior),
+        "least": uniform_error(bound(information, g, alone), float(width[g])),
+    }
+    return params[["mag", "snr"]].assign(**columns)
+
+
+def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> np.ndarray:
+    """Information on log_g in each pixel, that other labels cannot imitate, as a share of the whole, (pixel,)."""
+    unknown, _, g = _unknown(emulator, rv_kms)
+    stars = observe(n, seed, emulator, rv_kms=rv_kms)
+    density = [score_density(j[..., unknown], e, g) for _, j, e in _derivatives(emulator, stars)]
+    share = torch.cat(density)
+    return (share / share.sum(1, keepdim=True)).mean(0).numpy()
+
+
+def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) -> pd.DataFrame:
+    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2), converged."""
+    unknown, width, g = _unknown(emulator, rv_kms)
+    _, flux, error, params = stars = observe(n, seed, emulator, rv_kms=rv_kms, mag=(mag, mag))
+    names = [*LABELS, "rv_kms"]
+    truth = torch.tensor(params.assign(rv_kms=params.redshift * SPEED_OF_LIGHT)[names].to_numpy())
+    lower = torch.tensor([emulator.nodes[name][0] for name in LABELS] + [-2 * rv_kms], dtype=torch.float64)[unknown]
+    upper = torch.tensor([emulator.nodes[name][-1] for name in LABELS] + [2 * rv_kms], dtype=torch.float64)[unknown]
+
+    def model(theta: Tensor) -> tuple[Tensor, Tensor]:
+        full = truth.clone()
+        full[:, unknown] = theta
+        prediction, jacobian = emulator.jacobian(full[:, :-1].float(), full[:, -1].float())
+        return prediction, jacobian[..., unknown]
+
+    noise = torch.Generator().manual_seed(stream("noise", seed))
+    data = noisy(torch.from_numpy(flux), torch.from_numpy(error), 1.0, noise)
+    start = truth[:, unknown] + 0.1 * width * torch.randn(n, len(unknown), generator=noise, dtype=torch.float64)
+    fit = maximum_likelihood(model, data, torch.from_numpy(error), start, lower=lower, upper=upper)
+    information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
+    found = {"estimate": fit.estimate[:, g], "bound": bound(information, g), "converged": fit.converged}
+    return params[["log_g"]].assign(**found)
+
+
+def _unknown(emulator: Emulator, rv_kms: float) -> tuple[list[int], Tensor, int]:
+    """Columns of the emulator's jacobian that are not known beforehand, the width of each, and where log_g is."""
+    widths = [emulator.nodes[name][-1] - emulator.nodes[name][0] for name in LABELS] + [2 * rv_kms]
+    unknown = [i for i, width in enumerate(widths) if width > 0]
+    return unknown, torch.tensor(widths, dtype=torch.float64)[unknown], unknown.index(LABELS.index("log_g"))
+
+
+def _derivatives(emulator: Emulator, stars: tuple) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Flux, jacobian and error of a set of stars, some at a time."""
+    _, _, error, params = stars
+    labels = torch.tensor(params[list(LABELS)].to_numpy(), dtype=torch.float32)
+    rv = torch.tensor(params.redshift.to_numpy() * SPEED_OF_LIGHT, dtype=torch.float32)
+    for part in torch.arange(len(params)).split(64):
+        yield *emulator.jacobian(labels[part], rv[part]), torch.from_numpy(error[part.numpy()])
+
+
 # -- targets
 
 
@@ -93,6 +185,46 @@ class Classes:
         return logits.softmax(-1) @ centres.to(logits)
 
 
+# -- network
+
+
+def norm_of(options: Settings, label: np.ndarray) -> LabelNorm | Classes:
+    """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` for classification."""
+    kind, _, count = options["norm"].partition(" ")
+    return Classes.fit(label, int(count)) if kind == "classes" else LabelNorm.fit(label, kind)
+
+
+def network_of(
+    settings: Settings, options: Settings, train: Spectra, norm: LabelNorm | Classes, seed: int
+) -> SpectraViT:
+    """An untrained network of a size, with options, for the spectra of a train split.
+
+    Args:
+        settings: `patch` (pixels), `d_model`, `n_layers`, `n_heads`, `dropout`, `noise_level`.
+        options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or `source`.
+    """
+    prepare, pixels, patch = _preprocess(settings, options, train), len(train.wave), settings["patch"]
+    if options["preprocess"] == "pca":
+        pixels, patch = COMPONENTS, patch * COMPONENTS // pixels
+    sizes = {name: settings[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}
+    parts = {name: options[name] for name in ("tokenizer", "position", "pooling")}
+    model = SpectraViT(
+        n_pixels=pixels, patch=patch, d_hidden=4 * settings["d_model"], preprocess=prepare, seed=seed,
+        n_outputs=norm.count if isinstance(norm, Classes) else 1, **sizes, **parts,
+    )  # fmt: skip
+    require(options["start"] in ("ours", "source"), "start", options["start"], "ours or source")
+    if options["start"] == "source":
+        restart_as_in_seed_experiment(model, seed)
+    return model
+
+
+def _preprocess(settings: Settings, options: Settings, train: Spectra) -> Affine | None:
+    kinds = {"none": None, "standardise": standardise, "pca": lambda flux: principal_components(flux, COMPONENTS)}
+    require(options["preprocess"] in kinds, "preprocess", options["preprocess"], f"one of {', '.join(kinds)}")
+    fit = kinds[options["preprocess"]]
+    return fit and fit(fixed_noise(train[:FITTED], settings["noise_level"]))
+
+
 # -- training
 
 
@@ -109,6 +241,39 @@ def errors(label: np.ndarray, guess: np.ndarray, norm: LabelNorm | Classes, spli
     found = scores(label, guess)
     row = {"r2": found["r2"], "mae_norm": found["mae"] / norm.scale, "mae_dex": found["mae"], "rmse_dex": found["rmse"]}
     return {f"{split}_{name}": value for name, value in row.items()}
+
+
+def binned(label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence[float]) -> list[dict[str, float]]:
+    """Errors within bins of another quantity: low, high, n, r2 and rmse.
+
+    R2 is 1 - (mean squared error of the bin) / (variance of all labels), so that bins can be compared; nan where empty.
+    """
+    rows, squared = [], np.square(np.subtract(label, guess))
+    for low, high in itertools.pairwise(edges):
+        inside = (by >= low) & (by < high)
+        mse = float(squared[inside].mean()) if inside.any() else math.nan
+        row = {"low": low, "high": high, "n": int(inside.sum()), "r2": 1 - mse / float(np.var(label)), "rmse": mse**0.5}
+        rows.append(row)
+    return rows
+
+
+def attention(model: SpectraViT, flux: Tensor) -> np.ndarray:
+    """Share of each patch in the attention rollout, (patch,), mean over noisy spectra (n, pixels)."""
+    device = next(model.parameters()).device
+    parts = [rollout(*attention_maps(model.eval(), part.to(device))) for part in flux.split(16)]
+    share = torch.cat(parts)[:, -model.n_patches :].double()
+    return (share / share.sum(1, keepdim=True)).mean(0).cpu().numpy()
+
+
+def saliency(model: SpectraViT, flux: Tensor, error: Tensor) -> np.ndarray:
+    """Share of each pixel in the variance that noise gives the answer, (pixel,): the mean of (gradient * error)^2."""
+    device = next(model.parameters()).device
+    total = torch.zeros(flux.shape[1], dtype=torch.float64, device=device)
+    for part, sigma in zip(flux.split(BATCH), error.split(BATCH), strict=True):
+        x = part.to(device).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.eval()(x).sum(), x)
+        total += (gradient * sigma.to(device)).double().square().sum(0)
+    return (total / total.sum()).cpu().numpy()
 
 
 def train(

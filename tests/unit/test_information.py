@@ -3,7 +3,15 @@ import pytest
 import torch
 from scipy.stats import qmc
 
-from fieldbook.measures.information import best_template, bound, ceiling, fisher, maximum_likelihood, uniform_error
+from fieldbook.measures.information import (
+    best_template,
+    bound,
+    ceiling,
+    fisher,
+    maximum_likelihood,
+    score_density,
+    uniform_error,
+)
 
 
 def linear(stars=3, pixels=40, parameters=4, seed=0):
@@ -89,6 +97,22 @@ def test_uniform_error_is_that_of_the_posterior_mean():
         assert inner < variance / (1 + variance / (16 / 12))  # below the best linear estimator's
     extremes = uniform_error(torch.tensor([1e-6, 1e6]), 4.0)
     assert extremes.tolist() == pytest.approx([1e-6, 16 / 12], rel=1e-2)
+
+
+@pytest.mark.parametrize("parameter", [0, 2])
+def test_score_density_adds_up_to_the_bound(parameter):
+    jacobian, error = linear(pixels=60)
+    jacobian[..., 1] *= 1e-4  # units far apart
+    density = score_density(jacobian, error, parameter)
+    torch.testing.assert_close(density.sum(1), 1 / bound(fisher(jacobian, error), parameter), rtol=1e-9, atol=0)
+
+
+def test_score_density_leaves_out_what_another_parameter_could_imitate():
+    jacobian, error = linear(pixels=60)
+    jacobian[:, :30, 0] = jacobian[:, :30, 1]
+    jacobian[:, 30:, 1] = 0  # in the first half the two are the same; the rest tells them apart
+    density = score_density(jacobian[..., :2], error, 0)
+    assert density[:, :30].sum() < 1e-9 * density.sum()
 
 
 def test_ceiling_is_that_of_the_median_star():

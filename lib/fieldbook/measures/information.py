@@ -79,6 +79,24 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     return column[:, parameter, 0] / size[:, parameter] ** 2
 
 
+def score_density(jacobian: Tensor, error: Tensor, parameter: int) -> Tensor:
+    """What each pixel tells of one parameter when the others are unknown; the sum over pixels is 1 / `bound`.
+
+    The derivative by the parameter, less its projection on those by the others, both in units of the error, squared:
+    what another parameter could imitate does not count.
+
+    Args:
+        jacobian: (star, pixel, parameter); `error`: (star, pixel); `parameter`: counted from 0.
+    Returns:
+        (star, pixel) float64, per unit of the parameter squared.
+    """
+    scaled = (jacobian / error[..., None]).double()
+    scaled = scaled / scaled.norm(dim=1, keepdim=True).where(torch.arange(scaled.shape[-1]) != parameter, 1.0)
+    own, others = scaled[..., parameter], torch.cat((scaled[..., :parameter], scaled[..., parameter + 1 :]), -1)
+    basis = torch.linalg.qr(others).Q
+    return (own - (basis @ (basis.mT @ own[..., None]))[..., 0]).square()
+
+
 def ceiling(bound: Tensor, variance: float) -> float:
     """R2 that a bound allows for the typical star, 1 - median(bound) / variance of the label; negative where the bound
     is weaker than what is known beforehand."""
@@ -161,7 +179,7 @@ def maximum_likelihood(
         system = torch.where(both, curvature, 0.0) + torch.diag_embed(torch.where(free, damping * size, size))
         move = torch.linalg.solve(system, torch.where(free, gradient, 0.0))
         gain = (move * torch.where(free, gradient, 0.0)).sum(-1)
-        converged = (gain < tolerance) & (damping[:, 0] < 1)
+        converged |= (gain < tolerance) & (damping[:, 0] < 1)
         if converged.all():
             break
         trial = (theta + move).clamp(lower, upper)

@@ -60,7 +60,8 @@ def ridge(
     features = np.asarray(features)
     mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-7 * np.abs(mean))
-    standard = ((features - mean) * scale).astype(features.dtype, copy=False)
+    standard = features - mean.astype(features.dtype)
+    standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
     gram, moment = (standard.T @ standard).astype(float), (standard.T @ (target - centre)).astype(float)
     if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
