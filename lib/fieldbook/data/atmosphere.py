@@ -20,6 +20,7 @@ from scipy.interpolate import CubicSpline
 BOLTZMANN, BOLTZMANN_EV = 1.380649e-16, 8.617333e-5
 HYDROGEN_MASS, ATOMIC_MASS = 1.6735e-24, 1.66054e-24
 HC_K = 1.438777e8  # h c / k, A K
+RYDBERG_EV, LAST_PASCHEN = 13.5984, 20  # the upper level of the last Paschen line that stands alone
 ALPHA_ELEMENTS = ("O", "Mg", "Si", "S", "Ca", "Ti")
 REFERENCE = 5000.0  # A, the wavelength of the optical depth scale
 
@@ -168,11 +169,30 @@ def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray
     return bound, free
 
 
+def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarray:
+    """Bound-free and free-free absorption by neutral hydrogen, n >= 3, with stimulated emission and Gaunt factors of 1.
+
+    Paschen lines above n = 20 have merged: there the continuum of n = 3 takes over, of the same oscillator strength.
+
+    Args:
+        wavelength: A, from 3646 up; `temperature`: K; they broadcast.
+    Returns:
+        cm2 per neutral hydrogen atom.
+    Source: Gray 2005, equations 8.5-8.10.
+    """
+    kt = BOLTZMANN_EV * temperature
+    total = kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)  # levels from 8 up, and free electrons
+    for n in range(3, 8):
+        edge = 911.75 / (n**-2.0 - (LAST_PASCHEN + 0.5) ** -2)
+        total = total + np.where(wavelength < edge, n**-3.0 * np.exp(-RYDBERG_EV * (1 - n**-2.0) / kt), 0)
+    return 1.0443e-26 * wavelength**3 * total * -np.expm1(-HC_K / (wavelength * temperature))
+
+
 def continuum(
     wavelength: np.ndarray, temperature: np.ndarray, electron_pressure: np.ndarray, hydrogen: np.ndarray,
     neutral: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Continuous opacity: H-, Rayleigh scattering by H (Dalgarno 1962) and Thomson scattering, taken as absorption.
+    """Continuous opacity: H-, H, and scattering by H (Rayleigh; Dalgarno 1962) and electrons, taken as absorption.
 
     Args:
         wavelength: A; the others (layer,), `hydrogen` nuclei per cm3 and their `neutral` share; they broadcast.
@@ -181,7 +201,8 @@ def continuum(
     """
     rayleigh = 5.799e-13 / wavelength**4 + 1.422e-6 / wavelength**6 + 2.784 / wavelength**8
     thomson = 6.6524e-25 * electron_pressure / (BOLTZMANN * temperature * hydrogen)
-    return neutral * (sum(h_minus(wavelength, temperature)) * electron_pressure + rayleigh) + thomson
+    absorbed = sum(h_minus(wavelength, temperature)) * electron_pressure + hydrogen_levels(wavelength, temperature)
+    return neutral * (absorbed + rayleigh) + thomson
 
 
 def hydrostatic(tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pressure: np.ndarray) -> np.ndarray:

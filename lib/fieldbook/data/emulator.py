@@ -66,8 +66,7 @@ class Emulator:
         Raises:
             ValueError: a shape is wrong, or a label or velocity is out of range; names it.
         """
-        rv_kms = torch.as_tensor(rv_kms, dtype=labels.dtype, device=labels.device).expand(len(labels))
-        self._require_in_range(labels, rv_kms)
+        rv_kms = self._checked(labels, rv_kms)
         return self._flux(labels, rv_kms)
 
     def jacobian(self, labels: Tensor, rv_kms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
@@ -77,8 +76,7 @@ class Emulator:
             (star, 4096) and (star, 4096, 6), the last axis T_eff, log_g, M_H, a_M, C_M, rv_kms. A label with a single
             node has derivative 0.
         """
-        rv_kms = torch.as_tensor(rv_kms, dtype=labels.dtype, device=labels.device).expand(len(labels))
-        self._require_in_range(labels, rv_kms)
+        rv_kms = self._checked(labels, rv_kms)
         columns, flux = [], None
         for i in range(len(LABELS) + 1):
             along = torch.zeros_like(labels)
@@ -95,7 +93,7 @@ class Emulator:
             self._copies[key] = {name: array.to(like.device, like.dtype) for name, array in self._arrays.items()}
         return self._copies[key]
 
-    def _require_in_range(self, labels: Tensor, rv_kms: Tensor) -> None:
+    def _checked(self, labels: Tensor, rv_kms: Tensor | float) -> Tensor:
         require(labels.dim() == 2 and labels.shape[1] == len(LABELS), "labels.shape", tuple(labels.shape), "(star, 5)")
         for name, values in zip(LABELS, labels.detach().T, strict=True):
             low, high = self.nodes[name][0], self.nodes[name][-1]
@@ -103,9 +101,12 @@ class Emulator:
             outside = ~((values >= low - slack) & (values <= high + slack))
             if outside.any():
                 raise ValueError(f"{name} = {float(values[outside][0])}: this emulator reaches from {low} to {high}")
+        rv_kms = torch.as_tensor(rv_kms, dtype=labels.dtype, device=labels.device)
+        require(rv_kms.shape in ((), labels.shape[:1]), "rv_kms.shape", tuple(rv_kms.shape), "() or (star,)")
         outside = ~(rv_kms.detach().abs() <= FASTEST)
         if outside.any():
             raise ValueError(f"rv_kms = {float(rv_kms[outside][0])}: expected at most {FASTEST} either way")
+        return rv_kms.expand(len(labels)).clone()
 
     def _flux(self, labels: Tensor, rv_kms: Tensor) -> Tensor:
         arrays = self._on(labels)
@@ -122,7 +123,7 @@ def _cardinal_splines(x: Tensor, nodes: Tensor, coefficients: Tensor) -> Tensor:
     """Weight of each node in the cubic spline through all of them, (star, node); `coefficients` as scipy's."""
     piece = torch.searchsorted(nodes[1:-1].contiguous(), x.detach().contiguous())
     t = (x - nodes[piece])[:, None]
-    a, b, c, d = (coefficients[k][piece] for k in range(4)) if len(coefficients) == 4 else coefficients
+    a, b, c, d = (coefficient[piece] for coefficient in coefficients)
     return ((a * t + b) * t + c) * t + d
 
 
@@ -153,13 +154,16 @@ def emulator(
         components: principal components kept, or one fewer than nodes where those are fewer.
         workers: processes, of one thread each.
     Raises:
-        ValueError: unknown label, nodes that don't increase or lie outside the synthesiser's limits.
+        ValueError: unknown label, nodes that don't increase or lie outside the synthesiser's limits, a damaged file.
     """
-    nodes = {name: tuple(float(v) for v in dict(NODES, **nodes)[name]) for name in LABELS} | _unknown(nodes)
+    for name in nodes:
+        require(name in LABELS, "nodes", name, f"labels among {', '.join(LABELS)}")
+    nodes = {name: tuple(map(float, (NODES | dict(nodes))[name])) for name in LABELS}
     for name, values in nodes.items():
         low, high = LABEL_LIMITS[name]
         accepted = len(values) and low <= values[0] and values[-1] <= high and (np.diff(values) > 0).all()
         require(accepted, f"nodes[{name!r}]", values, f"increasing values in [{low}, {high}]")
+    require(max(map(len, nodes.values())) > 1, "nodes", nodes, "two values for one label at least")
     require(components >= 1, "components", components, "at least 1")
     path = Path(folder) / f"emulator-{_fingerprint(nodes, components)}.safetensors"
     if not path.is_file():
@@ -192,12 +196,6 @@ def compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
 
 def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
     return np.log(2 * np.stack([synthesize(*star, margin=MARGIN) for star in stars]))
-
-
-def _unknown(nodes: Mapping[str, Sequence[float]]) -> dict:
-    for name in nodes:
-        require(name in LABELS, "nodes", name, f"labels among {', '.join(LABELS)}")
-    return {}
 
 
 def _fingerprint(nodes: Mapping[str, Sequence[float]], components: int) -> str:

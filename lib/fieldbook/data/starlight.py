@@ -19,6 +19,7 @@ from fieldbook.data.atmosphere import (
     BOLTZMANN,
     BOLTZMANN_EV,
     HC_K,
+    LAST_PASCHEN,
     Atmosphere,
     abundances,
     atmosphere,
@@ -38,9 +39,10 @@ SPEED_OF_LIGHT = 299792.458  # km/s
 START, STEP, PIXELS = 7100.2136, 0.4272461, 4096  # A
 OVERSAMPLING = 8
 LSF_FWHM = 1.36  # A
+CACHED = 128  # pixels whose layers fit a processor's cache
 MICROTURBULENCE = 2.0  # km/s
 FAINTEST = 1e-3  # of the continuous opacity: where a line's wing ends
-CORE = 8.0  # Doppler widths within which the profile is Voigt's; beyond, its asymptotic series
+CORE = 5.0  # Doppler widths within which the profile is Voigt's; beyond, its asymptotic series
 RAYS = ((0.211325, 0.5), (0.788675, 0.5))  # cosine and weight of Gauss and Legendre
 
 # TiO: gamma', gamma and epsilon systems; CN: red system. Head (A); effective oscillator strength of the saw tooth, set
@@ -99,7 +101,7 @@ def lines() -> Lines:
     2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths, Kramers with a Gaunt factor of 0.9.
     """
     t = table("lines")
-    n = np.arange(11, 21)
+    n = np.arange(11, LAST_PASCHEN + 1)
     energy = 1 / 9 - 1 / n**2
     element, stage = (np.append(t[c].to_numpy(), [v] * len(n)) for c, v in (("element", "H"), ("stage", 1)))
     centre = np.append(vacuum(t.wavelength_air_A.to_numpy()), 1e8 / (109677.58 * energy))
@@ -194,8 +196,18 @@ def planck(grid: np.ndarray, temperature: np.ndarray) -> np.ndarray:
     return grid**-5.0 / np.expm1(HC_K / (grid * temperature[:, None])) * 1e20
 
 
+def optical_depth(ratio: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Optical depth where the opacity is `ratio` (layer, ...) times that of the scale `reference` (layer,)."""
+    result = np.empty_like(ratio)
+    result[0] = ratio[0] * ratio.dtype.type(reference[0])
+    steps = (np.diff(reference) / 2).astype(ratio.dtype)
+    for i, step in enumerate(steps, 1):  # ten times faster than cumsum along the first axis
+        result[i] = result[i - 1] + step * (ratio[i - 1] + ratio[i])
+    return result
+
+
 def emergent(tau: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Flux that leaves the surface, pi F, by two rays and a source that is constant between layers.
+    """Flux that leaves the surface, pi F, by two rays; between layers the source is the mean of both.
 
     Args:
         tau: (layer, ...) optical depth, growing inwards; `source`: (layer, ...), broadcasts against it.
@@ -228,20 +240,20 @@ def observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np.
     step = STEP / OVERSAMPLING / doppler
     grid = pixel[0] + step * (np.arange(len(pixel) * OVERSAMPLING) - (OVERSAMPLING - 1) / 2)
     inner = [x[:, None] for x in (air.temperature, air.electron_pressure, air.hydrogen, air.neutral_hydrogen)]
-    smooth = (continuum(pixel, *inner) + bands(pixel, air)) / air.opacity[:, None]
+    smooth = ((continuum(pixel, *inner) + bands(pixel, air)) / air.opacity[:, None]).astype(np.float32)
+    source = planck(pixel, air.temperature)
+    source = (source / source.mean()).astype(np.float32)
     opacity = np.zeros((len(air.tau), len(grid)), np.float32)
     add_lines(opacity, grid, air, air.opacity)
-    ratio = opacity.reshape(len(air.tau), len(pixel), OVERSAMPLING)
-    ratio += smooth[..., None].astype(np.float32)
-    tau = np.empty_like(ratio)
-    tau[0] = ratio[0] * np.float32(air.tau[0])
-    tau[1:] = (ratio[1:] + ratio[:-1]) * (np.diff(air.tau) / 2).astype(np.float32)[:, None, None]
-    np.cumsum(tau, 0, out=tau)
-    source = planck(pixel, air.temperature)
-    fine = emergent(tau, (source / source.mean()).astype(np.float32)[..., None]).ravel()
+    opacity = opacity.reshape(len(air.tau), -1, OVERSAMPLING)
+    pieces = [slice(i, i + CACHED) for i in range(0, len(pixel), CACHED)]
+    fine = [
+        emergent(optical_depth(opacity[:, piece] + smooth[:, piece, None], air.tau), source[:, piece, None])
+        for piece in pieces
+    ]
     first = pad * OVERSAMPLING + OVERSAMPLING // 2 - (len(kernel) + 1) // 2
-    windows = np.lib.stride_tricks.sliding_window_view(fine, len(kernel))[first::OVERSAMPLING]
-    return windows[: PIXELS + 2 * margin] @ kernel
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate(fine).ravel(), len(kernel))
+    return windows[first::OVERSAMPLING][: PIXELS + 2 * margin] @ kernel
 
 
 def synthesize(
