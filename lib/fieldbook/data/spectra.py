@@ -68,8 +68,9 @@ class Spectra:
             flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
             return cls(wave, flux, error, params, block)
         except FileNotFoundError as missing:
-            name = missing.filename or folder
-            raise FileNotFoundError(f"no converted spectra at {name}; convert the files first") from missing
+            raise FileNotFoundError(
+                f"no converted spectra in {folder} ({missing}); convert the files first"
+            ) from missing
         except (ValueError, OSError) as damage:
             raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
 
@@ -91,9 +92,10 @@ class Spectra:
         Returns:
             (batch, pixels) float32 each, on the CPU, as copies.
         Raises:
-            IndexError: an index is out of range; `OSError`: a file ends too early.
+            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file ends too early.
         """
         index = np.asarray(index)
+        require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
         arrays = zip((self.flux, self.error), self._readers, strict=True)
@@ -137,10 +139,10 @@ class _FileRows:
     def __call__(self, index: np.ndarray) -> Tensor:
         self._enter(set((index // self.block).tolist()), len(index))
         result, row = torch.empty(len(index), self.shape[1]), 4 * self.shape[1]
-        bytes_of = memoryview(result.numpy()).cast("B")
+        buffer = memoryview(result.numpy().reshape(-1).view(np.uint8))
         breaks = sorted({0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)})
         for first, last in itertools.pairwise(breaks):
-            self._fill(bytes_of[first * row : last * row], self.offset + int(index[first]) * row)
+            self._fill(buffer[first * row : last * row], self.offset + int(index[first]) * row)
         return result
 
     def _enter(self, blocks: set[int], batch: int) -> None:
