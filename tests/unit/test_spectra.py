@@ -457,6 +457,22 @@ def test_a_block_is_read_through_once(stored, monkeypatch):
     assert max(calls) == 64
 
 
+def test_a_block_that_is_on_its_way_is_not_read_again(stored, monkeypatch):
+    spectra, memory, calls = *stored, []
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: calls.append(len(args[1][0])) or original(*args))
+    for step in range(15):
+        spectra.prefetch(indices(120, 8, step + 2, seed=0, block=16))
+        index = indices(120, 8, step, seed=0, block=16)
+        assert_same(spectra.rows(index), memory, index)
+    assert calls.count(16 * 64) + calls.count(8 * 64) in (2 * 8, 2 * 9)  # all blocks, perhaps one of the next epoch
+    memory.prefetch([0])  # nothing to do
+    os.truncate(spectra.flux.filename, 4000)
+    spectra.prefetch([100])  # its thread keeps silent
+    with pytest.raises(OSError, match="ends"):
+        spectra.rows([100])
+
+
 def test_rows_that_are_not_there_are_refused(stored):
     for spectra in stored:
         for index in ([1.0], 5, [True, False]):

@@ -3,9 +3,11 @@
 `fieldbook.data.spectra_hdf5` makes the folders that `Spectra.open` maps.
 """
 
+import contextlib
 import itertools
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +104,14 @@ class Spectra:
         flux, error = (read(index) if read else torch.from_numpy(array[index]).float() for array, read in arrays)
         return flux, error
 
+    def prefetch(self, index: Tensor | np.ndarray | Sequence[int]) -> None:
+        """Begin to read the blocks of an index that is to come; `rows` then waits for what has not yet arrived.
+
+        Reading and computing overlap if the index is that of `block` examples later.
+        """
+        for read in filter(None, self._readers):
+            read.prefetch(np.asarray(index))
+
     def __reduce__(self):
         flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
         return _rebuilt, (self.wave, flux, error, self.params, self.block)
@@ -132,12 +142,12 @@ class _FileRows:
 
     def __init__(self, array: np.memmap, block: int):
         file, _, _, self.offset, self.shape = _arguments(array)
-        self.block, self.entered = block, set()
+        self.block, self.entered, self.arriving = block, set(), {}
         self.handle = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self.handle)
 
     def __call__(self, index: np.ndarray) -> Tensor:
-        self._enter(set((index // self.block).tolist()), len(index))
+        self._enter(self._blocks(index))
         result, row = torch.empty(len(index), self.shape[1]), 4 * self.shape[1]
         buffer = memoryview(result.numpy().reshape(-1).view(np.uint8))
         breaks = sorted({0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)})
@@ -145,17 +155,32 @@ class _FileRows:
             self._fill(buffer[first * row : last * row], self.offset + int(index[first]) * row)
         return result
 
-    def _enter(self, blocks: set[int], batch: int) -> None:
-        """Read through blocks that are new; rows scattered over many are left alone."""
-        if len(blocks) > 2 + batch // self.block:
-            return
-        n, pixels = self.shape
-        scratch = memoryview(bytearray(2**20))
+    def prefetch(self, index: np.ndarray) -> None:
+        for block in self._blocks(index) - self.entered - self.arriving.keys():
+            self.arriving[block] = threading.Thread(target=self._read_through, args=(block,), daemon=True)
+            self.arriving[block].start()
+
+    def _blocks(self, index: np.ndarray) -> set[int]:
+        """Those that rows are taken from; none if the rows are scattered over too many to be read in full."""
+        blocks = set((index // self.block).tolist())
+        return blocks if len(blocks) <= 2 + len(index) // self.block else set()
+
+    def _enter(self, blocks: set[int]) -> None:
         for block in blocks - self.entered:
-            start, stop = (min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
+            if thread := self.arriving.pop(block, None):
+                thread.join()
+            else:
+                self._read_through(block)
+        self.entered = blocks or self.entered
+
+    def _read_through(self, block: int) -> None:
+        """Bring a block into the system's cache; what goes wrong here is met again when its rows are read."""
+        n, pixels = self.shape
+        start, stop = (min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
+        scratch = memoryview(bytearray(2**20))
+        with contextlib.suppress(OSError):
             for position in range(start, stop, len(scratch)):
                 self._fill(scratch[: stop - position], self.offset + position)
-        self.entered = blocks
 
     def _fill(self, buffer: memoryview, position: int) -> None:
         while buffer:
