@@ -136,8 +136,8 @@ def _arguments(array: np.memmap) -> tuple:
 class _FileRows:
     """Rows of a mapped array by calls of `preadv`.
 
-    Measured against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant
-    without advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
+    Against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant without
+    advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
     """
 
     def __init__(self, array: np.memmap, block: int):
@@ -176,11 +176,10 @@ class _FileRows:
     def _read_through(self, block: int) -> None:
         """Bring a block into the system's cache; what goes wrong here is met again when its rows are read."""
         n, pixels = self.shape
-        start, stop = (min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
-        scratch = memoryview(bytearray(2**20))
-        with contextlib.suppress(OSError):
-            for position in range(start, stop, len(scratch)):
-                self._fill(scratch[: stop - position], self.offset + position)
+        position, stop = (self.offset + min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+            while position < stop and (count := os.sendfile(null.fileno(), self.handle, position, stop - position)):
+                position += count  # the null device takes pages without copying them
 
     def _fill(self, buffer: memoryview, position: int) -> None:
         while buffer:
