@@ -3,9 +3,11 @@
 `fieldbook.data.spectra_hdf5` makes the folders that `Spectra.open` maps.
 """
 
+import contextlib
 import itertools
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -68,8 +70,9 @@ class Spectra:
             flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
             return cls(wave, flux, error, params, block)
         except FileNotFoundError as missing:
-            name = missing.filename or folder
-            raise FileNotFoundError(f"no converted spectra at {name}; convert the files first") from missing
+            raise FileNotFoundError(
+                f"no converted spectra in {folder} ({missing}); convert the files first"
+            ) from missing
         except (ValueError, OSError) as damage:
             raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
 
@@ -91,14 +94,23 @@ class Spectra:
         Returns:
             (batch, pixels) float32 each, on the CPU, as copies.
         Raises:
-            IndexError: an index is out of range; `OSError`: a file ends too early.
+            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file ends too early.
         """
         index = np.asarray(index)
+        require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
         arrays = zip((self.flux, self.error), self._readers, strict=True)
         flux, error = (read(index) if read else torch.from_numpy(array[index]).float() for array, read in arrays)
         return flux, error
+
+    def prefetch(self, index: Tensor | np.ndarray | Sequence[int]) -> None:
+        """Begin to read the blocks of an index that is to come; `rows` then waits for what has not yet arrived.
+
+        Reading and computing overlap if the index is that of `block` examples later.
+        """
+        for read in filter(None, self._readers):
+            read.prefetch(np.asarray(index))
 
     def __reduce__(self):
         flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
@@ -124,36 +136,50 @@ def _arguments(array: np.memmap) -> tuple:
 class _FileRows:
     """Rows of a mapped array by calls of `preadv`.
 
-    Measured against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant
-    without advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
+    Against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant without
+    advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
     """
 
     def __init__(self, array: np.memmap, block: int):
         file, _, _, self.offset, self.shape = _arguments(array)
-        self.block, self.entered = block, set()
+        self.block, self.entered, self.arriving = block, set(), {}
         self.handle = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self.handle)
 
     def __call__(self, index: np.ndarray) -> Tensor:
-        self._enter(set((index // self.block).tolist()), len(index))
+        self._enter(self._blocks(index))
         result, row = torch.empty(len(index), self.shape[1]), 4 * self.shape[1]
-        bytes_of = memoryview(result.numpy()).cast("B")
+        buffer = memoryview(result.numpy().reshape(-1).view(np.uint8))
         breaks = sorted({0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)})
         for first, last in itertools.pairwise(breaks):
-            self._fill(bytes_of[first * row : last * row], self.offset + int(index[first]) * row)
+            self._fill(buffer[first * row : last * row], self.offset + int(index[first]) * row)
         return result
 
-    def _enter(self, blocks: set[int], batch: int) -> None:
-        """Read through blocks that are new; rows scattered over many are left alone."""
-        if len(blocks) > 2 + batch // self.block:
-            return
-        n, pixels = self.shape
-        scratch = memoryview(bytearray(2**20))
+    def prefetch(self, index: np.ndarray) -> None:
+        for block in self._blocks(index) - self.entered - self.arriving.keys():
+            self.arriving[block] = threading.Thread(target=self._read_through, args=(block,), daemon=True)
+            self.arriving[block].start()
+
+    def _blocks(self, index: np.ndarray) -> set[int]:
+        """Those that rows are taken from; none if the rows are scattered over too many to be read in full."""
+        blocks = set((index // self.block).tolist())
+        return blocks if len(blocks) <= 2 + len(index) // self.block else set()
+
+    def _enter(self, blocks: set[int]) -> None:
         for block in blocks - self.entered:
-            start, stop = (min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
-            for position in range(start, stop, len(scratch)):
-                self._fill(scratch[: stop - position], self.offset + position)
-        self.entered = blocks
+            if thread := self.arriving.pop(block, None):
+                thread.join()
+            else:
+                self._read_through(block)
+        self.entered = blocks or self.entered
+
+    def _read_through(self, block: int) -> None:
+        """Bring a block into the system's cache; what goes wrong here is met again when its rows are read."""
+        n, pixels = self.shape
+        position, stop = (self.offset + min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+            while position < stop and (count := os.sendfile(null.fileno(), self.handle, position, stop - position)):
+                position += count  # the null device takes pages without copying them
 
     def _fill(self, buffer: memoryview, position: int) -> None:
         while buffer:

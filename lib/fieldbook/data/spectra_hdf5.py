@@ -129,32 +129,32 @@ class _Shard:
 
 def _inspect(file: Path) -> _Shard:
     """Read all but the spectra, and check the shapes."""
-    with _reading(file), h5py.File(file) as h5:
-        for name, ndim in {WAVE: 1, FLUX: 2, ERROR: 2}.items():
+    with _reading(file, WAVE), h5py.File(file) as h5:
+        for name in (WAVE, FLUX, ERROR):
             dataset = h5.get(name)
             _check(isinstance(dataset, h5py.Dataset), file, name, "is missing; expected a dataset")
             _check(dataset.dtype.kind in "fiu", file, name, f"is of type {dataset.dtype}; expected real numbers")
-            _check(
-                dataset.ndim == ndim and dataset.size, file, name, f"has shape {dataset.shape}; expected {ndim} axes"
-            )
-        wave, shapes = h5[WAVE][()].astype(float), {name: h5[name].shape for name in (FLUX, ERROR)}
-    rising = np.isfinite(wave).all() and (np.diff(wave) > 0).all()
-    _check(rising, file, WAVE, "is not increasing; expected wavelengths in Angstrom")
-    _check(shapes[FLUX][1] == len(wave), file, FLUX, f"has shape {shapes[FLUX]}; expected (n, {len(wave)}) as {WAVE}")
-    _check(shapes[ERROR] == shapes[FLUX], file, ERROR, f"has shape {shapes[ERROR]}; expected {shapes[FLUX]} as {FLUX}")
+        wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
+    rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
+    _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
+    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
+    _check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
+    _check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
     key, params = _table(file)
-    _check(len(params) == shapes[FLUX][0], file, key, f"has {len(params)} rows; expected {shapes[FLUX][0]} as {FLUX}")
+    _check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
     return _Shard(file, wave, params.reset_index(drop=True), key)
 
 
 def _table(file: Path) -> tuple[str, pd.DataFrame]:
     """The pandas table of a file: at the usual key, or the only one."""
-    with _reading(file), pd.HDFStore(file, "r") as store:
+    with _reading(file, PARAMS), pd.HDFStore(file, "r") as store:
         keys = [key.strip("/") for key in store.keys()]  # noqa: SIM118, a store is no mapping
         key = PARAMS if PARAMS in keys else keys[0] if len(keys) == 1 else None
-        found = f"tables at {', '.join(keys)}" if keys else "no table"
-        _check(key, file, PARAMS, f"is missing, and there are {found}; expected one pandas table")
-        return key, store[key]
+        found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
+        _check(key, file, PARAMS, f"is missing, and {found}; expected one pandas table")
+        params = store[key]
+    _check(isinstance(params, pd.DataFrame), file, key, "is not a table of columns")
+    return key, params
 
 
 def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
@@ -205,7 +205,7 @@ def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
     n, pixels = sum(len(shard.params) for shard in shards), len(shards[0].wave)
     header = {"descr": "<f4", "fortran_order": False, "shape": (n, pixels)}
     ratios = []
-    bar = tqdm(total=n, desc=folder.name.split(".")[1], unit="spectrum", mininterval=1, delay=5)
+    bar = tqdm(total=n, desc="converting", unit=" spectra", mininterval=1, delay=5)
     with open(folder / "flux.npy", "xb") as flux_file, open(folder / "error.npy", "xb") as error_file, bar:
         for file in (flux_file, error_file):
             np.lib.format.write_array_header_1_0(file, header)
@@ -220,14 +220,15 @@ def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
 
 def _checked_blocks(shard: _Shard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Flux >= 0 and error > 0 in little-endian float32, some rows at a time, in buffers that are used again."""
-    with _reading(shard.file), h5py.File(shard.file) as h5:
+    with h5py.File(shard.file) as h5:
         datasets, (n, pixels) = (h5[FLUX], h5[ERROR]), h5[FLUX].shape
         rows = _rows_at_once(datasets)
         buffers = np.empty((2, min(rows, n), pixels), "<f4")
         for start in range(0, n, rows):
             flux, error = buffers[:, : min(rows, n - start)]
             for dataset, block in zip(datasets, (flux, error), strict=True):
-                dataset.read_direct(block, np.s_[start : start + len(block)])
+                with _reading(shard.file, dataset.name.strip("/")):
+                    dataset.read_direct(block, np.s_[start : start + len(block)])
             _check_values(np.isfinite(flux), flux, start, shard.file, FLUX, "a finite number")
             _check_values(np.isfinite(error) & (error > 0), error, start, shard.file, ERROR, "a finite number above 0")
             yield np.maximum(flux, 0, out=flux), error
@@ -246,20 +247,24 @@ def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, n
         _check(False, file, name, f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}")
 
 
+class _Fault(ValueError):
+    """What `_check` has found: it names the file, and needs no more words."""
+
+
 def _check(condition: object, file: Path, name: str, problem: str) -> None:
     if not condition:
-        raise ValueError(f"{file}: {name} {problem}")
+        raise _Fault(f"{file}: {name} {problem}")
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Name the file in the errors of the HDF5 libraries."""
+def _reading(file: Path, name: str) -> Iterator[None]:
+    """Name the file, and the path in it, in the errors of the HDF5 libraries."""
     try:
         yield
-    except (FileNotFoundError, PermissionError):
+    except (_Fault, PermissionError):
         raise
-    except (OSError, RuntimeError, HDF5ExtError) as error:
-        raise ValueError(f"{file} is not a readable HDF5 file, or is damaged ({error})") from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{file}: {name} cannot be read; the file is damaged or not HDF5 ({error})") from error
 
 
 def _identity(file: Path) -> dict[str, object]:
