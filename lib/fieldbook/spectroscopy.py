@@ -1,5 +1,6 @@
 """Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer trained on them."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldbook import training
+from fieldbook import paths, training
 from fieldbook.data import spectra_hdf5
-from fieldbook.data.emulator import Emulator
+from fieldbook.data.emulator import NODES, SMALL, Emulator
+from fieldbook.data.emulator import emulator as build_emulator
 from fieldbook.data.observation import MAGNITUDES
 from fieldbook.data.observation import spectra as observe
 from fieldbook.data.spectra import LabelNorm, Spectra, fixed_noise, noisy
@@ -41,6 +43,40 @@ OPTIONS = {
 
 
 # -- data
+
+
+def provide(
+    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", rv_kms: float = 100.0, workers: int = 1
+) -> tuple[Emulator, dict[str, Spectra]]:
+    """The emulator and the spectra of each split, made on first use and kept under the results' `inputs`.
+
+    Args:
+        sizes: split -> stars, for `train`, `val` and `test`.
+        data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
+        grid: nodes of the emulator, `full` or `small`; `rv_kms`: largest radial velocity of a synthesised star.
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
+    """
+    nodes = {"full": NODES, "small": SMALL}
+    require(grid in nodes, "grid", grid, "full or small")
+    stars = build_emulator(paths.inputs("starlight", grid), nodes[grid], workers=workers)
+    folder = (
+        Path(data_dir) if data_dir else paths.inputs("spectra", _digest(sorted(sizes.items()), rv_kms, stars.nodes))
+    )
+    if not data_dir:
+        synthesise(folder, sizes, stars, seed=0, rv_kms=rv_kms)
+    return stars, read(folder, paths.inputs("spectra_maps", _digest(str(folder.resolve()))), sizes)
+
+
+def sizes_of(data_dir: str) -> dict[str, int]:
+    """Size in bytes of each file of real spectra, {} for synthetic ones: what results are tied to."""
+    return {
+        str(f.relative_to(data_dir)): f.stat().st_size for f in sorted(Path(data_dir).glob("*/dataset.h5")) if data_dir
+    }
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, seed: int, rv_kms: float) -> Path:
@@ -101,7 +137,7 @@ def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range =
         "linear": bound(information, g, prior),
         "least": uniform_error(bound(information, g, alone), float(width[g])),
     }
-    return params[["mag", "snr"]].assign(**columns)
+    return params[["mag", "snr"]].assign(**{name: column.numpy() for name, column in columns.items()})
 
 
 def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> np.ndarray:
@@ -125,7 +161,7 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
     def model(theta: Tensor) -> tuple[Tensor, Tensor]:
         full = truth.clone()
         full[:, unknown] = theta
-        prediction, jacobian = emulator.jacobian(full[:, :-1].float(), full[:, -1].float())
+        prediction, jacobian = emulator.jacobian(full[:, :-1], full[:, -1])
         return prediction, jacobian[..., unknown]
 
     noise = torch.Generator().manual_seed(stream("noise", seed))
@@ -134,7 +170,7 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
     fit = maximum_likelihood(model, data, torch.from_numpy(error), start, lower=lower, upper=upper)
     information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
     found = {"estimate": fit.estimate[:, g], "bound": bound(information, g), "converged": fit.converged}
-    return params[["log_g"]].assign(**found)
+    return params[["log_g"]].assign(**{name: column.numpy() for name, column in found.items()})
 
 
 def _unknown(emulator: Emulator, rv_kms: float) -> tuple[list[int], Tensor, int]:

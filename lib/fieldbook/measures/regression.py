@@ -53,7 +53,7 @@ def ridge(
         validation: features and target to choose by.
         alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
     Raises:
-        ValueError: a value is not finite, or no penalty is given.
+        ValueError: a value is not finite, or no penalty is given that the features' precision allows.
     """
     if not len(alphas):
         raise ValueError("alphas is empty; expected at least one penalty")
@@ -67,15 +67,21 @@ def ridge(
     if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
         raise ValueError("features or target hold NaN or infinity; look for them before fitting")
 
-    def fitted(alpha: float) -> Linear:
-        penalised = gram + alpha * np.eye(len(gram))
-        weights = cho_solve(cho_factor(penalised, overwrite_a=True), moment) * scale
+    def fitted(alpha: float) -> Linear | None:
+        try:
+            factor = cho_factor(gram + alpha * np.eye(len(gram)), overwrite_a=True)
+        except np.linalg.LinAlgError:  # collinear features, and a penalty below their rounding errors
+            return None
+        weights = cho_solve(factor, moment) * scale
         return Linear(weights, centre - float(mean @ weights), alpha)
 
     def error(model: Linear) -> float:
         return float(np.mean((model.predict(validation[0]) - validation[1]) ** 2))
 
-    return min(map(fitted, alphas), key=error)
+    found = [model for model in map(fitted, alphas) if model is not None]
+    if not found:
+        raise ValueError(f"alphas = {list(alphas)}: all too small for features this collinear in {features.dtype}")
+    return min(found, key=error)
 
 
 def boosted_trees(
