@@ -96,9 +96,10 @@ class Lines:
 def lines() -> Lines:
     """All lines with their damping.
 
-    Source: radiative, classical; van der Waals, Unsoeld's theory times 2 (Gray 2005, section 11.5; C6 from hydrogen's
-    polarisability 6.67e-25 cm3 and Coulomb radii), Ca II from Barklem & O'Mara 1998; Stark, 1e-8 n_eff^5 (Castelli
-    2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths, Kramers with a Gaunt factor of 0.9.
+    Source: radiative, classical but for Ca II (its 4p lives 6.3 ns); van der Waals, Unsoeld's theory times 2 (Gray
+    2005, section 11.5; C6 from hydrogen's polarisability 6.67e-25 cm3 and Coulomb radii), Ca II from Barklem & O'Mara
+    1998; Stark, 1e-8 n_eff^5 (Castelli 2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths,
+    Kramers with a Gaunt factor of 0.9.
     """
     t = table("lines")
     n = np.arange(11, LAST_PASCHEN + 1)
@@ -115,7 +116,7 @@ def lines() -> Lines:
     unsold = 2 * 8.08 * (4.09e-33 * radius) ** 0.4 * speed**0.6
     return Lines(
         element, stage, centre, lower, gf,
-        radiative=2.223e15 / centre**2,
+        radiative=np.where(calcium, 10**8.2, 2.223e15 / centre**2),
         vdw=np.where(is_h, 0, np.where(calcium, 10**-7.68, unsold)),
         stark=np.where(is_h, 0, 1e-8 * n_upper**2.5),
         linear_stark=np.append(np.zeros(len(t)), 0.6 * (n**2 - 9.0)),
