@@ -89,10 +89,9 @@ def test_h_minus_bound_free_ends_at_its_threshold_and_peaks_near_8500():
 def test_hydrogen_jumps_where_its_third_level_is_freed():
     t = np.array(6000.0)
     level = 9 * np.exp(-12.0875 / (8.617333e-5 * t))
-    blue, red = (hydrogen_levels(np.array(w), t) for w in (8380.0, 8400.0))
-    stimulated = -np.expm1(-1.438777e8 / 8390 / t)
-    cross_section = 7.91e-18 * 3 * (8390 / 8203.6) ** 3  # Kramers, at the edge 7.91e-18 n cm2
-    assert blue - red == pytest.approx(level * cross_section * stimulated, rel=0.01)
+    blue, red = (hydrogen_levels(np.array(w), t) / w**3 / -np.expm1(-1.438777e8 / w / t) for w in (8300.0, 8480.0))
+    kramers = 7.91e-18 * 3 / 8203.6**3  # at the edge 7.91e-18 n cm2, falling as the cube of the wavelength
+    assert blue - red == pytest.approx(level * kramers, rel=0.01)
 
 
 def test_saha_by_hand():
@@ -273,8 +272,7 @@ def test_derivatives_are_those_of_the_synthesiser(small):
         error = jacobian[0, :, i].numpy() - difference
         error -= flux * (flux @ error) / (flux @ flux)
         assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((difference**2).mean())
-    pair = [synthesize(*star, rv_kms=v) for v in (32, 28)]
-    difference = (pair[0] - pair[1]) / 4
+    difference = (synthesize(*star, rv_kms=31) - synthesize(*star, rv_kms=29)) / 2
     assert np.abs(jacobian[0, :, 5].numpy() - difference).max() < 0.05 * np.abs(difference).max()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import voigt_profile
+from scipy.special import expit, voigt_profile
 
 from fieldbook.data.atmosphere import (
     ATOMIC_MASS,
@@ -39,6 +39,7 @@ SPEED_OF_LIGHT = 299792.458  # km/s
 START, STEP, PIXELS = 7100.2136, 0.4272461, 4096  # A
 OVERSAMPLING = 8
 LSF_FWHM = 1.36  # A
+HEAD_RISE = 0.4  # A, of a band head: a step within a pixel would move by whole pixels with the velocity
 CACHED = 128  # pixels whose layers fit a processor's cache
 MICROTURBULENCE = 2.0  # km/s
 FAINTEST = 1e-3  # of the continuous opacity: where a line's wing ends
@@ -186,7 +187,7 @@ def bands(grid: np.ndarray, air: Atmosphere) -> np.ndarray:
     for molecule, number in molecules(air).items():
         for head, strength, lower, width in BANDS[molecule]:
             redward = grid - head
-            shape = np.where(redward > 0, np.exp(-np.maximum(redward, 0) / width), 0) / width
+            shape = expit(redward / HEAD_RISE) * np.exp(-np.maximum(redward, 0) / width) / width
             excited = number * np.exp(-lower / (BOLTZMANN_EV * air.temperature))
             result += np.outer(8.8528e-21 * head**2 * strength * excited, shape)
     return result
