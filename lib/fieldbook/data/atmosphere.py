@@ -16,11 +16,13 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 from scipy.interpolate import CubicSpline
+from scipy.special import expit
 
 BOLTZMANN, BOLTZMANN_EV = 1.380649e-16, 8.617333e-5
 HYDROGEN_MASS, ATOMIC_MASS = 1.6735e-24, 1.66054e-24
 HC_K = 1.438777e8  # h c / k, A K
 RYDBERG_EV, LAST_PASCHEN = 13.5984, 20  # the upper level of the last Paschen line that stands alone
+MERGING = 10.0  # A over which merged lines turn into the continuum
 ALPHA_ELEMENTS = ("O", "Mg", "Si", "S", "Ca", "Ti")
 REFERENCE = 5000.0  # A, the wavelength of the optical depth scale
 
@@ -184,7 +186,7 @@ def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarr
     total = kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)  # levels from 8 up, and free electrons
     for n in range(3, 8):
         edge = 911.75 / (n**-2.0 - (LAST_PASCHEN + 0.5) ** -2)
-        total = total + np.where(wavelength < edge, n**-3.0 * np.exp(-RYDBERG_EV * (1 - n**-2.0) / kt), 0)
+        total = total + expit((edge - wavelength) / MERGING) * n**-3.0 * np.exp(-RYDBERG_EV * (1 - n**-2.0) / kt)
     return 1.0443e-26 * wavelength**3 * total * -np.expm1(-HC_K / (wavelength * temperature))
 
 

@@ -67,7 +67,9 @@ class Emulator:
             ValueError: a shape is wrong, or a label or velocity is out of range; names it.
         """
         rv_kms = self._checked(labels, rv_kms)
-        return self._flux(labels, rv_kms)
+        arrays = self._on(labels)
+        log_flux = arrays["mean"] + self._scores(labels) @ arrays["components"]  # as coefficients of B-splines
+        return 0.5 * _shifted(log_flux[:, None], rv_kms, arrays["wavelength"])[:, 0].exp()
 
     def jacobian(self, labels: Tensor, rv_kms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Spectra, and their derivatives by each label and by the radial velocity.
@@ -77,15 +79,21 @@ class Emulator:
             node has derivative 0.
         """
         rv_kms = self._checked(labels, rv_kms)
-        columns, flux = [], None
-        for i in range(len(LABELS) + 1):
+        scores, derivatives = self._scores(labels), []
+        for i in range(len(LABELS)):
             along = torch.zeros_like(labels)
-            if i < len(LABELS):
-                along[:, i] = 1
-            moved = torch.ones_like(rv_kms) if i == len(LABELS) else torch.zeros_like(rv_kms)
-            flux, column = torch.func.jvp(self._flux, (labels, rv_kms), (along, moved))
-            columns.append(column)
-        return flux, torch.stack(columns, -1)
+            along[:, i] = 1
+            derivatives.append(torch.func.jvp(self._scores, (labels,), (along,))[1])
+        arrays = self._on(labels)
+        slopes = torch.stack(derivatives, 1) @ arrays["components"]  # (star, label, pixel)
+        columns = _shifted(slopes, rv_kms, arrays["wavelength"])
+
+        def log_flux(rv: Tensor) -> Tensor:
+            return _shifted((arrays["mean"] + scores @ arrays["components"])[:, None], rv, arrays["wavelength"])
+
+        value, by_rv = torch.func.jvp(log_flux, (rv_kms,), (torch.ones_like(rv_kms),))
+        flux = 0.5 * value.exp()
+        return flux[:, 0], (flux * torch.cat([columns, by_rv], 1)).mT
 
     def _on(self, like: Tensor) -> dict[str, Tensor]:
         key = like.device, like.dtype
@@ -108,15 +116,15 @@ class Emulator:
             raise ValueError(f"rv_kms = {float(rv_kms[outside][0])}: expected at most {FASTEST} either way")
         return rv_kms.expand(len(labels)).clone()
 
-    def _flux(self, labels: Tensor, rv_kms: Tensor) -> Tensor:
+    def _scores(self, labels: Tensor) -> Tensor:
+        """Scores of the principal components, (star, component)."""
         arrays = self._on(labels)
         weights = torch.ones_like(labels[:, :1])
         for i, name in enumerate(LABELS):
             if name in arrays:
                 cardinal = _cardinal_splines(labels[:, i], arrays[f"{name}_nodes"], arrays[name])
                 weights = (weights[:, :, None] * cardinal[:, None, :]).flatten(1)
-        log_flux = arrays["mean"] + weights @ arrays["scores"] @ arrays["components"]  # B-spline coefficients
-        return 0.5 * _shifted(log_flux, rv_kms, arrays["wavelength"]).exp()
+        return weights @ arrays["scores"]
 
 
 def _cardinal_splines(x: Tensor, nodes: Tensor, coefficients: Tensor) -> Tensor:
@@ -128,17 +136,23 @@ def _cardinal_splines(x: Tensor, nodes: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
-    """Cubic B-spline of (star, pixel + 2 MARGIN) coefficients at the wavelengths at which light was emitted."""
+    """Cubic B-splines at the wavelengths at which the light was emitted.
+
+    Args:
+        coefficients: (star, spline, pixel + 2 MARGIN); `rv_kms`: (star,); `observed`: (pixel,) A.
+    Returns:
+        (star, spline, pixel).
+    """
     doppler = 1 + rv_kms / SPEED_OF_LIGHT
     emitted = (
         MARGIN + torch.arange(len(observed), device=observed.device) + observed / STEP * (1 / doppler - 1)[:, None]
     )
     first = emitted.detach().floor()
-    t = emitted - first
-    first = first.long() - 1
+    t = (emitted - first)[:, None]
     s = 1 - t
     weights = (s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3)
-    return sum(w * coefficients.gather(1, first + k) for k, w in enumerate(weights)) / 6
+    index = (first.long() - 1)[:, None].expand(-1, coefficients.shape[1], -1)
+    return sum(w * coefficients.gather(2, index + k) for k, w in enumerate(weights)) / 6
 
 
 def emulator(

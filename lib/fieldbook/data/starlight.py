@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import voigt_profile
+from scipy.special import expit, voigt_profile
 
 from fieldbook.data.atmosphere import (
     ATOMIC_MASS,
@@ -39,6 +39,7 @@ SPEED_OF_LIGHT = 299792.458  # km/s
 START, STEP, PIXELS = 7100.2136, 0.4272461, 4096  # A
 OVERSAMPLING = 8
 LSF_FWHM = 1.36  # A
+HEAD_RISE = 0.4  # A, of a band head: a step within a pixel would move by whole pixels with the velocity
 CACHED = 128  # pixels whose layers fit a processor's cache
 MICROTURBULENCE = 2.0  # km/s
 FAINTEST = 1e-3  # of the continuous opacity: where a line's wing ends
@@ -96,9 +97,10 @@ class Lines:
 def lines() -> Lines:
     """All lines with their damping.
 
-    Source: radiative, classical; van der Waals, Unsoeld's theory times 2 (Gray 2005, section 11.5; C6 from hydrogen's
-    polarisability 6.67e-25 cm3 and Coulomb radii), Ca II from Barklem & O'Mara 1998; Stark, 1e-8 n_eff^5 (Castelli
-    2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths, Kramers with a Gaunt factor of 0.9.
+    Source: radiative, classical but for Ca II (its 4p lives 6.3 ns); van der Waals, Unsoeld's theory times 2 (Gray
+    2005, section 11.5; C6 from hydrogen's polarisability 6.67e-25 cm3 and Coulomb radii), Ca II from Barklem & O'Mara
+    1998; Stark, 1e-8 n_eff^5 (Castelli 2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths,
+    Kramers with a Gaunt factor of 0.9.
     """
     t = table("lines")
     n = np.arange(11, LAST_PASCHEN + 1)
@@ -115,7 +117,7 @@ def lines() -> Lines:
     unsold = 2 * 8.08 * (4.09e-33 * radius) ** 0.4 * speed**0.6
     return Lines(
         element, stage, centre, lower, gf,
-        radiative=2.223e15 / centre**2,
+        radiative=np.where(calcium, 10**8.2, 2.223e15 / centre**2),
         vdw=np.where(is_h, 0, np.where(calcium, 10**-7.68, unsold)),
         stark=np.where(is_h, 0, 1e-8 * n_upper**2.5),
         linear_stark=np.append(np.zeros(len(t)), 0.6 * (n**2 - 9.0)),
@@ -185,7 +187,7 @@ def bands(grid: np.ndarray, air: Atmosphere) -> np.ndarray:
     for molecule, number in molecules(air).items():
         for head, strength, lower, width in BANDS[molecule]:
             redward = grid - head
-            shape = np.where(redward > 0, np.exp(-np.maximum(redward, 0) / width), 0) / width
+            shape = expit(redward / HEAD_RISE) * np.exp(-np.maximum(redward, 0) / width) / width
             excited = number * np.exp(-lower / (BOLTZMANN_EV * air.temperature))
             result += np.outer(8.8528e-21 * head**2 * strength * excited, shape)
     return result
