@@ -7,6 +7,7 @@ Source: Laine et al. 2019 (arXiv:1901.10277), with two directions in place of th
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -78,17 +79,19 @@ class BlindSpotUNet(nn.Module):
             ValueError: fewer than 2^(n - 1) pixels, a value is not finite, or sigma is missing, not positive or of
                 another shape. Without `input_sigma` sigma is not used.
         """
-        x = self._branches(self._input(x_noisy, sigma))
-        *skips, latent, x = self._encode(x)
+        x = self._input(x_noisy, sigma)
+        *skips, _, x = self._encode(torch.cat([x, x.flip(-1)]))
         for a, b, skip in zip(self.decoders_a, self.decoders_b, reversed(skips), strict=True):
             up = F.interpolate(x, size=skip.shape[-2:])
             x = b(a(torch.cat([up, skip], 1)))
         left, right = x.chunk(2)
         right, shift = right.flip(-1), int(self.blindspot)
         x = torch.cat([F.pad(left, (shift, -shift)), F.pad(right, (-shift, shift))], 1)
-        for layer in self.nin_layers:
+        *hidden, last = self.nin_layers
+        for layer in hidden:
             x = layer(x)
-        mu, spread = x[:, :, 0].to(torch.promote_types(x.dtype, torch.float32)).unbind(1)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 resolves a continuum of 1 to 0.4 % only
+            mu, spread = last(x.to(last.conv.weight.dtype))[:, :, 0].unbind(1)
         return mu, F.softplus(spread)
 
     def encode_flux(
@@ -103,20 +106,18 @@ class BlindSpotUNet(nn.Module):
         Returns:
             (batch, e or, for `concat`, 2e, pixel // 2^(n - 1)).
         """
-        return self.latents(x_noisy, sigma, both=direction != "forward")[layer, direction]
+        return self.latents(x_noisy, sigma, [(layer, direction)])[0]
 
-    def latents(
-        self, x_noisy: Tensor, sigma: Tensor | None = None, *, both: bool = True
-    ) -> dict[tuple[Layer, Direction], Tensor]:
-        """All that `encode_flux` offers, in one pass; without `both` the forward direction alone, in half the time."""
-        x, found = self._input(x_noisy, sigma), {}
-        for layer, z in zip(LAYERS, self._encode(self._branches(x) if both else x)[-2:], strict=True):
-            forward = found[layer, "forward"] = z[: len(x), :, 0]
-            if both:
-                mirrored = z[len(x) :, :, 0].flip(-1)
-                found[layer, "mean"] = (forward + mirrored) / 2
-                found[layer, "concat"] = torch.cat([forward, mirrored], 1)
-        return found
+    def latents(self, x_noisy: Tensor, sigma: Tensor | None, wanted: Sequence[tuple[Layer, Direction]]) -> list[Tensor]:
+        """As `encode_flux`, for several layers and directions in one pass; twice the work if one needs the mirror."""
+        for layer, direction in wanted:
+            require(layer in LAYERS, "layer", layer, " or ".join(LAYERS))
+            require(direction in DIRECTIONS, "direction", direction, " or ".join(DIRECTIONS))
+        x = self._input(x_noisy, sigma)
+        both = any(direction != "forward" for _, direction in wanted)
+        *_, pre, last = self._encode(torch.cat([x, x.flip(-1)]) if both else x)
+        levels = {name: z.squeeze(2).split(len(x)) for name, z in zip(LAYERS, (pre, last), strict=True)}
+        return [_merge(*levels[layer], direction=direction) for layer, direction in wanted]
 
     def _input(self, x_noisy: Tensor, sigma: Tensor | None) -> Tensor:
         """(batch, 1 or 2, 1, pixel) in channels-last order, checked."""
@@ -131,9 +132,6 @@ class BlindSpotUNet(nn.Module):
         channels = [x_noisy, sigma] if self.input_sigma else [x_noisy]
         return torch.stack(channels, -1).unsqueeze(1).permute(0, 3, 1, 2)
 
-    def _branches(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x.flip(-1)])
-
     def _encode(self, x: Tensor) -> list[Tensor]:
         """The input, the pooled output of each pooling layer, and the output of the last layer."""
         first, *pooling, last = self.encoders
@@ -142,6 +140,13 @@ class BlindSpotUNet(nn.Module):
             x = F.max_pool2d(F.pad(layer(x), (1, -1)), (1, 2))
             levels.append(x)
         return [*levels, last(x)]
+
+
+def _merge(left: Tensor, right: Tensor | None = None, *, direction: Direction) -> Tensor:
+    if direction == "forward":
+        return left
+    right = right.flip(-1)
+    return (left + right) / 2 if direction == "mean" else torch.cat([left, right], 1)
 
 
 def posterior_mean(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor:
@@ -154,3 +159,67 @@ def posterior_mean(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) 
     """
     weight = sigma_x**2 / (sigma_x**2 + sigma_n**2)
     return torch.lerp(mu, noisy, weight)
+
+
+def gaussian(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor:
+    """Negative log-likelihood of the noisy pixel, whose variance is sigma_x^2 + sigma_n^2 (Laine et al., equation 6).
+
+    Args:
+        mu, sigma_x: (...) from the network; `noisy`, `sigma_n`: (...), as in `posterior_mean`.
+    Returns:
+        0-d mean over the pixels, as in the other losses.
+    """
+    return F.gaussian_nll_loss(mu, noisy, sigma_x**2 + sigma_n**2, eps=0)
+
+
+def laplace(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor:
+    """As `gaussian`, for a Laplace distribution of the same variance, which outliers draw less."""
+    scale = ((sigma_x**2 + sigma_n**2) / 2).sqrt()
+    return ((noisy - mu).abs() / scale + scale.log()).mean()
+
+
+def huber(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor:
+    """Huber's loss of the residual in units of the noise; it leaves sigma_x untrained."""
+    return F.huber_loss((noisy - mu) / sigma_n, torch.zeros_like(mu))
+
+
+SELF_SUPERVISED = {"nll": gaussian, "laplace": laplace, "huber": huber}
+
+
+def denoising_loss(kind: str, flux: Tensor, sigma: Tensor) -> Callable[..., Tensor]:
+    """A loss for `fieldbook.training.fit` that draws the noise of each spectrum anew.
+
+    Args:
+        kind: `nll`, `laplace` or `huber`, which compare with the noisy flux alone; or `supervised`, the Gaussian
+            likelihood of the clean flux, which a telescope does not deliver.
+        flux, sigma: (n, pixel), clean, and the standard deviation of its noise.
+    Raises:
+        ValueError: an unknown kind, or shapes that differ.
+    """
+    require(kind in (*SELF_SUPERVISED, "supervised"), "kind", kind, f"{', '.join(SELF_SUPERVISED)} or supervised")
+    require(flux.shape == sigma.shape, "shape of sigma", tuple(sigma.shape), f"that of flux, {tuple(flux.shape)}")
+
+    def loss(model: BlindSpotUNet, index: Tensor, generator: torch.Generator) -> Tensor:
+        clean, level = (t[index.to(t.device)].to(generator.device) for t in (flux, sigma))
+        noisy = clean + level * torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        mu, sigma_x = model(noisy, level)
+        if kind == "supervised":
+            return gaussian(mu, sigma_x, clean, 0.01 * level)  # a floor: a perfect prediction has no finite optimum
+        return SELF_SUPERVISED[kind](mu, sigma_x, noisy, level)
+
+    return loss
+
+
+@torch.no_grad()
+def start_at(model: BlindSpotUNet, noisy: Tensor, sigma: Tensor) -> None:
+    """Set the network's last BatchNorm so that its first guesses have the mean and the spread of the signal.
+
+    A network that starts at 0 +- 1 spends its first thousand updates on walking to a continuum of 1 +- 0.1.
+
+    Args:
+        noisy, sigma: (n, pixel) training spectra and noise levels.
+    """
+    spread = (noisy.var() - (sigma**2).mean()).clamp(min=1e-4 * noisy.var()).sqrt()
+    last = model.nin_layers[-1].bn
+    last.weight.copy_(torch.stack([spread, torch.full_like(spread, 0.1)]))
+    last.bias.copy_(torch.stack([noisy.mean(), torch.expm1(spread).log()]))  # softplus of the second is the spread
