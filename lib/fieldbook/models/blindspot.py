@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fieldbook.models.blocks import seeded
 from fieldbook.recipe import require
 
+Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 Layer = Literal["enc_pre_latent", "enc_last"]
 Direction = Literal["forward", "mean", "concat"]
 LAYERS, DIRECTIONS = ("enc_pre_latent", "enc_last"), ("forward", "mean", "concat")
@@ -186,26 +187,29 @@ def huber(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor
 SELF_SUPERVISED = {"nll": gaussian, "laplace": laplace, "huber": huber}
 
 
-def denoising_loss(kind: str, flux: Tensor, sigma: Tensor) -> Callable[..., Tensor]:
+def denoising_loss(kind: str, rows: Rows, noise_level: float = 1.0) -> Callable[..., Tensor]:
     """A loss for `fieldbook.training.fit` that draws the noise of each spectrum anew.
 
     Args:
         kind: `nll`, `laplace` or `huber`, which compare with the noisy flux alone; or `supervised`, the Gaussian
             likelihood of the clean flux, which a telescope does not deliver.
-        flux, sigma: (n, pixel), clean, and the standard deviation of its noise.
+        rows: index (batch,) -> clean flux and its error, each (batch, pixel); for instance `Spectra.rows`.
+        noise_level: standard deviation of the noise, and what the network is told of it, in units of the error.
     Raises:
-        ValueError: an unknown kind, or shapes that differ.
+        ValueError: an unknown kind, or a noise level that is not positive.
     """
     require(kind in (*SELF_SUPERVISED, "supervised"), "kind", kind, f"{', '.join(SELF_SUPERVISED)} or supervised")
-    require(flux.shape == sigma.shape, "shape of sigma", tuple(sigma.shape), f"that of flux, {tuple(flux.shape)}")
+    require(noise_level > 0, "noise_level", noise_level, "a positive number")
 
     def loss(model: BlindSpotUNet, index: Tensor, generator: torch.Generator) -> Tensor:
-        clean, level = (t[index.to(t.device)].to(generator.device) for t in (flux, sigma))
-        noisy = clean + level * torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-        mu, sigma_x = model(noisy, level)
+        clean, sigma = (t.to(generator.device) for t in rows(index))
+        sigma = noise_level * sigma
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        noisy = torch.addcmul(clean, sigma, noise)
+        mu, sigma_x = model(noisy, sigma)
         if kind == "supervised":
-            return gaussian(mu, sigma_x, clean, 0.01 * level)  # a floor: a perfect prediction has no finite optimum
-        return SELF_SUPERVISED[kind](mu, sigma_x, noisy, level)
+            return gaussian(mu, sigma_x, clean, 0.01 * sigma)  # a floor: a perfect prediction has no finite optimum
+        return SELF_SUPERVISED[kind](mu, sigma_x, noisy, sigma)
 
     return loss
 
@@ -214,12 +218,13 @@ def denoising_loss(kind: str, flux: Tensor, sigma: Tensor) -> Callable[..., Tens
 def start_at(model: BlindSpotUNet, noisy: Tensor, sigma: Tensor) -> None:
     """Set the network's last BatchNorm so that its first guesses have the mean and the spread of the signal.
 
-    A network that starts at 0 +- 1 spends its first thousand updates on walking to a continuum of 1 +- 0.1.
+    A network that starts at 0 +- 1 spends its first thousand updates on walking to a continuum of 1 +- 0.1. Its
+    sigma_x starts at a third of the spread, since a factor of e takes one over the learning rate updates.
 
     Args:
-        noisy, sigma: (n, pixel) training spectra and noise levels.
+        noisy, sigma: (n, pixel) training spectra and noise levels, on the model's device.
     """
     spread = (noisy.var() - (sigma**2).mean()).clamp(min=1e-4 * noisy.var()).sqrt()
     last = model.nin_layers[-1].bn
-    last.weight.copy_(torch.stack([spread, torch.full_like(spread, 0.1)]))
-    last.bias.copy_(torch.stack([noisy.mean(), torch.expm1(spread).log()]))  # softplus of the second is the spread
+    last.weight[0] = spread
+    last.bias.copy_(torch.stack([noisy.mean(), torch.expm1(spread / 3).log()]))  # softplus inverts the second
