@@ -6,7 +6,6 @@ spectra alone, it cannot learn the identity, and its latents know what neighbour
 Source: Laine et al. 2019 (arXiv:1901.10277), with two directions in place of their four.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -66,8 +65,11 @@ class BlindSpotUNet(nn.Module):
             self.encoders = nn.ModuleList(CausalBlock(e if i else c, e, k) for i in range(n + 1))
             self.decoders_a = nn.ModuleList(CausalBlock(e + (e if i < n - 2 else c), e, k) for i in range(n - 1))
             self.decoders_b = nn.ModuleList(CausalBlock(e, e, k) for _ in range(n - 1))
-            widths = itertools.pairwise((2 * e, 4 * e, 2 * e, 2))
-            self.nin_layers = nn.ModuleList(CausalBlock(i, o, activation=o > 2) for i, o in widths)
+            hidden, last = (
+                [CausalBlock(2 * e, 4 * e), CausalBlock(4 * e, 2 * e)],
+                CausalBlock(2 * e, 2, activation=False),
+            )
+            self.nin_layers = nn.ModuleList([*hidden, last])
 
     def forward(self, x_noisy: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the signal, before its own pixel is looked at.
@@ -156,14 +158,14 @@ def posterior_mean(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) 
     Args:
         mu, sigma_x: (...) of the prediction; `noisy`, `sigma_n`: (...), a pixel and its noise. A mixture by design:
             this does look at the pixel that `mu` is blind to.
-    Source: Laine et al. 2019 (arXiv:1901.10277), equation 4, for Gaussian noise.
+    Source: Laine et al. 2019 (arXiv:1901.10277), section 3, for Gaussian noise.
     """
     weight = sigma_x**2 / (sigma_x**2 + sigma_n**2)
     return torch.lerp(mu, noisy, weight)
 
 
 def gaussian(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> Tensor:
-    """Negative log-likelihood of the noisy pixel, whose variance is sigma_x^2 + sigma_n^2 (Laine et al., equation 6).
+    """Negative log-likelihood of the noisy pixel, whose variance is sigma_x^2 + sigma_n^2 (Laine et al., section 3).
 
     Args:
         mu, sigma_x: (...) from the network; `noisy`, `sigma_n`: (...), as in `posterior_mean`.
