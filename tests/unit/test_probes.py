@@ -202,6 +202,13 @@ def test_probes_find_a_linear_label_in_its_own_unit_and_repeat_themselves(kind):
     assert probe(kind, *in_cm, seed=4, recipe=recipe)["mae"] == pytest.approx(100 * one["mae"], rel=0.05)
 
 
+def test_ridge_takes_features_that_are_almost_the_same():
+    common = torch.randn(3, 2000, 1, generator=torch.Generator().manual_seed(0))
+    spread = 1e-5 * torch.randn(3, 2000, 800, generator=torch.Generator().manual_seed(1))
+    splits = [(x, y.squeeze(1)) for x, y in zip(common + spread, common, strict=True)]
+    assert probe("ridge", *splits)["r2"] > 0.99
+
+
 @pytest.mark.filterwarnings("ignore:R2")
 def test_probe_without_signal_finds_none():
     noise = torch.randn(3, 300, generator=torch.Generator().manual_seed(7))

@@ -199,7 +199,7 @@ def probe(
     for name, (x, y) in {"fitting": fitting, "validation": validation, "test": test}.items():
         checked(y, len(x), f"{name} labels")
     start, (x, y) = time.perf_counter(), fitting
-    arrays = [(a.numpy(), b.numpy()) for a, b in (fitting, validation, test)]
+    arrays = [(a.double().numpy(), b.double().numpy()) for a, b in (fitting, validation, test)]  # latents are collinear
     if kind == "ridge":
         predict, n_trainable = ridge(*arrays[0], arrays[1]).predict, x.shape[1] + 1
     elif kind == "trees":
@@ -212,7 +212,7 @@ def probe(
 
         def predict(new: np.ndarray) -> np.ndarray:
             with torch.no_grad():
-                return model.eval()(torch.from_numpy(new)).numpy()
+                return model.eval()(torch.from_numpy(new).to(x.dtype)).numpy()
 
     seconds = time.perf_counter() - start
     sizes = {"n_features": x.shape[1], "n_trainable": n_trainable, "seconds": seconds}
