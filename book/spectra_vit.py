@@ -41,7 +41,7 @@ n_train: list[int] = [128, 512]  # sizes of the train split, ascending, each in 
 n_val: int = 256  # spectra that select weights and penalties, in [2, inf)
 n_test: int = 512  # spectra that are reported on, in [2, inf)
 n_limits: int = 64  # stars for the ceiling, in [8, inf)
-n_fitted: int = 24  # stars of the maximum-likelihood check, in [8, inf)
+n_fitted: int = 64  # stars of the maximum-likelihood check, in [8, inf)
 noise_level: float = 1.0  # factor on the spectra's errors, in [0, 100]
 noise_levels: list[float] = [0.0, 1.0]  # noise levels of the ridge regression, each in [0, 100]
 seeds: int = 1  # runs of the transformer per size, in [1, 100]
@@ -341,24 +341,27 @@ def mark_lines(ax, names=LINES, y=1.01):
 
 # %% tags=["hide-input"]
 shown = tour.frame()
-STAR = {"giant": "headline", "dwarf": "test"}
-layout = {"width_ratios": [2.2, 1]}
-figure, (left, right) = plt.subplots(
-    1, 2, figsize=(figures.PAGE, 2.3), gridspec_kw=layout, sharey=True
+triplet = shown[shown.wavelength.between(8440, 8720)]
+STAR = {"giant": ("headline", "-"), "dwarf": ("test", "-")}
+layout = {"width_ratios": [2.2, 1], "height_ratios": [1.7, 1]}
+options = {"figsize": (figures.PAGE, 3.2), "sharex": "col", "gridspec_kw": layout}
+figure, axes = plt.subplots(2, 2, **options)
+axes[0, 1].plot(
+    triplet.wavelength, triplet.observed, color="0.8", lw=0.5, ls="-", label="dwarf as observed"
 )
-for ax, part in ((left, shown), (right, shown[shown.wavelength.between(8440, 8720)])):
-    if ax is right:
-        ax.plot(
-            part.wavelength, part.observed, color="0.75", lw=0.5, ls="-", label="observed dwarf"
+for (upper, lower), part in zip(axes.T, (shown, triplet), strict=True):
+    for name, (color, style) in STAR.items():
+        upper.plot(
+            part.wavelength, part[name], color=figures.COLORS[color], lw=0.7, ls=style, label=name
         )
-    for name, color in STAR.items():
-        ax.plot(
-            part.wavelength, part[name], color=figures.COLORS[color], lw=0.6, ls="-", label=name
-        )
-    mark_lines(ax, LINES if ax is left else ["Ca II"])
-    ax.set(xlabel="vacuum wavelength, Å", xlim=(part.wavelength.min(), part.wavelength.max()))
-left.set_ylabel("flux (median 0.5)")
-right.legend(loc="lower right")
+    lower.plot(part.wavelength, part.dwarf - part.giant, color="k", lw=0.6, ls="-")
+    mark_lines(upper, LINES if part is shown else ["Ca II"])
+    lower.set(xlabel="vacuum wavelength, Å", xlim=(part.wavelength.min(), part.wavelength.max()))
+axes[0, 0].set_ylabel("flux (median 0.5)")
+axes[1, 0].set_ylabel("dwarf - giant")
+axes[0, 1].set_ylim(0, 0.9)
+figures.legend_once(axes[0, 1], above=figure)
+figures.letter_panels([axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]])
 figures.save(figure, "spectra_vit", profile, "tour")
 
 # %% [markdown]
@@ -557,7 +560,7 @@ figures.power_ticks(axes[1], "x")
 axes[1].set(
     title="test", xlabel="train spectra", ylabel="$R^2$", ylim=(min(0, found.test_r2.min()), None)
 )
-axes[1].legend(ncols=3, loc="lower right", fontsize=6)
+figures.legend_once(axes[1], above=figure)
 figures.letter_panels(axes)
 figures.save(figure, "spectra_vit", profile, "scaling")
 
