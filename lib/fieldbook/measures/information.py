@@ -161,7 +161,7 @@ def maximum_likelihood(
         system = torch.where(both, curvature, 0.0) + torch.diag_embed(torch.where(free, damping * size, size))
         move = torch.linalg.solve(system, torch.where(free, gradient, 0.0))
         gain = (move * torch.where(free, gradient, 0.0)).sum(-1)
-        converged = (gain < tolerance) & (damping[:, 0] < 1)
+        converged |= (gain < tolerance) & (damping[:, 0] < 1)
         if converged.all():
             break
         trial = (theta + move).clamp(lower, upper)
