@@ -36,6 +36,7 @@
 profile: str = "quick"  # names the output folder
 data_dir: str = ""  # folder of HDF5 files in the log's layout; empty to synthesise spectra
 grid: str = "small"  # stars that the synthesiser covers, one of {small, full}
+lowest_M_H: float = -1.35  # nodes of lower metallicity are left out, dex, in [-2.5, 0]
 rv_kms: float = 100.0  # largest radial velocity of a synthesised star, km/s, in [0, 300]
 n_train: list[int] = [128, 512]  # sizes of the train split, ascending, each in [32, inf)
 n_val: int = 256  # spectra that select weights and penalties, in [2, inf)
@@ -112,7 +113,8 @@ pd.set_option("display.max_colwidth", None)
 
 # %%
 sizes = {"train": max(*n_train, ablation_n), "val": n_val, "test": n_test}
-origin = {"data_dir": data_dir, "grid": grid, "rv_kms": rv_kms, "workers": workers}
+names = ("data_dir", "grid", "lowest_M_H", "rv_kms", "workers")
+origin = {name: chosen[name] for name in names}
 stars, sets = (None, {}) if paths.frozen() else spectroscopy.provide(sizes, **origin)
 
 # %% [markdown]

@@ -47,20 +47,25 @@ OPTIONS = {
 
 
 def provide(
-    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", rv_kms: float = 100.0, workers: int = 1
-) -> tuple[Emulator, dict[str, Spectra]]:
+    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.35,
+    rv_kms: float = 100.0, workers: int = 1,
+) -> tuple[Emulator, dict[str, Spectra]]:  # fmt: skip
     """The emulator and the spectra of each split, made on first use and kept under the results' `inputs`.
 
     Args:
         sizes: split -> stars, for `train`, `val` and `test`.
         data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
-        grid: nodes of the emulator, `full` or `small`; `rv_kms`: largest radial velocity of a synthesised star.
+        grid: nodes of the emulator, `full` or `small`; `lowest_M_H`: leave out nodes of lower metallicity, whose stars
+            say little of their gravity; `rv_kms`: largest radial velocity of a synthesised star.
     Raises:
         FileNotFoundError, ValueError: as `read`.
     """
     nodes = {"full": NODES, "small": SMALL}
     require(grid in nodes, "grid", grid, "full or small")
-    stars = build_emulator(paths.inputs("starlight", grid), nodes[grid], workers=workers)
+    metallicities = [m for m in nodes[grid]["M_H"] if m >= lowest_M_H]
+    require(len(metallicities) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes[grid]['M_H'][-1]}")
+    kept = {**nodes[grid], "M_H": metallicities}
+    stars = build_emulator(paths.inputs("starlight", grid), kept, workers=workers)
     made_of = (sorted(sizes.items()), rv_kms, stars.nodes, source_hash([observation]))
     folder = Path(data_dir) if data_dir else paths.inputs("spectra", _digest(made_of))
     if not data_dir:
