@@ -36,7 +36,7 @@
 profile: str = "quick"  # names the output folder
 data_dir: str = ""  # folder of HDF5 files in the log's layout; empty to synthesise spectra
 grid: str = "small"  # stars that the synthesiser covers, one of {small, full}
-lowest_M_H: float = -1.35  # nodes of lower metallicity are left out, dex, in [-2.5, 0]
+lowest_M_H: float = -1.9  # nodes of lower metallicity are left out, dex, in [-2.5, 0]
 rv_kms: float = 100.0  # largest radial velocity of a synthesised star, km/s, in [0, 300]
 n_train: list[int] = [128, 512]  # sizes of the train split, ascending, each in [32, inf)
 n_val: int = 256  # spectra that select weights and penalties, in [2, inf)
@@ -165,12 +165,13 @@ def noise(seed=0):
 # **Transformer** {cite}`dosovitskiy2021`. The spectrum is cut into patches; each is projected to a token, a position is added, pre-norm blocks of
 # attention and feed-forward layers exchange information, and a linear head reads the answer off an extra token. The log's two runs differ in three choices at once:
 # convolution, squared error and standardised labels in run 1, a sliding window, absolute error and labels scaled to $[0, 1]$ in run 2. Both tokenizers
-# are the same linear map, and start from the same weights here.
+# are the same linear map, and start from the same weights here. Run 3 is ours: run 1 with rotary positions {cite}`su2021`, for a reason that the ablation gives.
 #
 # Weights are those that validate best by mean absolute error, as in the log. Here the flux is standardised pixel by pixel first, which the log does not do; the ablation shows why.
 
 # %%
 RUNS = {"run 1": {}, "run 2": {"tokenizer": "SW", "loss": "l1", "norm": "minmax"}}
+RUNS |= {"run 3": {"position": "rope"}}
 
 
 def recipe(seed, steps):
@@ -318,9 +319,24 @@ history = {
     for name in RUNS
 }
 JOB = ["model", "run", "n_train", "noise_level", "seed"]
-by_snr = run.table("by_snr", [*JOB, "by", "low"])
-if not paths.frozen():
+by_snr, split_table = run.table("by_snr", [*JOB, "by", "low"]), run.table("splits", ["split"])
+
+
+def described(split):
+    """Number of stars and S/N of a split."""
+    snr = sets[split].params.snr
+    return {"split": split, "stars": len(snr), "S/N mean": snr.mean(), "S/N median": snr.median()}
+
+
+# %% [markdown]
+# The log's test spectra have a mean S/N of 9.2 and a median of 8.2. Its range of metallicities is not given. The lines of the most metal-poor stars are so weak
+# that their gravity drowns in the noise whatever the method; `lowest_M_H` leaves them out, which brings the ceiling and the ridge regression near those known of the log's spectra.
+
+# %%
+if not paths.frozen() and not split_table.has({"split": "test"}):
     tour.append(*tour_rows())
+    split_table.append(*map(described, sets))
+split_table.frame().round(2)
 
 
 # %% mystnb={"image": {"alt": "A giant and a dwarf of the same temperature, and the region of the calcium triplet as observed"}} tags=["hide-input"]
@@ -530,12 +546,14 @@ top = ceilings(limits[limits.rv_kms == rv_kms])["least estimator"]
 # %% tags=["hide-input"]
 def draw_history(ax):
     """Validation R2 against the update."""
-    for (name, table), style in zip(history.items(), ("-", "--"), strict=True):
+    colors = ("headline", "control", "null")
+    for (name, table), color, style in zip(history.items(), colors, ("-", "--", "-."), strict=True):
         rows = table.frame()
         last = rows[rows.n_train == largest].pivot(index="seed", columns="step", values="val_r2")
-        color = figures.COLORS["headline" if name == "run 1" else "control"]
-        figures.band(ax, last.columns, last.clip(lower=-0.2), color, label=name, ls=style)
-    ax.set(xlabel="update", ylabel="validation $R^2$", title="the two runs")
+        figures.band(
+            ax, last.columns, last.clip(lower=0), figures.COLORS[color], label=name, ls=style
+        )
+    ax.set(xlabel="update", ylabel="validation $R^2$", title="three runs")
     ax.legend(loc="lower right")
 
 
@@ -548,6 +566,17 @@ def draw_scaling(ax):
         look = {"color": figures.COLORS[color], "marker": mark}
         ax.plot(rows.mean(), ls="-", label=model, **look)
         ax.plot(LOG_N, LOG_R2[model], ls=":", mfc="w", label=f"{model}, log", **look)
+    own = found[found.run == "run 3"].test_r2.mean()
+    ax.plot(
+        largest,
+        own,
+        "*",
+        color=figures.COLORS["headline"],
+        ms=9,
+        mec="k",
+        mew=0.4,
+        label="ViT, run 3",
+    )
     ax.axhline(top, color="k", ls="-", lw=0.8)
     ax.text(1e6, top + 0.01, "ceiling of our spectra", ha="right", va="bottom", fontsize=7)
 
@@ -585,8 +614,9 @@ VARIANTS = {
     "absolute error": {"loss": "l1"}, "Huber": {"loss": "huber"}, "labels in [0, 1]": {"norm": "minmax"},
     "classes": {"loss": "cross_entropy", "norm": "classes 16"},
     "raw flux": {"preprocess": "none"}, "256 principal components": {"preprocess": "pca"},
-    "log's start, convolution": {"start": "source", "preprocess": "none"},
-    "log's start, window": {"start": "source", "preprocess": "none", "tokenizer": "SW"},
+    "raw flux, log's start": {"start": "source", "preprocess": "none"},
+    "raw flux, log's start, window": {"start": "source", "preprocess": "none", "tokenizer": "SW"},
+    "log's start": {"start": "source"},
 }  # fmt: skip
 
 
@@ -775,15 +805,19 @@ score = by_variant.mean()
 shift = (score["sliding window"] - score["run 1"]) if ablation_seeds else math.nan
 text = "convolution and sliding window do alike when started alike (within 0.02)"
 add_claim(text, f"{LOG}either works", f"difference {shift:+.3f}", abs(shift) < 0.02, tested)
-starts = [score[f"log's start, {name}"] for name in ("convolution", "window")]
+starts = [score["raw flux, log's start"], score["raw flux, log's start, window"]]
 text = "from the log's start, the window does worse than the convolution (by 0.02)"
 ours = f"{starts[1]:.3f} vs {starts[0]:.3f} (our start, raw flux: {score['raw flux']:.3f})"
 add_claim(text, f"{LOG}trouble with the window", ours, starts[0] - starts[1] > 0.02, tested)
 
 # %% tags=["hide-input"]
-text = "positions matter: without them R² falls (by 0.02)"
-ours = f"{score['no positions']:.3f} vs {score['run 1']:.3f}"
+text = "learned positions are of use: without them R² falls (by 0.02)"
+ours = f"{score['no positions']:.3f} vs {score['run 1']:.3f} after {ablation_steps} updates"
 add_claim(text, f"{LOG}very important", ours, score["run 1"] - score["no positions"] > 0.02, tested)
+text, rope = "rotary positions beat learned ones (by 0.02)", score["rotary positions"]
+ours = f"{rope:.3f} vs {score['run 1']:.3f} after {ablation_steps} updates, {means['run 3']:.3f} vs {means['run 1']:.3f} after {steps}"
+better = min(rope - score["run 1"], means["run 3"] - means["run 1"]) > 0.02
+add_claim(text, f"{LOG}not compared", ours, better, tested)
 pooled = {name: score[f"{name} pooling"] - score["run 1"] for name in ("mean", "attention")}
 ours = ", ".join(f"{name} {value:+.3f}" for name, value in pooled.items())
 text = "mean or attention pooling improves on the CLS token (by 0.02)"
@@ -793,9 +827,9 @@ add_claim(text, f"{LOG}possible improvement", ours, max(pooled.values()) > 0.02,
 text = "the network is sensitive where gravity is written (rank correlation above 0.5)"
 ours = ", ".join(f"{name} {ranks[name]:.2f}" for name in ("saliency", "rollout"))
 add_claim(text, f"{LOG}learned positions find it", ours, ranks["saliency"] > 0.5, tested)
-text = "the error alone, without any flux, tells gravity better than the noisy flux"
+text = "the error alone tells the best baseline more of gravity than the noisy flux"
 ours = ", ".join(f"{m} {row.iloc[1]:.3f} vs {row.iloc[0]:.3f}" for m, row in leak.iterrows())
-add_claim(text, "not noticed", ours, (leak["error alone"] > leak["noisy flux"]).all(), tested)
+add_claim(text, "not noticed", ours, leak["error alone"].max() > leak["noisy flux"].max(), tested)
 
 # %%
 claims = run.claims(claims)

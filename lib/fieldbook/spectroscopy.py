@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def provide(
-    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.35,
+    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.9,
     rv_kms: float = 100.0, workers: int = 1,
 ) -> tuple[Emulator, dict[str, Spectra]]:  # fmt: skip
     """The emulator and the spectra of each split, made on first use and kept under the results' `inputs`.
