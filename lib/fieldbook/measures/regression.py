@@ -96,6 +96,6 @@ def boosted_trees(
     """
     model = lightgbm.LGBMRegressor(
         n_estimators=trees, num_leaves=leaves, colsample_bytree=share, random_state=seed, n_jobs=threads,
-        deterministic=True, force_row_wise=True, verbose=-1,
+        deterministic=True, force_col_wise=True, verbose=-1,
     )  # fmt: skip
     return model.fit(features, target)
