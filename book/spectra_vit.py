@@ -496,7 +496,7 @@ table.round(2)
 # one is seen more often.
 
 # %%
-largest, level = n_train[-1], noise_level
+largest, middle, level = n_train[-1], n_train[-2:][0], noise_level
 
 
 def job(model, run, n=largest, noise_level=level, seed=0):
@@ -507,8 +507,8 @@ def job(model, run, n=largest, noise_level=level, seed=0):
 jobs = [job("ViT", name, seed=seed) for name in RUNS for seed in range(seeds)]
 jobs += [job("ViT", "run 1", n, seed=seed) for n in n_train[:-1] for seed in range(seeds)]
 jobs += [job(model, "flux", n) for model in ("LightGBM", "Ridge") for n in n_train]
-jobs += [job("Ridge", "flux", noise_level=other) for other in noise_levels if other != level]
-jobs += [job(model, "error alone") for model in ("LightGBM", "Ridge")]
+jobs += [job("Ridge", "flux", middle, other) for other in noise_levels if other != level]
+jobs += [job(model, "error alone", middle) for model in ("LightGBM", "Ridge")]
 jobs += [job(model, f"flux, {DRAWS} draws", n_train[0]) for model in ("LightGBM", "Ridge")]
 jobs += [job("template", "flux")]
 
@@ -527,9 +527,9 @@ found[columns].round(3)
 
 # %% tags=["hide-input"]
 LOG_RIDGE = {0.0: 0.9994, 0.1: 0.917, 0.2: 0.841, 0.5: 0.667, 1.0: 0.469, 2.0: 0.254}
-main = found[(found.run == "flux") & (found.n_train == largest)]
+main = found[(found.run == "flux") & (found.n_train == middle)]
 ridges = main[main.model == "Ridge"].set_index("noise_level").test_r2.sort_index()
-pd.DataFrame({"log, 100,000 stars": LOG_RIDGE, "ours": ridges.round(3)}).T
+pd.DataFrame({"log, 100,000 stars": LOG_RIDGE, f"ours, {middle:,} stars": ridges.round(3)}).T
 
 # %% [markdown]
 # ## The transformer's size
@@ -738,7 +738,7 @@ ranks.rename("rank correlation with the information").to_frame().round(2)
 # %% tags=["hide-input"]
 alone = found[found.run == "error alone"].set_index("model").test_r2
 flux_alone = main[main.noise_level == level].set_index("model").test_r2
-leak = pd.DataFrame({"noisy flux": flux_alone, "error alone": alone}).drop(index="template")
+leak = pd.DataFrame({"noisy flux": flux_alone, "error alone": alone})
 leak.round(3)
 
 # %% [markdown]
@@ -760,10 +760,10 @@ def add_claim(text, source, ours, verdict, counts=True):
 text = "maximum likelihood reaches the bound for bright stars (variance / bound in 0.8..1.3)"
 ours = f"{ratio_mean:.2f} ± {ratio_se:.2f}, {len(check)} stars"
 add_claim(text, "theory: 1", ours, 0.8 <= ratio_mean <= 1.3, len(check) >= 200)
-text, best_model = "no model passes the ceiling", main[main.noise_level == level].test_r2.max()
-ours = f"best baseline {best_model:.3f}, best transformer {found[found.model == 'ViT'].test_r2.max():.3f}, ceiling {top:.3f}"
-passing = found[(found.noise_level == level) & (found.run != "error alone")].test_r2.max()
-add_claim(text, "theory", ours, passing < top, tested)
+fair = found[(found.noise_level == level) & (found.run != "error alone")]
+best_of = fair.groupby("model").test_r2.max()
+ours = ", ".join(f"{name} {value:.3f}" for name, value in best_of.items()) + f"; ceiling {top:.3f}"
+add_claim("no model passes the ceiling", "theory", ours, best_of.max() < top, tested)
 
 # %% tags=["hide-input"]
 networks = found[found.model == "ViT"]
