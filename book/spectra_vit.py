@@ -97,7 +97,7 @@ pd.set_option("display.max_colwidth", None)
 # of such files is one parameter, `data_dir`. Without it the spectra are synthesised here and written in exactly the same layout: arrays
 # `spectrumdataset/wave`, `dataset/arrays/flux/value`, `dataset/arrays/error/value`, and a table of labels.
 #
-# **Synthesis.** A star is given by effective temperature, gravity, metallicity and the abundance of $\alpha$ elements. Thirty layers follow a
+# **Synthesis.** A star is given by effective temperature, gravity, metallicity and the abundance of $\alpha$ elements. Two dozen layers follow a
 # solar temperature law scaled to $T_\mathrm{eff}$; pressure follows from hydrostatic equilibrium,
 #
 # $$ \frac{dP}{d\tau} = \frac{g}{\kappa} , $$
