@@ -4,10 +4,12 @@
 
 Synthetic spectra of 4,096 pixels are written in the source's layout (float32, chunks of 64 spectra), converted once,
 and read in batches of 256 in the order that a `Recipe` with shuffle_block 4096 implies. Cold: the system is told to
-forget the files before each measurement; warm: right after. Medians of GB/s. What was written is deleted at the end.
+forget the files before each measurement; warm: right after. GB/s, medians and the best of the cold ones, which suffers
+least from what else the machine does. What was written is deleted at the end.
 """
 
 import argparse
+import copy
 import os
 import random
 import resource
@@ -74,6 +76,7 @@ def order(n: int, block: int | None) -> Iterator[torch.Tensor]:
 
 def blocks(spectra: Spectra, ahead: bool) -> int:
     """Our batches, shuffled within blocks; told of the next block, or not."""
+    spectra = copy.copy(spectra)  # with maps of its own: what is mapped is not forgotten
     batches, total = list(order(len(spectra), BLOCK)), 0
     for step, index in enumerate(batches):
         if ahead and step + BLOCK // BATCH < len(batches):
@@ -83,7 +86,7 @@ def blocks(spectra: Spectra, ahead: bool) -> int:
 
 
 def mapped(arrays: list[Path], n: int) -> int:
-    """The same batches, through a memory map of their own: what is mapped is not forgotten."""
+    """The same batches, through memory maps alone."""
     maps, total = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in arrays], 0
     for index in order(n, BLOCK):
         total += sum(array[index].nbytes for array in maps)
@@ -103,13 +106,16 @@ def one_by_one(sources: list[Path], n: int, block: int | None) -> int:
     return SAMPLES * ROW
 
 
-def peak() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def growth(work: Callable[[], object]) -> float:
+    """How far a call exceeds the resident memory that it starts with, mapped files included, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest so far
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def measure(methods: dict[str, tuple[Callable[[], int], list[Path]]]) -> dict[str, dict[str, float]]:
-    """Median GB/s of each method, cold and warm; they take turns in changing order, as one slows down the next."""
+    """GB/s of each method, cold, warm and the best cold; they take turns in changing order, as one slows the next."""
     speeds = {name: {"cold": [], "warm": []} for name in methods}
     for repeat in range(REPEATS):
         for name in random.Random(repeat).sample(list(methods), len(methods)):
@@ -119,7 +125,8 @@ def measure(methods: dict[str, tuple[Callable[[], int], list[Path]]]) -> dict[st
                 start = time.perf_counter()
                 size = method()
                 speeds[name][state].append(size / (time.perf_counter() - start) / 1e9)
-    return {name: {state: statistics.median(v) for state, v in by.items()} for name, by in speeds.items()}
+    medians = {name: {state: statistics.median(v) for state, v in by.items()} for name, by in speeds.items()}
+    return {name: by | {"best": max(speeds[name]["cold"])} for name, by in medians.items()}
 
 
 def run(folder: Path, gigabytes: float) -> None:
@@ -127,14 +134,11 @@ def run(folder: Path, gigabytes: float) -> None:
     n = max(round(gigabytes * 1e9 / ROW / SHARDS / BLOCK), 1) * BLOCK
     sources = [shard(folder / f"{k}.h5", n, k) for k in range(SHARDS)]
     convert([shard(folder / "small.h5", 64, 9)], folder / "small").rows([0])  # loads what is loaded once
-    before, start = peak(), time.perf_counter()
-    spectra = convert(sources, folder / "out")
-    seconds, converting = time.perf_counter() - start, peak() - before
-    arrays = [folder / "out" / name for name in ("flux.npy", "error.npy")]
-
-    before = peak()
-    blocks(spectra, ahead=True)
-    reading = peak() - before
+    start = time.perf_counter()
+    converting = growth(lambda: convert(sources, folder / "out"))
+    seconds = time.perf_counter() - start
+    spectra, arrays = Spectra.open(folder / "out"), [folder / "out" / name for name in ("flux.npy", "error.npy")]
+    reading = growth(lambda: blocks(spectra, ahead=True))
     speeds = measure(
         {
             "in order": (lambda: in_order(arrays), arrays),
@@ -152,18 +156,19 @@ def run(folder: Path, gigabytes: float) -> None:
     ours, ordered = speeds["ours"], speeds["in order"]
     print(f"{SHARDS * n} spectra of {PIXELS} pixels, {SHARDS * n * ROW / 1e9:.2f} GB, batches of {BATCH}")
     print(f"converted in {seconds:.1f} s ({SHARDS * n * ROW / seconds / 1e9:.2f} GB/s)\n")
-    print(f"{'method':<32} {'cold, GB/s':>10} {'of in order':>11} {'warm, GB/s':>10} {'ours is':>8} {'(warm)':>8}")
+    print(f"{'method':<28}   cold of in order   best  (same)   warm  ours is   (warm)")
     for name, by in speeds.items():
-        cold, warm = by["cold"], by["warm"]
-        share, gains = cold / ordered["cold"], (ours["cold"] / cold, ours["warm"] / warm)
-        print(f"{name:<32} {cold:>10.2f} {share:>10.0%} {warm:>11.2f} {gains[0]:>7.1f}x {gains[1]:>7.1f}x")
-    print(f"\npeak memory grew by {converting:.0f} MB in converting, by {reading:.0f} MB in reading all batches once")
+        share, gain = ({s: a[s] / b[s] for s in by} for a, b in ((by, ordered), (ours, by)))
+        print(f"{name:<28} {by['cold']:>6.2f} {share['cold']:>11.0%} {by['best']:>6.2f} {share['best']:>7.0%}", end="")
+        print(f" {by['warm']:>6.2f} {gain['cold']:>7.1f}x {gain['warm']:>7.1f}x")
+    print(f"\nmemory grew by {converting:.0f} MB in converting, by {reading:.0f} MB in reading, mapped blocks included")
 
-    assert ours["cold"] >= 0.8 * ordered["cold"], "shuffled batches come at less than 80 % of sequential speed"
+    for state in ("cold", "best"):
+        assert ours[state] >= 0.8 * ordered[state], "shuffled batches come at less than 80 % of sequential speed"
     for name in ("HDF5, one by one", "HDF5, one by one, no blocks"):
         assert ours["cold"] >= 10 * speeds[name]["cold"], f"less than 10 times faster than {name}"
     assert converting < 400, "converting takes more memory than its buffers"
-    assert reading < 50, "reading takes more memory than its batches"
+    assert reading < 2 * BLOCK * ROW / 2**20 + 50, "reading takes more memory than two blocks and its batches"
 
 
 def main() -> None:

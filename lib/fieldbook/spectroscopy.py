@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fieldbook import paths, training
-from fieldbook.data import spectra_hdf5
+from fieldbook.data import observation, spectra_hdf5
 from fieldbook.data.emulator import NODES, SMALL, Emulator
 from fieldbook.data.emulator import emulator as build_emulator
 from fieldbook.data.observation import MAGNITUDES
@@ -26,6 +26,7 @@ from fieldbook.measures.losses import loss as loss_of
 from fieldbook.measures.regression import scores
 from fieldbook.models.preprocess import Affine, principal_components, standardise
 from fieldbook.models.spectra_vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
+from fieldbook.provenance import source_hash
 from fieldbook.recipe import Recipe, require, stream
 
 SHARD = 16_384  # stars per file
@@ -46,23 +47,27 @@ OPTIONS = {
 
 
 def provide(
-    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", rv_kms: float = 100.0, workers: int = 1
-) -> tuple[Emulator, dict[str, Spectra]]:
+    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.9,
+    rv_kms: float = 100.0, workers: int = 1,
+) -> tuple[Emulator, dict[str, Spectra]]:  # fmt: skip
     """The emulator and the spectra of each split, made on first use and kept under the results' `inputs`.
 
     Args:
         sizes: split -> stars, for `train`, `val` and `test`.
         data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
-        grid: nodes of the emulator, `full` or `small`; `rv_kms`: largest radial velocity of a synthesised star.
+        grid: nodes of the emulator, `full` or `small`; `lowest_M_H`: leave out nodes of lower metallicity, whose stars
+            say little of their gravity; `rv_kms`: largest radial velocity of a synthesised star.
     Raises:
         FileNotFoundError, ValueError: as `read`.
     """
     nodes = {"full": NODES, "small": SMALL}
     require(grid in nodes, "grid", grid, "full or small")
-    stars = build_emulator(paths.inputs("starlight", grid), nodes[grid], workers=workers)
-    folder = (
-        Path(data_dir) if data_dir else paths.inputs("spectra", _digest(sorted(sizes.items()), rv_kms, stars.nodes))
-    )
+    metallicities = [m for m in nodes[grid]["M_H"] if m >= lowest_M_H]
+    require(len(metallicities) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes[grid]['M_H'][-1]}")
+    kept = {**nodes[grid], "M_H": metallicities}
+    stars = build_emulator(paths.inputs("starlight", grid), kept, workers=workers)
+    made_of = (sorted(sizes.items()), rv_kms, stars.nodes, source_hash([observation]))
+    folder = Path(data_dir) if data_dir else paths.inputs("spectra", _digest(made_of))
     if not data_dir:
         synthesise(folder, sizes, stars, seed=0, rv_kms=rv_kms)
     return stars, read(folder, paths.inputs("spectra_maps", _digest(str(folder.resolve()))), sizes)
@@ -150,9 +155,15 @@ def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> 
 
 
 def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) -> pd.DataFrame:
-    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2), converged."""
-    unknown, width, g = _unknown(emulator, rv_kms)
-    _, flux, error, params = stars = observe(n, seed, emulator, rv_kms=rv_kms, mag=(mag, mag))
+    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2), converged.
+
+    Stars lie in the inner three fifths of each label's range, away from the walls, and the fits start at the truth:
+    this is a check of the bound, not a search for the highest of several maxima.
+    """
+    unknown, _, g = _unknown(emulator, rv_kms)
+    ends = ((name, values[0], values[-1]) for name, values in emulator.nodes.items())
+    inner = {name: (0.8 * low + 0.2 * high, 0.2 * low + 0.8 * high) for name, low, high in ends}
+    _, flux, error, params = stars = observe(n, seed, emulator, ranges=inner, rv_kms=rv_kms, mag=(mag, mag))
     names = [*LABELS, "rv_kms"]
     truth = torch.tensor(params.assign(rv_kms=params.redshift * SPEED_OF_LIGHT)[names].to_numpy())
     lower = torch.tensor([emulator.nodes[name][0] for name in LABELS] + [-2 * rv_kms], dtype=torch.float64)[unknown]
@@ -166,8 +177,7 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
 
     noise = torch.Generator().manual_seed(stream("noise", seed))
     data = noisy(torch.from_numpy(flux), torch.from_numpy(error), 1.0, noise)
-    start = truth[:, unknown] + 0.1 * width * torch.randn(n, len(unknown), generator=noise, dtype=torch.float64)
-    fit = maximum_likelihood(model, data, torch.from_numpy(error), start, lower=lower, upper=upper)
+    fit = maximum_likelihood(model, data, torch.from_numpy(error), truth[:, unknown], lower=lower, upper=upper)
     information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
     found = {"estimate": fit.estimate[:, g], "bound": bound(information, g), "converged": fit.converged}
     return params[["log_g"]].assign(**{name: column.numpy() for name, column in found.items()})
@@ -346,7 +356,7 @@ def train(
 
     fit = training.fit(
         model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, progress=progress,
+        evaluate=evaluate, checkpoint=checkpoint, prefetch=data["train"].prefetch, progress=progress,
     )  # fmt: skip
     if fit.best is not None:
         model.load_state_dict(fit.best)

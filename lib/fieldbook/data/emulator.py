@@ -143,15 +143,14 @@ def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
     Returns:
         (star, spline, pixel).
     """
-    doppler = 1 + rv_kms / SPEED_OF_LIGHT
-    emitted = (
-        MARGIN + torch.arange(len(observed), device=observed.device) + observed / STEP * (1 / doppler - 1)[:, None]
-    )
-    first = emitted.detach().floor()
-    t = (emitted - first)[:, None]
+    redshift = (rv_kms / SPEED_OF_LIGHT)[:, None]
+    shift = -observed / STEP * redshift / (1 + redshift)  # pixels; added to the index only when whole, to keep digits
+    whole = shift.detach().floor()
+    t = (shift - whole)[:, None]
     s = 1 - t
     weights = (s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3)
-    index = (first.long() - 1)[:, None].expand(-1, coefficients.shape[1], -1)
+    first = torch.arange(len(observed), device=observed.device) + MARGIN - 1 + whole.long()
+    index = first[:, None].expand(-1, coefficients.shape[1], -1)
     return sum(w * coefficients.gather(2, index + k) for k, w in enumerate(weights)) / 6
 
 

@@ -4,11 +4,10 @@
 """
 
 import contextlib
-import itertools
+import errno
 import mmap
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from fieldbook.recipe import require
 
 SEED = 42  # of the noise of validation and test splits
+MADV_POPULATE_READ = 22  # of Linux; map all pages of a range at once, or fail where they cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ class Spectra:
         require(self.flux.shape == shape, "flux", self.flux.shape, f"(params, wave) = {shape}")
         require(self.error.shape == shape, "error", self.error.shape, f"(params, wave) = {shape}")
         require(self.block >= 1, "block", self.block, "at least 1")
-        readers = [_FileRows(a, self.block) if _is_mapped(a) else None for a in (self.flux, self.error)]
-        object.__setattr__(self, "_readers", readers)
+        ahead = [_ReadAhead(array, self.block) for array in (self.flux, self.error) if _is_mapped(array)]
+        object.__setattr__(self, "_ahead", ahead)
 
     @classmethod
     def open(cls, folder: Path, block: int = 4096) -> Self:
@@ -87,7 +87,7 @@ class Spectra:
         """Flux and error of some spectra, at the disk's speed where they come block by block.
 
         An index that stays within a block, or two at a border, as from `fieldbook.recipe.indices(..., block=block)`,
-        announces that the rest of the block is to follow: it is then read in order, once, into the system's cache.
+        announces that the rest of the block is to follow: it is then read in order, once, and stays mapped until left.
 
         Args:
             index: (batch,) of integers in [0, n).
@@ -100,17 +100,17 @@ class Spectra:
         require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
-        arrays = zip((self.flux, self.error), self._readers, strict=True)
-        flux, error = (read(index) if read else torch.from_numpy(array[index]).float() for array, read in arrays)
-        return flux, error
+        for array in self._ahead:
+            array.enter(index)
+        return torch.from_numpy(self.flux[index]).float(), torch.from_numpy(self.error[index]).float()
 
     def prefetch(self, index: Tensor | np.ndarray | Sequence[int]) -> None:
         """Begin to read the blocks of an index that is to come; `rows` then waits for what has not yet arrived.
 
         Reading and computing overlap if the index is that of `block` examples later.
         """
-        for read in filter(None, self._readers):
-            read.prefetch(np.asarray(index))
+        for array in self._ahead:
+            array.prefetch(np.asarray(index))
 
     def __reduce__(self):
         flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
@@ -129,31 +129,39 @@ def _is_mapped(array: np.ndarray) -> bool:
 def _arguments(array: np.memmap) -> tuple:
     """What makes `np.memmap` map the same part of the same file; an array's own `offset` is that of the whole."""
     unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's offset
-    start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
-    return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
+    return str(array.filename), "<f4", "r", array.offset // unit * unit + _start(array), array.shape
 
 
-class _FileRows:
-    """Rows of a mapped array by calls of `preadv`.
+def _start(array: np.memmap) -> int:
+    """Where the array begins in its map, in bytes."""
+    return array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
 
-    Against the map (benchmarks/spectra_io.py): the system reads ahead in larger pieces, memory stays constant without
-    advice, and a file cut short is an error, not a crash. Forked processes share the handle without harm.
+
+class _ReadAhead:
+    """Brings a mapped array into memory block by block and in order, before rows are taken from it in any order.
+
+    `sendfile` reads in longer pieces than page faults ask for (benchmarks/spectra_io.py), and one call then maps all
+    pages of the block: a row is copied once, without a call of the system.
     """
 
     def __init__(self, array: np.memmap, block: int):
-        file, _, _, self.offset, self.shape = _arguments(array)
-        self.block, self.entered, self.arriving = block, set(), {}
-        self.handle = os.open(file, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.handle)
+        self.file, _, _, self.offset, (self.rows, pixels) = _arguments(array)
+        self.map, self.start = array._mmap, _start(array)
+        self.row, self.block, self.entered, self.arriving = 4 * pixels, block, set(), {}
 
-    def __call__(self, index: np.ndarray) -> Tensor:
-        self._enter(self._blocks(index))
-        result, row = torch.empty(len(index), self.shape[1]), 4 * self.shape[1]
-        buffer = memoryview(result.numpy().reshape(-1).view(np.uint8))
-        breaks = sorted({0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)})
-        for first, last in itertools.pairwise(breaks):
-            self._fill(buffer[first * row : last * row], self.offset + int(index[first]) * row)
-        return result
+    def enter(self, index: np.ndarray) -> None:
+        if self.map.size() < self.offset + self.rows * self.row:  # to touch what is missing would end the process
+            raise OSError(f"{self.file} ends at byte {self.map.size()}, too early; convert again")
+        if blocks := self._blocks(index):
+            for block in blocks - self.entered:
+                if thread := self.arriving.pop(block, None):
+                    thread.join()
+                else:
+                    self._read_through(block)
+                self._advise(MADV_POPULATE_READ, block)
+            for block in self.entered - blocks:
+                self._advise(mmap.MADV_DONTNEED, block)
+            self.entered = blocks
 
     def prefetch(self, index: np.ndarray) -> None:
         for block in self._blocks(index) - self.entered - self.arriving.keys():
@@ -165,28 +173,24 @@ class _FileRows:
         blocks = set((index // self.block).tolist())
         return blocks if len(blocks) <= 2 + len(index) // self.block else set()
 
-    def _enter(self, blocks: set[int]) -> None:
-        for block in blocks - self.entered:
-            if thread := self.arriving.pop(block, None):
-                thread.join()
-            else:
-                self._read_through(block)
-        self.entered = blocks or self.entered
+    def _span(self, block: int) -> tuple[int, int]:
+        return tuple(min(b * self.block, self.rows) * self.row for b in (block, block + 1))
 
     def _read_through(self, block: int) -> None:
-        """Bring a block into the system's cache; what goes wrong here is met again when its rows are read."""
-        n, pixels = self.shape
-        position, stop = (self.offset + min(b * self.block, n) * pixels * 4 for b in (block, block + 1))
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
-            while position < stop and (count := os.sendfile(null.fileno(), self.handle, position, stop - position)):
+        """Bring a block into the system's cache; what goes wrong here is met again when its rows are taken."""
+        position, stop = (self.offset + byte for byte in self._span(block))
+        with contextlib.suppress(OSError), open(self.file, "rb") as file, open(os.devnull, "wb") as null:
+            while count := os.sendfile(null.fileno(), file.fileno(), position, stop - position):
                 position += count  # the null device takes pages without copying them
 
-    def _fill(self, buffer: memoryview, position: int) -> None:
-        while buffer:
-            count = os.preadv(self.handle, (buffer,), position)
-            if count == 0:
-                raise OSError(f"file of spectra ends at byte {position}; convert again")
-            buffer, position = buffer[count:], position + count
+    def _advise(self, advice: int, block: int) -> None:
+        first, stop = (self.start + byte for byte in self._span(block))
+        first -= first % mmap.PAGESIZE
+        try:
+            self.map.madvise(advice, first, stop - first)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a system that does not know the advice does without
+                raise OSError(error.errno, "cannot be read; convert again", self.file) from error
 
 
 def signal_to_noise(flux: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """HDF5 files of spectra: finding, writing, and converting them once to arrays that are fast to read in any order.
 
 A file has `spectrumdataset/wave` (pixels,), `dataset/arrays/flux/value` and `dataset/arrays/error/value` (n, pixels),
-and a pandas table of n rows. Other content, such as `dataset/arrays/mask/value`, is ignored. pandas keeps the names of
-columns as pickles: convert only files you trust.
+and a pandas table of n rows. Other content, such as `dataset/arrays/mask/value`, is ignored. Nothing in a file that is
+read can run code, though pandas keeps the names of columns as pickles.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from tables.exceptions import HDF5ExtError
 from tqdm import tqdm
 
 from fieldbook.checkpoints import atomic_write
+from fieldbook.data import pandas_hdf5
 from fieldbook.data.spectra import Spectra, signal_to_noise
 from fieldbook.recipe import require
 
@@ -147,14 +148,15 @@ def _inspect(file: Path) -> _Shard:
 
 def _table(file: Path) -> tuple[str, pd.DataFrame]:
     """The pandas table of a file: at the usual key, or the only one."""
-    with _reading(file, PARAMS), pd.HDFStore(file, "r") as store:
-        keys = [key.strip("/") for key in store.keys()]  # noqa: SIM118, a store is no mapping
+    with _reading(file, PARAMS), h5py.File(file) as h5:
+        keys = list(pandas_hdf5.kinds(h5))
         key = PARAMS if PARAMS in keys else keys[0] if len(keys) == 1 else None
         found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
         _check(key, file, PARAMS, f"is missing, and {found}; expected one pandas table")
-        params = store[key]
-    _check(isinstance(params, pd.DataFrame), file, key, "is not a table of columns")
-    return key, params
+        try:
+            return key, pandas_hdf5.numbers(h5[key])
+        except ValueError as problem:
+            raise _Fault(f"{file}: {problem}") from problem
 
 
 def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
@@ -168,8 +170,8 @@ def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
 def _check_columns(params: pd.DataFrame, required: Sequence[str], where: str) -> None:
     for name in required:
         if name not in params:
-            raise ValueError(f"{where} lacks the column {name!r} (there: {', '.join(map(str, params))})")
-        values = pd.to_numeric(params[name], errors="coerce").to_numpy(float)
+            raise ValueError(f"{where} lacks the column {name!r} of numbers (there: {', '.join(map(str, params))})")
+        values = params[name].to_numpy(float)
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values)))
             raise ValueError(f"{where}, column {name!r}, row {row}: {params[name][row]!r}; expected a finite number")
