@@ -976,7 +976,7 @@ for name, (color, mark) in HEADS.items():
         look = {"color": figures.COLORS[color], "marker": mark, "ms": 5, "label": name}
         ax.plot(rows.clip(EDGE), range(len(ROWS)), ls="none", **look)
         for place in np.flatnonzero(rows < EDGE):
-            ax.text(EDGE + 0.03, place, f"{rows[place]:.2f}", va="center", fontsize=6)
+            ax.text(EDGE, place - 0.15, f"{rows[place]:.2f}", ha="center", va="bottom", fontsize=6)
 ax.axvline(ceiling, color="k", lw=0.8, ls="-")
 ax.text(ceiling, -0.6, "ceiling of the flux", ha="center", va="bottom", fontsize=6)
 ax.set_yticks(range(len(ROWS)), ROWS)
