@@ -21,7 +21,7 @@ NEEDED = [f"book/{page}.md" for page in [FRONT, *TEXTS]] + [f"book/{chapter}.ipy
 NEEDED += [f"parameters/{chapter}/{name}.yaml" for chapter in CHAPTERS for name in PROFILES]
 LIBRARY = sorted(path for end in ("*.py", "*.mplstyle", "*.csv") for path in glob(f"lib/fieldbook/**/{end}", recursive=True))
 PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
-STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[st]*/*"))]
+STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[est]*/*"))]
 RENDERED = config.get("published", "laptop")  # the profile that html_published shows
 OPERATIONS = ["add", "sub", "mul", "div"]
 
@@ -153,6 +153,7 @@ rule html:
         expand("build/{{build}}/book/{page}.ipynb", page=[FRONT, *CHAPTERS]),
         expand("build/{{build}}/book/{page}.md", page=TEXTS),
         expand("book/{file}", file=STATIC),
+        LIBRARY,
         toc="_toc.yml",
     output: "build/{build}/html/index.html"
     log: "build/{build}/log/html.txt"
@@ -160,8 +161,8 @@ rule html:
     resources: mem_mb=2000, runtime=10
     shell:
         """
-        cp -r book/_config.yml book/references.bib book/_static book/_templates book/_vendor build/{wildcards.build}/book/
-        rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html
+        cp -r book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
+        rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html build/{wildcards.build}/book/api
         jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \
             -W -n --keep-going --quiet > {log} 2>&1 || {{ cat {log}; exit 1; }}
         mv build/{wildcards.build}/_build/html build/{wildcards.build}/html

@@ -228,7 +228,7 @@ def rollout(maps: Tensor, pooled: Tensor) -> Tensor:
     Args:
         maps, pooled: of `attention_maps`.
     Returns:
-        (batch, token), rows summing to one; `[:, -model.n_patches:]` leaves the patches, without the CLS token.
+        (batch, token), rows summing to one; the patches are the last tokens, a CLS token comes before them.
     Source: Abnar & Zuidema 2020 (arXiv:2005.00928), section 3, attention rollout, averaged over heads.
     """
     share = pooled[:, None]

@@ -10,6 +10,7 @@ Density in x or in E: dE = E ln(10) dx, hence S_x(x) = S_E(E) + ln E + ln ln 10.
 prior, S_E = (d/2 - 1) ln E + c and S_x = d/2 ln E + c'.
 
 The same moves give two estimates of S.
+
 - Histogram: S_hat grows by f times a smooth kernel where walkers are. f halves whenever all bins have been visited, and
   is 1/t, with t visits per bin, once that is larger (Belardinelli & Pereyra 2007, Phys. Rev. E 75:046701).
 - Mean force: for a field y with y . grad x = 1, dS/dx = <div y + y . grad ln w> at fixed x (Darve, Rodriguez-Gomez &
