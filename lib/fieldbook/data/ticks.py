@@ -28,6 +28,7 @@ PRODUCT, PAIR = 0.5, (1, 2)  # weight of s_2 s_3
 VOLATILITY = (4000.0, 0.3)  # half-life in ticks and standard deviation of log sigma
 TICK_SIZE, RETURN = 0.01, 1e-4  # spread at rest, in price; standard deviation of a one-tick return at sigma 1
 TRAILING = 300.0  # half-life, in ticks, of the realised volatility that targets are measured in
+SLOWEST = 30.0  # largest factor on the weights of the slow signals
 SHORT, LONG = 10, 1800  # horizons in ticks at which the best possible correlation is set
 GRID = np.linspace(-6, 6, 1201)  # values of the bent signal
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
@@ -59,7 +60,7 @@ class World:
 
     def weights(self, instrument: int) -> np.ndarray:
         """(7,): of the five signals, the tanh and the product: w_0 + tau eps, in units of w_0."""
-        rng = np.random.default_rng(stream("instrument", self.seed, instrument))
+        rng = np.random.default_rng(stream("instrument", self.seed, int(instrument)))
         return _weights(self.scale[1]) * (1 + self.tau * rng.standard_normal(7))
 
 
@@ -76,7 +77,7 @@ class Day:
 
 def generate(world: World, instrument: int, day: int, ticks: int) -> Day:
     """Draw a day, the same whichever others are drawn."""
-    rng = np.random.default_rng(stream("day", world.seed, instrument, day))
+    rng = np.random.default_rng(stream("day", world.seed, int(instrument), int(day)))
     half_lives = [*HALF_LIVES, VOLATILITY[0]]
     s = np.stack([_ar1(_rho(h), rng.standard_normal(ticks)) for h in half_lives])
     signals, log_sigma, w = s[:5], VOLATILITY[1] * s[5], world.weights(instrument)
@@ -212,19 +213,22 @@ def _modes(slow: float) -> list[tuple[float, float]]:
 def _solve(world: World) -> tuple[float, float]:
     """Noise and weight of the slow signals that give the two correlations asked for."""
 
+    most = min(best_correlation(slow, 1e-9, SHORT, world.tau) for slow in (0.0, SLOWEST))
+    require(world.best_short < most, "best_short", world.best_short, f"below {most:.3f}, where there is no noise")
+
     def noise_for(slow: float) -> float:
         def excess(log_noise: float) -> float:
             return best_correlation(slow, np.exp(log_noise), SHORT, world.tau) - world.best_short
 
-        return float(np.exp(brentq(excess, -6, 12)))
+        return float(np.exp(brentq(excess, -20, 12)))
 
     def excess(slow: float) -> float:
         return best_correlation(slow, noise_for(slow), LONG, world.tau) - world.best_long
 
-    low, high = (excess(slow) for slow in (0.0, 30.0))
+    low, high = (excess(slow) for slow in (0.0, SLOWEST))
     accepted = f"between {low + world.best_long:.3f} and {high + world.best_long:.3f}, given best_short"
     require(low < 0 < high, "best_long", world.best_long, accepted)
-    slow = brentq(excess, 0.0, 30.0)
+    slow = brentq(excess, 0.0, SLOWEST)
     return noise_for(slow), slow
 
 

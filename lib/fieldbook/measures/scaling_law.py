@@ -49,22 +49,7 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, de
     """
     n, d, loss = (np.asarray(values, float) for values in (n, d, loss))
     _require_runs(n, d, loss)
-    n_0, d_0 = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
-    x, y = np.log(n / n_0), np.log(d / d_0)
-
-    def objective(exponents: np.ndarray) -> float:
-        a, b = np.exp(exponents)
-        outside = max(a - LIMITS[1], LIMITS[0] - a, b - LIMITS[1], LIMITS[0] - b, 0)
-        return _project(x, y, loss, a, b, delta)[1] * (1 + 10 * outside) + outside * delta
-
-    starts = sorted(((np.log(a), np.log(b)) for a in EXPONENTS for b in EXPONENTS), key=objective)
-    options = {"xatol": 1e-5, "fatol": 1e-14, "maxiter": 400}
-    found = min(
-        (minimize(objective, s, method="Nelder-Mead", options=options) for s in starts[:2]), key=lambda f: f.fun
-    )
-    a, b = np.exp(found.x)
-    (e, scaled_a, scaled_b), _ = _project(x, y, loss, a, b, delta)
-    return Law(float(e), float(scaled_a * n_0**a), float(scaled_b * d_0**b), float(a), float(b))
+    return _fit(n, d, loss, delta, [(a, b) for a in EXPONENTS for b in EXPONENTS])
 
 
 def bootstrap(
@@ -72,12 +57,12 @@ def bootstrap(
 ) -> list[Law]:
     """Laws fitted to runs drawn with replacement; draws with fewer than three sizes or amounts of data are redrawn."""
     n, d, loss = (np.asarray(values, float) for values in (n, d, loss))
-    _require_runs(n, d, loss)
+    start = fit_law(n, d, loss, delta=delta)[3:]
     rng, laws = np.random.default_rng(seed), []
     while len(laws) < repeats:
         drawn = rng.integers(len(n), size=len(n))
         if min(len(np.unique(n[drawn])), len(np.unique(d[drawn]))) >= 3:
-            laws.append(fit_law(n[drawn], d[drawn], loss[drawn], delta=delta))
+            laws.append(_fit(n[drawn], d[drawn], loss[drawn], delta, [start]))
     return laws
 
 
@@ -94,6 +79,24 @@ def prediction_interval(
     drawn = np.array([law.loss(n, d) for law in laws])[:, None] * noise
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float, starts: Sequence[tuple[float, float]]) -> Law:
+    """Search for the exponents from the better two of some starts."""
+    n_0, d_0 = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
+    x, y = np.log(n / n_0), np.log(d / d_0)
+
+    def objective(exponents: np.ndarray) -> float:
+        a, b = np.exp(exponents)
+        outside = max(a - LIMITS[1], LIMITS[0] - a, b - LIMITS[1], LIMITS[0] - b, 0)
+        return _project(x, y, loss, a, b, delta)[1] * (1 + 10 * outside) + outside * delta
+
+    options = {"xatol": 1e-4, "fatol": 1e-13, "maxiter": 200}
+    best = sorted((np.log(start) for start in starts), key=objective)[:2]
+    found = [minimize(objective, start, method="Nelder-Mead", options=options) for start in best]
+    a, b = np.exp(min(found, key=lambda f: f.fun).x)
+    (e, scaled_a, scaled_b), _ = _project(x, y, loss, a, b, delta)
+    return Law(float(e), float(scaled_a * n_0**a), float(scaled_b * d_0**b), float(a), float(b))
 
 
 def _project(x: np.ndarray, y: np.ndarray, loss: np.ndarray, a: float, b: float, delta: float):
