@@ -21,7 +21,7 @@ from fieldbook.data.transforms import columns
 from fieldbook.measures.regression import boosted_trees, ridge
 from fieldbook.models.patch_transformer import PATCH, WINDOW, build, count, flops
 from fieldbook.patch_configs import Config
-from fieldbook.recipe import Recipe
+from fieldbook.recipe import AUTOCAST, Recipe, require
 from fieldbook.training import Fit, fit
 
 SPLITS = ("val", "test", "unseen")
@@ -35,7 +35,7 @@ class Run:
     Attributes:
         data: what the data are a function of (`patches.data_key`); `days`: to train on; `stride`: between windows.
         limit: examples to train on, drawn from all; None takes all. `micro_batch`: to begin with.
-        parent: whose level 1 is taken, in mode `finetune`; `keep`: leave the weights for such a run.
+        parent: whose level 1 is taken, in mode `finetune`.
     """
 
     config: Config
@@ -47,7 +47,6 @@ class Run:
     stride: int = 1
     micro_batch: int | None = None
     parent: "Run | None" = None
-    keep: bool = False
 
     @property
     def level(self) -> int:
@@ -61,20 +60,45 @@ class Run:
         return run_id([spec, *other])
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A forecast that is no network: `zero`, `oracle` (f* itself), `ridge` or `lightgbm`.
+
+    The last two see, for level 1, the hand-made statistics of the patch; for level 2 also their means over the last 10
+    and 60 patches.
+    """
+
+    name: str
+    level: int
+    data: dict
+    stride: int = 1
+    seed: int = 0
+    group: str = "baseline"
+
+    def __post_init__(self) -> None:
+        require(self.name in BASELINES, "name", self.name, f"one of {', '.join(BASELINES)}")
+
+    @property
+    def run_id(self) -> str:
+        return run_id([self.name, self.level, self.data, self.stride, self.seed])
+
+
 def run_id(spec: object) -> str:
     """Name of whatever has this canonical specification."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return "r" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def execute(run: Run, patches: Patches, folder: Path, device: torch.device) -> dict[str, pd.DataFrame]:
-    """Train one run and score it; a run that fails leaves rows without scores, which say why.
+def execute(run: Run | Baseline, patches: Patches, folder: Path, device: torch.device) -> dict[str, pd.DataFrame]:
+    """Train or fit one run and score it; a run that fails leaves rows without scores, which say why.
 
     Args:
-        folder: of checkpoints while it runs, and of the weights of runs that others start from.
+        folder: of checkpoints while it runs, and of the weights of level 1, which others may start from.
     Returns:
         `scores`, one row per split and horizon; `curves`, one per evaluation; `days`, one per test day and horizon.
     """
+    if isinstance(run, Baseline):
+        return _execute_baseline(run, patches)
     started, config = time.monotonic(), run.config
     size = (config.d_model, config.n_l1, config.n_l2)
     width = len(columns(config.include_skew_norm))
@@ -90,7 +114,7 @@ def execute(run: Run, patches: Patches, folder: Path, device: torch.device) -> d
         predictions = {split: _predict(model, read, _evaluated(patches, run, split), recipe) for split in SPLITS}
     except (FloatingPointError, torch.OutOfMemoryError) as error:
         status = "diverged" if isinstance(error, FloatingPointError) else "out of memory"
-    if run.keep and status == "ok":
+    if run.level == 1 and status == "ok":
         save_weights(model, folder / f"{run.run_id}.safetensors")
     shutil.rmtree(folder / run.run_id, ignore_errors=True)
     parent = count(build("pretrain", *size, n_features=width)) if config.mode == "finetune" else 0
@@ -116,41 +140,34 @@ def execute(run: Run, patches: Patches, folder: Path, device: torch.device) -> d
     return {"curves": pd.DataFrame(curves), **_scored(facts, end, run.level, run.stride, patches, predictions)}
 
 
-def baseline(name: str, level: int, patches: Patches, group: str, data: dict, *, stride: int = 1, seed: int = 0):
-    """Score a forecast that is no network, as `execute` does: `zero`, `oracle`, `ridge` or `lightgbm`.
-
-    The last two see, for level 1, the hand-made statistics of the patch; for level 2 also their means over the last 10
-    and 60 patches.
-    """
-    started, horizons = time.monotonic(), HORIZONS[level]
-    at = {split: patches.examples(level, split, stride=stride) for split in ("train", *SPLITS)}
-    if name in ("ridge", "lightgbm"):
+def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame]:
+    started, name, level = time.monotonic(), run.name, run.level
+    at = {split: patches.examples(level, split, stride=run.stride) for split in ("train", *SPLITS)}
+    if name in ("zero", "oracle"):
+        share = float(name == "oracle")
+        predictions = {split: share * patches.mean[level][tuple(at[split].T)] for split in SPLITS}
+    else:
         factors = patches.factors().numpy()
         x = {split: _summaries(factors, places, level) for split, places in at.items()}
         y = {split: patches.target[level][tuple(places.T)] for split, places in at.items()}
         fitted = [
             ridge(x["train"], y["train"][:, h], (x["val"], y["val"][:, h]))
             if name == "ridge"
-            else boosted_trees(x["train"], y["train"][:, h], seed=seed, trees=100, leaves=15)
-            for h in range(len(horizons))
+            else boosted_trees(x["train"], y["train"][:, h], seed=run.seed, trees=100, leaves=15)
+            for h in range(len(HORIZONS[level]))
         ]
-        predictions = {split: np.stack([m.predict(x[split]) for m in fitted], 1) for split in SPLITS}
-    elif name in ("zero", "oracle"):
-        share = float(name == "oracle")
-        predictions = {split: share * patches.mean[level][tuple(at[split].T)] for split in SPLITS}
-    else:
-        raise ValueError(f"baseline {name!r}: expected one of {', '.join(BASELINES)}")
+        predictions = {split: np.stack([model.predict(x[split]) for model in fitted], 1) for split in SPLITS}
     sizes = dict.fromkeys(("d_model", "n_l1", "n_l2", "n_params_total", "n_params_trainable", "n_params_nonemb"), 0)
     train = patches.items[patches.items.split == "train"]
     facts = {
-        "run_id": run_id([name, level, stride, seed, data]), "parent_run_id": None, "name": name, "group": group,
-        "mode": name, "seed": seed, **sizes,
+        "run_id": run.run_id, "parent_run_id": None, "name": name, "group": run.group, "mode": name, "seed": run.seed,
+        **sizes,
         "n_instruments": train.instrument.nunique(), "n_days": train.day.nunique(), "d_unique": len(at["train"]),
         "d_seen": len(at["train"]), "epochs": 1, "steps": 0, "batch_eff": 0, "micro_batch": 0, "lr": 0.0, "wd": 0.0,
         "flops_6nd": 0, "flops_exact": 0, "precision": "fp32",
     }  # fmt: skip
     end = {"n_skipped": 0, "wall_s": time.monotonic() - started, "device": "cpu", "status": "ok"}
-    return _scored(facts, end, level, stride, patches, predictions)
+    return _scored(facts, end, level, run.stride, patches, predictions)
 
 
 def _recipe(run: Run, n: int) -> Recipe:
@@ -210,7 +227,7 @@ def _evaluated(patches: Patches, run: Run, split: str) -> np.ndarray:
 def _predict(model: nn.Module, read: Callable, at: np.ndarray, recipe: Recipe, size: int = 256) -> np.ndarray:
     """(n, horizon) float32, in eval mode and under the precision of the training."""
     device, training = next(model.parameters()).device, model.training
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    low = AUTOCAST[recipe.precision]
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, low, enabled=low is not None):
         parts = [model(read(at[i : i + size])).float().cpu() for i in range(0, len(at), size)]
@@ -321,5 +338,22 @@ def checked(frame: pd.DataFrame, path: Path | str) -> pd.DataFrame:
 
 
 def mean_over_horizons(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Scores averaged over the horizons of each run and split, and over all else but `keys`."""
-    return frame.groupby(list(keys), sort=False)[["mse", "excess_risk", "oracle_mse", "ic", "rank_ic"]].mean()
+    """Scores averaged over horizons and all else but `keys`; runs that failed are left out."""
+    found = frame[frame.status == "ok"].groupby(list(keys), sort=False)
+    return found[["mse", "excess_risk", "oracle_mse", "ic", "rank_ic"]].mean().reset_index()
+
+
+def ratio_interval(
+    first: np.ndarray, second: np.ndarray, *, seed: int, repeats: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Ratio of two mean losses on the same days, with its interval by a paired bootstrap of whole days.
+
+    Args:
+        first, second: (day,) losses, positive.
+    Returns:
+        The ratio and both ends of the interval.
+    """
+    drawn = np.random.default_rng(seed).integers(len(first), size=(repeats, len(first)))
+    ratios = first[drawn].mean(1) / second[drawn].mean(1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(first.mean() / second.mean()), float(low), float(high)

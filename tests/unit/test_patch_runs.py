@@ -35,7 +35,7 @@ def a_run(name="level1_pretrain", **changes):
 @pytest.fixture(scope="module")
 def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    run = a_run(keep=True)
+    run = a_run()
     return run, folder, pr.execute(run, data, folder, CPU)
 
 
@@ -43,7 +43,7 @@ def test_pretraining_beats_the_zero_forecast(data, pretrained):
     run, folder, out = pretrained
     rows = pr.checked(out["scores"], "scores")
     assert len(rows) == 3 * 7 and rows.status.eq("ok").all() and rows.run_id.eq(run.run_id).all()
-    zero = pr.baseline("zero", 1, data, "law", {})["scores"]
+    zero = pr.execute(pr.Baseline("zero", 1, {}), data, folder, CPU)["scores"]
     assert rows.excess_risk[rows.split == "test"].mean() < 0.8 * zero.excess_risk[zero.split == "test"].mean()
     assert (folder / f"{run.run_id}.safetensors").exists() and not (folder / run.run_id).exists()
     row = rows.iloc[0]
@@ -72,15 +72,17 @@ def test_every_other_mode_runs(name, data, pretrained):
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_baselines_are_what_they_say(level, data):
-    found = {name: pr.baseline(name, level, data, "base", {}, stride=4) for name in ("zero", "oracle", "ridge")}
+def test_baselines_are_what_they_say(level, data, tmp_path):
+    runs = {name: pr.Baseline(name, level, {}, stride=4) for name in ("zero", "oracle", "ridge", "lightgbm")}
+    found = {name: pr.execute(run, data, tmp_path, CPU) for name, run in runs.items()}
     test = {name: pr.checked(out["scores"], name).query("split == 'test'") for name, out in found.items()}
     assert test["oracle"].excess_risk.eq(0).all() and (test["oracle"].mse == test["oracle"].oracle_mse).all()
     assert test["zero"].ic.eq(0).all() and test["zero"].excess_risk.gt(0).all()
     if level == 1:
-        assert test["ridge"].excess_risk.mean() < test["zero"].excess_risk.mean()
+        for name in ("ridge", "lightgbm"):
+            assert test[name].excess_risk.mean() < test["zero"].excess_risk.mean()
     with pytest.raises(ValueError, match="'mean'"):
-        pr.baseline("mean", level, data, "base", {})
+        pr.Baseline("mean", level, {})
 
 
 def test_scores_by_hand():
@@ -172,3 +174,20 @@ def test_the_schema_refuses_missing_and_foreign_columns(pretrained):
         pr.checked(rows.assign(mood=1), "file.csv")
     with pytest.raises(ValueError, match="column steps"):
         pr.checked(rows.assign(steps=["12"] * len(rows)), "file.csv")
+
+
+def test_paired_days_cancel_what_they_share():
+    rng = np.random.default_rng(0)
+    day = np.exp(rng.standard_normal(40))
+    ratio, low, high = pr.ratio_interval(1.1 * day, day, seed=0)
+    assert low == pytest.approx(1.1) == high == ratio
+    unlike = pr.ratio_interval(1.1 * day, day[::-1], seed=0)
+    assert unlike[2] - unlike[1] > 0.1 and unlike[1] < unlike[0] < unlike[2]
+
+
+def test_failed_runs_do_not_enter_a_mean(pretrained):
+    rows = pretrained[2]["scores"]
+    failed = rows.assign(status="diverged", mse=np.nan, excess_risk=np.nan)
+    both = pr.mean_over_horizons(pd.concat([rows, failed]), ["run_id", "split"])
+    test = rows[rows.split == "test"]
+    assert both.set_index("split").excess_risk["test"] == pytest.approx(test.excess_risk.mean())
