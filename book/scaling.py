@@ -83,6 +83,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 
 from fieldbook import figures, parameters, patch_configs, patch_runs, paths, results, tables
 from fieldbook.data import patches, transforms
@@ -335,6 +336,15 @@ def look(d, **other):
     return {"color": LOOKS[d], "marker": MARKS[d], "label": f"$d = {d}$"} | other
 
 
+# %% tags=["hide-input"]
+def log_axis(axis, counts=True):
+    """A logarithmic axis with labels such as 2k, for counts, or 0.2."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if counts else (1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter(EngFormatter(sep="") if counts else FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 # %% mystnb={"image": {"alt": "Validation excess risk against patches seen, one curve per width"}} tags=["hide-input"]
 curves = stores["curves"].frame()
 levels = {name: of([short[name]], "val").excess_risk.mean() for name in ("ridge", "zero")}
@@ -346,8 +356,9 @@ for d in (*sizes, held_out):
         ax.plot(curve.step * batch_size, curve.val_excess, ls="-", ms=3, **look(d))
 ax.axhline(levels["ridge"], color="0.4", ls="--", lw=0.8)
 ax.axhline(levels["zero"], color="0.4", ls=":", lw=0.8)
-figures.power_ticks(ax, "y")
+log_axis(ax.yaxis, counts=False)
 ax.set(xlabel="patches seen", ylabel="excess risk, validation")
+ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 figures.save(figure, "scaling", profile, "curves")
 
@@ -431,7 +442,7 @@ n_axis = np.geomspace(fitted.N.min(), fitted.N.max(), 60)
 d_axis = np.geomspace(fitted.D.min(), fitted.D.max(), 60)
 shades = plt.cm.plasma(np.linspace(0, 0.85, len(law_days)))
 for shade, (amount, rows) in zip(shades, fitted.groupby("D"), strict=True):
-    left.plot(rows.N, rows.excess_risk, "o", ms=4, color=shade, label=f"{amount:,}")
+    left.plot(rows.N, rows.excess_risk, "o", ms=4, color=shade, label=f"{amount / 1000:.1f}k")
     draw_law(left, n_axis, n_axis, amount, shade)
 for d, rows in fitted.groupby("d_model"):
     right.plot(rows.D, rows.excess_risk, ls="none", ms=4, **look(d))
@@ -439,13 +450,12 @@ for d, rows in fitted.groupby("d_model"):
 ridge_level = of([short["ridge"]]).excess_risk.mean()
 for ax in (left, right):
     ax.axhline(ridge_level, color="0.4", ls="--", lw=0.8)
-    figures.power_ticks(ax, "x")
-left.set(title="parameters", xlabel="parameters $N$", ylabel="excess risk", yscale="log")
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis, counts=False)
+left.set(title="parameters", xlabel="parameters $N$", ylabel="excess risk")
 right.set(title="data", xlabel="patches $D$")
-left.yaxis.set_major_formatter(plt.FormatStrFormatter("%.2g"))
-left.yaxis.set_minor_formatter(plt.FormatStrFormatter("%.2g"))
-left.legend(title="patches", fontsize=6, title_fontsize=6)
-right.legend(fontsize=6)
+left.legend(title="patches", bbox_to_anchor=(1.0, 1.0), loc="upper left", frameon=False)
+right.legend()
 figures.letter_panels((left, right))
 figures.save(figure, "scaling", profile, "law")
 
@@ -484,7 +494,7 @@ def at_compute(compute):
 
 # %%
 cost = {d: 3 * sum(exact[d]) for d in sizes}
-budgets = np.geomspace(cost[sizes[0]] * fitted.D.max() / 8, cost[sizes[-1]] * fitted.D.max(), 7)
+budgets = np.geomspace(cost[sizes[1]] * fitted.D.min(), cost[sizes[-2]] * fitted.D.max(), 7)
 isoflop = {compute: at_compute(compute) for compute in budgets}
 isoflop = {compute: curve for compute, curve in isoflop.items() if len(curve) >= 2}
 optima = pd.DataFrame(
@@ -495,11 +505,11 @@ optima.style.format({"compute": "{:.2g}", "excess risk": "{:.4f}"}).hide()
 
 # %% mystnb={"image": {"alt": "IsoFLOP curves, and the best number of parameters and patches against compute"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.6))
-shades = plt.cm.plasma(np.linspace(0, 0.85, len(isoflop)))
-for shade, (compute_, curve) in zip(shades, isoflop.items(), strict=True):
-    power = int(np.floor(np.log10(compute_)))
-    label = rf"${compute_ / 10**power:.1f} \times 10^{{{power}}}$"
-    axes[0].plot([of_level1[d] for d in curve.index], curve, "-", color=shade, lw=0.9, label=label)
+bounds = [(fitted[name].min(), fitted[name].max()) for name in ("N", "D")]
+shades = plt.cm.plasma(np.linspace(0, 1, len(budgets)))
+for shade, compute_ in zip(shades, budgets, strict=True):
+    curve = at_compute(compute_)
+    axes[0].plot([of_level1[d] for d in curve.index], curve, "-", color=shade, lw=0.9)
     for d, value in curve.items():
         best, edge = d == curve.idxmin(), d in (curve.index[0], curve.index[-1])
         face = shade if best and not edge else "white"
@@ -516,12 +526,14 @@ for ax, which, name in ((axes[1], 0, "parameters $N^*$"), (axes[2], 1, "patches 
         ax.plot(row.compute, best[which], "o", color=figures.COLORS["headline"], mfc=face, ms=4)
     figures.power_ticks(ax, "x")
     figures.power_ticks(ax, "y")
-    ax.set(title=name, xlabel="operations $C$")
-axes[1].set_ylim(1e3, 1e7)
-axes[2].set_ylim(1e2, 1e6)
+    ax.set(title=name, xlabel="operations $C$", ylim=(bounds[which][0] / 8, bounds[which][1] * 8))
 axes[0].set(title="IsoFLOP", xlabel="parameters $N$", ylabel="excess risk")
-figures.power_ticks(axes[0], "x")
-axes[0].legend(fontsize=5, title="operations", title_fontsize=5)
+log_axis(axes[0].xaxis)
+axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+log_axis(axes[0].yaxis, counts=False)
+shown = plt.Normalize(np.log10(budgets[0]), np.log10(budgets[-1]))
+bar = plt.cm.ScalarMappable(shown, "plasma")
+figure.colorbar(bar, ax=axes[0], label=r"$\log_{10} C$", pad=0.02)
 figures.letter_panels(axes)
 figures.save(figure, "scaling", profile, "compute")
 
@@ -568,10 +580,9 @@ ax.errorbar(amounts, middle, bars, fmt="_", color="k", capsize=4, label="predict
 for d in (sizes[-1], held_out):
     rows = (observed if d == held_out else fitted).query("d_model == @d")
     ax.plot(rows.D, rows.excess_risk, ls="none", **look(d, alpha=0.8))
-figures.power_ticks(ax, "x")
-ax.set(xlabel="patches $D$", ylabel="excess risk", yscale="log")
-ax.yaxis.set_major_formatter(plt.FormatStrFormatter("%.2g"))
-ax.yaxis.set_minor_formatter(plt.FormatStrFormatter("%.2g"))
+log_axis(ax.xaxis)
+ax.set(xlabel="patches $D$", ylabel="excess risk")
+log_axis(ax.yaxis, counts=False)
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 figures.save(figure, "scaling", profile, "heldout")
 
@@ -612,10 +623,9 @@ for ax, (split, rows) in zip(axes, design.items(), strict=True):
         mean = one.groupby("D").excess_risk.mean()
         ax.plot(one.D, one.excess_risk, mark, color=color, ms=3, alpha=0.5)
         ax.plot(mean.index, mean, "-", color=color, marker=mark, ms=4, label=f"{count} instruments")
-    ax.set(title=NAMES_OF_SPLITS[split], xlabel="patches $D$", yscale="log")
-    ax.yaxis.set_major_formatter(plt.FormatStrFormatter("%.2g"))
-    ax.yaxis.set_minor_formatter(plt.FormatStrFormatter("%.2g"))
-    figures.power_ticks(ax, "x")
+    ax.set(title=NAMES_OF_SPLITS[split], xlabel="patches $D$")
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis, counts=False)
 axes[0].set_ylabel("excess risk")
 axes[0].legend()
 figures.letter_panels(axes)
@@ -636,11 +646,11 @@ figures.save(figure, "scaling", profile, "design")
 def downstream(name, seed, factor=1.0, limit=None, group="compare"):
     """A run of level 2 from a configuration of the source, and of its level 1 if it needs one."""
     config = configs[name]
-    width = compare_width or config.d_model
+    width = compare_width if compare_width and config.n_l2 else config.d_model
     days = config.years * days_per_year
     options = {"instruments": min(config.instruments, instruments), "batch_size": compare_batch}
     options |= {"epochs": compare_epochs, "precision": precision, "lr": factor * rate / width}
-    config = patch_configs.resized(config, width if config.n_l2 else 1, **options)
+    config = patch_configs.resized(config, width, **options)
     other = {"limit": limit, "stride": stride, "parent": parent_of(config, days, seed)}
     return patch_runs.Run(config, group, seed, days, data_key, **other)
 

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
 from fieldbook.data.transforms import columns
-from fieldbook.models.patch_transformer import build, count
+from fieldbook.models.patch_transformer import WINDOW, build, count
 from fieldbook.recipe import Decay, NonNegative, Positive
 
 Layers = Annotated[int, Field(ge=0, le=48)]
@@ -35,6 +35,7 @@ class Config:
     Attributes:
         mode: `pretrain` level 1 on short horizons; `finetune` level 2 on its frozen embeddings; `end2end`, both at
             once; `factor`, level 2 on hand-made statistics; `linear`, a linear map of patch means.
+        d_model: the width; of the linear map, that of its input.
         parent: the configuration whose level 1 is taken, in mode `finetune`.
         n_params: of all that a prediction passes through, the pretraining head included; checked against the network.
         years, instruments: of the training data; `epochs`: passes over them.
@@ -101,7 +102,7 @@ def generate() -> list[Config]:
         configure("level2_finetune", "finetune", 128, 1, 1, parent="level1_pretrain", dropout=0.1),
         configure("end2end", "end2end", 128, 1, 1, dropout=0.1),
         configure("factor", "factor", 128, 0, 2, dropout=0.1),
-        configure("linear_baseline", "linear", 1, 0, 0),
+        configure("linear_baseline", "linear", WINDOW * len(columns()), 0, 0),
     ]
     models = {f"ms{k}": {"d": d} for k, d in ((1, 64), (3, 256), (4, 512))}
     data = {f"ds{k}": {"d": 128, "instruments": i, "years": y} for k, i, y in ((1, 2, 2), (2, 5, 4))}

@@ -22,7 +22,7 @@ from fieldbook.data.transforms import CHANNELS
 from fieldbook.recipe import require, stream
 
 HALF_LIVES = np.array([5.0, 20.0, 60.0, 300.0, 1200.0])  # ticks
-LINEAR = np.array([1.0, 0.2, 0.05, 0.03, 0.02])  # weights of the signals, the slow two before `World.slow`
+LINEAR = np.array([1.0, 0.2, 0.05, 0.03, 0.02])  # weights of the signals; the slow two are scaled to give `best_long`
 BEND, STEEP, BENT = 0.3, 2.0, 1  # weight and slope of tanh(2 s_2), and its signal
 PRODUCT, PAIR = 0.5, (1, 2)  # weight of s_2 s_3
 VOLATILITY = (4000.0, 0.3)  # half-life in ticks and standard deviation of log sigma
