@@ -99,42 +99,19 @@ def execute(run: Run | Baseline, patches: Patches, folder: Path, device: torch.d
     """
     if isinstance(run, Baseline):
         return _execute_baseline(run, patches)
-    started, config = time.monotonic(), run.config
-    size = (config.d_model, config.n_l1, config.n_l2)
-    width = len(columns(config.include_skew_norm))
-    model = build(config.mode, *size, n_features=width, dropout=config.dropout, seed=run.seed).to(device)
-    samples = patches.examples(run.level, "train", instruments=config.instruments, days=run.days, stride=run.stride)
-    if run.limit is not None and run.limit < len(samples):
-        order = np.random.default_rng(run.seed).permutation(len(samples))
-        samples = samples[np.sort(order[: run.limit])]
-    recipe, state, status, predictions = _recipe(run, len(samples)), Fit(config.batch_size, 0), "ok", {}
+    started = time.monotonic()
+    model, samples = _network(run).to(device), _samples(run, patches)
+    recipe, state, status, predictions = _recipe(run, len(samples)), Fit(run.config.batch_size, 0), "ok", {}
     try:
         read = _reader(run, patches, folder, device)
         state = _train(run, model, patches, samples, read, recipe, folder / run.run_id, device)
         predictions = {split: _predict(model, read, _evaluated(patches, run, split), recipe) for split in SPLITS}
-    except (FloatingPointError, torch.OutOfMemoryError) as error:
-        status = "diverged" if isinstance(error, FloatingPointError) else "out of memory"
+    except (FloatingPointError, RuntimeError) as error:
+        status = _failure(error)
     if run.level == 1 and status == "ok":
         save_weights(model, folder / f"{run.run_id}.safetensors")
     shutil.rmtree(folder / run.run_id, ignore_errors=True)
-    parent = count(build("pretrain", *size, n_features=width)) if config.mode == "finetune" else 0
-    seen = recipe.steps * recipe.batch_size
-    tokens = PATCH if run.level == 1 else WINDOW * (1 if config.mode != "end2end" else PATCH)
-    facts = {
-        "run_id": run.run_id,
-        "parent_run_id": run.parent.run_id if run.parent else None,
-        "name": config.name, "group": run.group, "mode": config.mode, "seed": run.seed,
-        "d_model": config.d_model, "n_l1": config.n_l1, "n_l2": config.n_l2,
-        "n_params_total": count(model) + parent,
-        "n_params_trainable": count(model),
-        "n_params_nonemb": _without_embedding(model),
-        "n_instruments": config.instruments, "n_days": run.days,
-        "d_unique": len(samples), "d_seen": seen, "epochs": config.epochs, "steps": recipe.steps,
-        "batch_eff": recipe.batch_size, "micro_batch": state.micro_batch, "lr": config.lr, "wd": config.weight_decay,
-        "flops_6nd": 6 * count(model) * tokens * seen,
-        "flops_exact": 3 * sum(flops(config.mode, *size, n_features=width)) * seen,
-        "precision": config.precision,
-    }  # fmt: skip
+    facts = _facts(run, model, recipe, len(samples)) | {"micro_batch": state.micro_batch}
     end = {"n_skipped": state.skipped, "wall_s": time.monotonic() - started, "device": device.type, "status": status}
     curves = [{"run_id": run.run_id, **row} for row in state.history]
     return {"curves": pd.DataFrame(curves), **_scored(facts, end, run.level, run.stride, patches, predictions)}
@@ -157,17 +134,57 @@ def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame
             for h in range(len(HORIZONS[level]))
         ]
         predictions = {split: np.stack([model.predict(x[split]) for model in fitted], 1) for split in SPLITS}
-    sizes = dict.fromkeys(("d_model", "n_l1", "n_l2", "n_params_total", "n_params_trainable", "n_params_nonemb"), 0)
     train = patches.items[patches.items.split == "train"]
-    facts = {
+    names = list(SCHEMA.columns)
+    facts = dict.fromkeys(names[: names.index("split")], 0) | {
         "run_id": run.run_id, "parent_run_id": None, "name": name, "group": run.group, "mode": name, "seed": run.seed,
-        **sizes,
         "n_instruments": train.instrument.nunique(), "n_days": train.day.nunique(), "d_unique": len(at["train"]),
-        "d_seen": len(at["train"]), "epochs": 1, "steps": 0, "batch_eff": 0, "micro_batch": 0, "lr": 0.0, "wd": 0.0,
-        "flops_6nd": 0, "flops_exact": 0, "precision": "fp32",
+        "d_seen": len(at["train"]), "epochs": 1, "precision": "fp32",
     }  # fmt: skip
     end = {"n_skipped": 0, "wall_s": time.monotonic() - started, "device": "cpu", "status": "ok"}
     return _scored(facts, end, level, run.stride, patches, predictions)
+
+
+def _failure(error: Exception) -> str:
+    """The status of a run that failed in a way that belongs in the table; other errors are raised."""
+    if isinstance(error, FloatingPointError):
+        return "diverged"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory"
+    raise error
+
+
+def _network(run: Run, mode: str | None = None) -> nn.Module:
+    c = run.config
+    other = {"n_features": len(columns(c.include_skew_norm)), "dropout": c.dropout, "seed": run.seed}
+    return build(mode or c.mode, c.d_model, c.n_l1, c.n_l2, **other)
+
+
+def _samples(run: Run, patches: Patches) -> np.ndarray:
+    """What the run trains on, (n, 2)."""
+    places = {"instruments": run.config.instruments, "days": run.days, "stride": run.stride}
+    samples = patches.examples(run.level, "train", **places)
+    if run.limit is None or run.limit >= len(samples):
+        return samples
+    order = np.random.default_rng(run.seed).permutation(len(samples))
+    return samples[np.sort(order[: run.limit])]
+
+
+def _facts(run: Run, model: nn.Module, recipe: Recipe, unique: int) -> dict[str, object]:
+    """What a row says of its run, beside how it went."""
+    c, trainable, seen = run.config, count(model), recipe.steps * recipe.batch_size
+    frozen = count(_network(run, "pretrain")) if c.mode == "finetune" else 0
+    tokens = {"pretrain": PATCH, "end2end": WINDOW * PATCH}.get(c.mode, WINDOW)
+    forward = flops(c.mode, c.d_model, c.n_l1, c.n_l2, n_features=len(columns(c.include_skew_norm)))
+    return {
+        "run_id": run.run_id, "parent_run_id": run.parent.run_id if run.parent else None, "name": c.name,
+        "group": run.group, "mode": c.mode, "seed": run.seed, "d_model": c.d_model, "n_l1": c.n_l1, "n_l2": c.n_l2,
+        "n_params_total": trainable + frozen, "n_params_trainable": trainable,
+        "n_params_nonemb": _without_embedding(model), "n_instruments": c.instruments, "n_days": run.days,
+        "d_unique": unique, "d_seen": seen, "epochs": c.epochs, "steps": recipe.steps,
+        "batch_eff": recipe.batch_size, "micro_batch": 0, "lr": c.lr, "wd": c.weight_decay,
+        "flops_6nd": 6 * trainable * tokens * seen, "flops_exact": 3 * sum(forward) * seen, "precision": c.precision,
+    }  # fmt: skip
 
 
 def _recipe(run: Run, n: int) -> Recipe:
@@ -189,8 +206,7 @@ def _reader(run: Run, patches: Patches, folder: Path, device: torch.device) -> C
         pick = patches.patches if mode == "pretrain" else patches.windows
         return lambda at: pick(at, width).to(device)
     if mode == "finetune":
-        config = run.config
-        level1 = build("pretrain", config.d_model, config.n_l1, config.n_l2, n_features=width)
+        level1 = _network(run, "pretrain")
         load_weights(level1, folder / f"{run.parent.run_id}.safetensors")
         level1.to(device).eval()
         tokens = patches.represent(lambda x: level1.embed(x.to(device)).cpu(), run.config.d_model, width)

@@ -43,6 +43,9 @@ class World:
         tau: spread of the instruments' weights about the common ones, relative to them.
         obs_noise: standard deviation of what is added to the log of each observed quantity; 0 keeps f* exact.
         seed: of everything.
+        scale: (noise, weight of the slow signals), which follow from the correlations.
+    Raises:
+        ValueError: a value out of range, or a pair of correlations that no noise and no weight give.
     """
 
     best_short: float = 0.30
