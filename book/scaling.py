@@ -460,6 +460,19 @@ figures.letter_panels((left, right))
 figures.save(figure, "scaling", profile, "law")
 
 # %% [markdown]
+# **Is it a power at all?** Whatever its parameters, the law lets the local exponent $-d\ln L / d\ln D$ only fall as data grow, for $E$ and $A/N^a$ weigh more and more. The table
+# gives it between neighbouring amounts of data. Where it rises, networks find parts of $g$ one after the other: a linear
+# forecast stays near the dashed line, a network that has learned as much lingers there, and falls again when it finds the product of two signals. No sum of powers does that,
+# and an extrapolation from one side of such a bend says little about the other.
+
+# %%
+by_data = fitted.groupby(["d_model", "D"]).excess_risk.mean().unstack("D")
+steps = np.diff(np.log(by_data.columns.to_numpy(float)))
+local = -np.log(by_data).diff(axis=1).iloc[:, 1:] / steps
+local.columns = [f"to {amount / 1000:.1f}k" for amount in by_data.columns[1:]]
+local.round(2)
+
+# %% [markdown]
 # (scaling-compute)=
 # ## The best size for a given compute
 #
@@ -823,6 +836,12 @@ falls = best.iloc[0] > best.iloc[-1]
 add_claim(
     "with the most data the widest model beats the narrowest", "not given", ours, falls, law_tested
 )
+
+# %% tags=["hide-input"]
+rise = local.iloc[:, -1] / local.iloc[:, :-1].min(axis=1)
+ours = ", ".join(f"d = {d} {value:.2f}" for d, value in local.iloc[:, -1].items())
+text = "loss falls as a power of data (last local exponent at most 1.5 times an earlier one)"
+add_claim(text, "the law", f"last: {ours}", rise.max() <= 1.5, law_tested)
 
 # %% tags=["hide-input"]
 gains = np.array(
