@@ -259,16 +259,16 @@ factors.setdefault(held_out, factors[sizes[-1]])
 print({d: f"{factor * rate / d:.2g}" for d, factor in factors.items()})
 
 # %%
-law_runs = {
+law_runs = {  # the longest first, so that no worker is left with one at the end
     (d, days, seed): pretraining(d, days, seed, factors[d])
-    for d in sizes for days in law_days for seed in range(seeds)
+    for d in sizes[::-1] for days in law_days[::-1] for seed in range(seeds)
 }  # fmt: skip
 compute("law", list(law_runs.values()))
 
 # %%
 held_runs = {
     (held_out, days, seed): pretraining(held_out, days, seed, factors[held_out], "held out")
-    for days in held_days for seed in range(held_seeds)
+    for days in sorted(held_days)[::-1] for seed in range(held_seeds)
 }  # fmt: skip
 compute("held out", list(held_runs.values()))
 
