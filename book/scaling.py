@@ -263,14 +263,11 @@ law_runs = {  # the longest first, so that no worker is left with one at the end
     (d, days, seed): pretraining(d, days, seed, factors[d])
     for d in sizes[::-1] for days in law_days[::-1] for seed in range(seeds)
 }  # fmt: skip
-compute("law", list(law_runs.values()))
-
-# %%
 held_runs = {
     (held_out, days, seed): pretraining(held_out, days, seed, factors[held_out], "held out")
     for days in sorted(held_days)[::-1] for seed in range(held_seeds)
 }  # fmt: skip
-compute("held out", list(held_runs.values()))
+compute("law and model held out", [*held_runs.values(), *law_runs.values()])
 
 # %% [markdown]
 # Beside the networks there are four forecasts that are none: zero, the oracle $f^*$, ridge regression and boosted trees on 62 hand-made
