@@ -211,7 +211,8 @@ def compute(stage, runs):
         options = {"folder": run.inputs, "device": device}
         planned[one.run_id] = partial(patch_runs.execute, one, **options)
     jobs = [{"run_id": name} for name in dict.fromkeys(one.run_id for one in runs)]
-    tables.sweep(summary, jobs, train, workers=workers, shard=shard, description=stage)
+    if summary.missing(jobs):
+        tables.sweep(summary, jobs, train, workers=workers, shard=shard, description=stage)
 
 
 # %%
@@ -770,6 +771,8 @@ full = law_runs[(sizes[0], law_days[-1], 0)]
 other = {"precision": "bf16" if precision == "fp32" else "fp32"}
 twin = pretraining(sizes[0], law_days[-1], 0, factors[sizes[0]], "precision", **other)
 compute("precision", [twin])
+for table in stores.values():
+    table.sort()  # workers finish in any order
 twins = {one.config.precision: of([one], "val") for one in (full, twin)}
 means = pd.DataFrame({p: rows[["mse", "excess_risk", "ic"]].mean() for p, rows in twins.items()})
 means.round(4)
