@@ -284,7 +284,7 @@ compute("baselines", [*short.values(), *far.values()])
 # ### The world and its features
 #
 # Panel (a) shows the best possible correlation at each horizon: the line follows from an expansion in Hermite
-# functions at constant volatility, the marks are measured on test days. Panel (b) is one patch as level 1 sees it: ticks from
+# functions at constant volatility, the marks are measured on test days (they scatter: these hold few independent long returns). Panel (b) is one patch as level 1 sees it: ticks from
 # left to right, the 52 columns from top to bottom.
 
 
@@ -708,7 +708,7 @@ def missed(runs):
 # %%
 daily = {name: missed(runs) for name, runs in compared.items()}
 zero = daily.pop("zero")
-daily.pop("oracle")
+del daily["oracle"]
 
 
 # %% [markdown]
