@@ -6,9 +6,9 @@ The source gives its parameter counts alone; this architecture reproduces all of
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fieldbook.models.attention import EncoderBlock
 from fieldbook.models.blocks import seeded
 
 PATCH = WINDOW = 60  # ticks of a patch, patches of a window
@@ -17,47 +17,20 @@ LONG_HORIZONS = (60, 120, 360, 600, 1200, 1800)  # ticks, of level 2
 FACTORS = 62  # of `patch_factors`
 
 
-class Layer(nn.Module):
-    """Pre-norm encoder layer with causal attention and a feed-forward part twice as wide.
-
-    Source: Xiong et al. 2020 (arXiv:2002.04745), figure 1b.
-    """
-
-    def __init__(self, d: int, n_heads: int):
-        super().__init__()
-        self.n_heads = n_heads
-        self.norm, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.ffn_norm, self.up, self.down = nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
-
-    def forward(self, x: Tensor, *, last_only: bool = False) -> Tensor:
-        """(batch, token, d) -> the same, or (batch, 1, d) for the last token, which sees all others."""
-        y = self.norm(x)
-        if last_only:
-            d, x = x.shape[-1], x[:, -1:]
-            q = F.linear(y[:, -1:], self.qkv.weight[:d], self.qkv.bias[:d])
-            k, v = F.linear(y, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, -1)
-        else:
-            q, k, v = self.qkv(y).chunk(3, -1)
-        q, k, v = (t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=not last_only)
-        x = x + self.out(mixed.transpose(1, 2).flatten(-2))
-        return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
-
-
 class Stack(nn.Module):
-    """Learned positions, encoder layers, final norm; returns the last token."""
+    """Learned positions, causal encoder blocks with feed-forward parts twice as wide, final norm; the last token."""
 
     def __init__(self, d: int, n_layers: int):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(PATCH, d))
-        self.layers = nn.ModuleList(Layer(d, heads(d)) for _ in range(n_layers))
+        self.layers = nn.ModuleList(EncoderBlock(d, heads(d), 2 * d, causal=True) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, token, d) -> (batch, d); of the last layer only the last token is computed, which is exact."""
         x = x + self.position
         for place, layer in enumerate(self.layers, 1):
-            x = layer(x, last_only=place == len(self.layers))
+            x = layer(x, only=-1 if place == len(self.layers) else None)
         return self.norm(x[:, -1])
 
 
