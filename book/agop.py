@@ -28,6 +28,9 @@
 # *What you will see:* {ref}`the training of all four operations <agop-training>`, the
 # {ref}`circle appearing in the AGOP <agop-matrices>`, {ref}`the score against its nulls <agop-nulls>`,
 # {ref}`its lead over the accuracy <agop-lead>` and {ref}`the embedding's spectrum <agop-spectrum>`.
+#
+# *In the library:* {mod}`grokking <fieldbook.grokking>`, {mod}`networks <fieldbook.networks>`, {mod}`data.modular <fieldbook.data.modular>`,
+# {mod}`measures.agop <fieldbook.measures.agop>`, {mod}`measures.circulant <fieldbook.measures.circulant>`.
 
 # %% [markdown]
 # ## Parameters

@@ -24,6 +24,11 @@
 #
 # *What you will see:* {ref}`a blind spot that is exact <probe-blind>`, {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
 # {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and {ref}`the leak <probe-leak>`.
+#
+# *In the library:* {mod}`spectroscopy <fieldbook.spectroscopy>`, {mod}`data.spectra <fieldbook.data.spectra>`,
+# {mod}`measures.denoising <fieldbook.measures.denoising>`, {mod}`measures.probes <fieldbook.measures.probes>`,
+# {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.blindspot <fieldbook.models.blindspot>`,
+# {mod}`models.heads <fieldbook.models.heads>`, {mod}`models.lightning <fieldbook.models.lightning>`.
 
 # %% [markdown]
 # ## Parameters

@@ -28,6 +28,9 @@
 # *What you will see:* {ref}`estimate against truth <entropy-truth>`, {ref}`the entropy of trained networks' landscapes
 # <entropy-landscape>`, {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
 # {ref}`the offline histogram beside the sampled curve <entropy-offline>`.
+#
+# *In the library:* {mod}`landscape <fieldbook.landscape>`, {mod}`networks <fieldbook.networks>`,
+# {mod}`samplers.energies <fieldbook.samplers.energies>`, {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
 
 # %% [markdown]
 # ## Parameters

@@ -28,6 +28,10 @@
 # risk against parameters and data <scaling-law>`, {ref}`the best size for a given compute <scaling-compute>`, {ref}`the largest model,
 # predicted <scaling-heldout>`, {ref}`instruments against days <scaling-design>`, and {ref}`two levels against
 # simpler ways <scaling-compare>`.
+#
+# *In the library:* {mod}`patch_configs <fieldbook.patch_configs>`, {mod}`patch_runs <fieldbook.patch_runs>`,
+# {mod}`data.patches <fieldbook.data.patches>`, {mod}`data.ticks <fieldbook.data.ticks>`, {mod}`data.transforms <fieldbook.data.transforms>`,
+# {mod}`measures.scaling_law <fieldbook.measures.scaling_law>`, {mod}`models.patch_transformer <fieldbook.models.patch_transformer>`.
 
 # %% [markdown]
 # ## Parameters

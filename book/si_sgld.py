@@ -30,6 +30,10 @@
 # <sgld-localization>`, {ref}`the sixteen heat maps <sgld-maps>`, {ref}`how much each sampler spreads <sgld-spread>`,
 # {ref}`identical traces in all cells <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
 # against exact values <sgld-truth>`.
+#
+# *In the library:* {mod}`networks <fieldbook.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
+# {mod}`samplers.llc <fieldbook.samplers.llc>`, {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
+# {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`, {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
 
 # %% [markdown]
 # ## Parameters

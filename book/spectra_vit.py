@@ -25,6 +25,10 @@
 #
 # *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
 # spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
+#
+# *In the library:* {mod}`spectroscopy <fieldbook.spectroscopy>`, {mod}`data.observation <fieldbook.data.observation>`,
+# {mod}`data.spectra <fieldbook.data.spectra>`, {mod}`measures.information <fieldbook.measures.information>`,
+# {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.spectra_vit <fieldbook.models.spectra_vit>`.
 
 # %% [markdown]
 # ## Parameters

@@ -108,6 +108,12 @@ def test_page_is_whole_offline(browser, html: Path, page: str, width: int) -> No
     assert visit(browser, (html / f"{page}.html").as_uri(), width, screenshot) == []
 
 
+def test_library_pages_are_whole(browser, html: Path) -> None:
+    pages = sorted(html.glob("api/*.html"))
+    assert len(pages) == sum(file.name != "__init__.py" for file in (ROOT / "lib").rglob("*.py"))
+    assert {page.name: found for page in pages if (found := visit(browser, page.as_uri(), 1280))} == {}
+
+
 @pytest.mark.parametrize("page", [TOC["root"], *CHAPTERS])
 def test_page_is_whole_over_http(browser, html: Path, page: str) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=html)

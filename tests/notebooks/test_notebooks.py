@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
 CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
+LIBRARY = (ROOT / "book/library.md").read_text(encoding="utf-8")
+MODULE = re.compile(r"^   (fieldbook\.[\w.]+)$", re.MULTILINE)
+SHARED = set(MODULE.findall(LIBRARY.partition("## Training and results")[2]))  # by all chapters
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|usr|opt|mnt|work|scratch|data|Users)/\w")
 
 
@@ -51,6 +54,19 @@ def test_every_pair_is_in_the_table_of_contents() -> None:
     assert sorted(file.stem for file in (ROOT / "book").glob("*.py")) == sorted(CHAPTERS)
     assert sorted(file.stem for file in (ROOT / "book").glob("*.ipynb")) == sorted(CHAPTERS)
     assert all((ROOT / "book" / f"{page}.md").exists() for page in {TOC["root"], *PAGES} - {*CHAPTERS})
+
+
+def test_library_page_lists_every_module_once() -> None:
+    files = (file.relative_to(ROOT / "lib").with_suffix("") for file in (ROOT / "lib").rglob("*.py"))
+    modules = [".".join(file.parts) for file in files if file.name != "__init__"]
+    assert sorted(MODULE.findall(LIBRARY)) == sorted(modules)
+
+
+def test_chapter_links_to_the_modules_that_it_calls(notebook: nbformat.NotebookNode) -> None:
+    imports = [node for node in parsed(notebook) if isinstance(node, ast.ImportFrom)]
+    named = {name for node in imports for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+    linked = re.findall(r"\{mod\}`[\w.]+ <([\w.]+)>`", notebook.cells[0].source)
+    assert sorted(linked) == sorted(named & set(MODULE.findall(LIBRARY)) - SHARED)
 
 
 def test_every_chapter_has_its_profiles(chapter: str) -> None:
