@@ -31,8 +31,8 @@ lab: $(STAMP)    ## open JupyterLab on the book
 test: $(STAMP)   ## run every test: library, notebooks, book in a browser
 	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env tests $(wildcard book/*.ipynb)
 
-bench: $(STAMP)  ## run the benchmarks against peers
-	@for file in benchmarks/*.py; do python $$file || exit 1; done
+bench: $(STAMP)  ## run the benchmarks against peers, into benchmarks/RESULTS.md
+	@python benchmarks
 
 unlock: $(STAMP) ## free the folder after a crash or a power failure, when no other run is left in it
 	@snakemake --unlock --quiet all -- $(PROFILE)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from record import record
 from torch import Tensor
 
 from fieldbook.checkpoints import load_weights
@@ -133,6 +134,10 @@ def main() -> None:
         print(f"{name:<20} {size:>11} {seconds[name] * len(x):>13.2f} {ratio:>8.1f}x {deviation:>10}")
     print(f"\ncirculant score: exact {score:.4f}, sketch {estimated:.4f}; error {abs(score - estimated):.4f}")
 
+    grid = {name: value * len(x) for name, value in seconds.items()}
+    peers = {name: value for name, value in grid.items() if not name.startswith("ours")}
+    for name, floor in (("ours, exact", 12), (f"ours, sketch k = {K}", 150)):
+        record(f"AGOP of {len(x):,} examples, {name[6:]}", "s", grid[name], peers, {"per-sample loop": floor})
     loop = seconds["per-sample loop"]
     assert max(deviations.values()) < 1e-5, deviations
     assert loop / seconds["ours, exact"] >= 12, "exact AGOP is less than 12 times faster than the loop"

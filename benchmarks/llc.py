@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from record import record
 from torch import Tensor, nn
 
 from fieldbook import networks, paths
@@ -264,6 +265,8 @@ def report(case: Case, chains: int, python: Path | None, missing: str) -> None:
         print(f"{name:<26} {1 / each:>13.0f} {1e3 * each:>8.2f} {each / ours:>7.2f}x {hours:>8.1f} {rise:>18}")
     if missing:
         print(f"{'devinterp':<26} not installed: {missing}")
+    peers = {name: 1e3 * each for name, each in seconds.items() if name != "ours, stacked"}
+    record(f"SGLD step of a chain, {size:,} parameters, {chains} chains", "ms", 1e3 * ours, peers)
     below = [name for name, each in seconds.items() if name != "ours, stacked" and each < AIM * ours]
     print(f"\nbelow the aim of {AIM}x: {'; '.join(below) or 'none'}")
     print(f"with the same noise, losses of stack and loops differ by at most {difference:.0e} of their mean")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import record
 
 from fieldbook.data.emulator import NODES, SMALL, emulator
 from fieldbook.data.observation import draw, spectra
@@ -51,6 +52,7 @@ def main() -> None:
     print(f"synthesis: {1e3 * slow:.0f} ms a star; emulated, with noise model: {1 / fast:,.0f} a second")
     print(f"emulator: {slow / fast:.0f}x as fast as the synthesis")
 
+    record("spectrum of one star", "ms", 1e3 * fast, {"synthesis": 1e3 * slow})
     guess = stars(torch.tensor(labels[list(LABELS)].to_numpy())).numpy()
     rms = np.sqrt(np.mean((guess - np.array(exact)) ** 2, 1))
     print(f"rms error per star: median {np.median(rms):.5f}, worst {rms.max():.4f}, of a median flux of .5")
