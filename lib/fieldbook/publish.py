@@ -32,13 +32,13 @@ def _beside(folder: Path, state: str) -> Path:
     return folder.with_name(f"{folder.name}.{state}.stale")
 
 
-def stage(folder: Path, files: list[Path]) -> None:
-    """Copy `files` to a folder beside the one they are to replace."""
+def stage(folder: Path, files: dict[str, Path]) -> None:
+    """Copy `files`, by their new names, to a folder beside the one they are to replace."""
     incoming = _beside(folder, "new")
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
-    for file in files:
-        shutil.copy(file, incoming)
+    for name, file in files.items():
+        shutil.copy(file, incoming / name)
 
 
 def swap(folder: Path) -> None:
@@ -63,14 +63,18 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
     chapters = sorted({folder.parent.name for folder in source.glob(f"data/*/{profile}")} - {"inputs"})
     if not chapters:
         raise FileNotFoundError(f"{source / 'data'}: no results of profile {profile}; compute them first")
-    copies: dict[Path, list[Path]] = {}
+    copies: dict[Path, dict[str, Path]] = {}
     for chapter in chapters:
         verify(source / "data" / chapter / profile)
         for kind, patterns in KEPT.items():
             folder = Path(kind, chapter, profile)
-            copies[target / folder] = [file for pattern in patterns for file in (source / folder).glob(pattern)]
+            copies[target / folder] = {f.name: f for pattern in patterns for f in (source / folder).glob(pattern)}
             if not copies[target / folder]:
                 raise FileNotFoundError(f"{source / folder}: nothing to publish; compute the chapter again")
+        if (cost := source / "benchmark" / f"{chapter}.tsv").exists():
+            copies[target / "data" / chapter / profile]["benchmark.tsv"] = cost
+    if front := {file.name: file for file in sorted((source / "figures/front" / profile).glob("*.p*"))}:
+        copies[target / "figures/front" / profile] = front  # drawn from all chapters' rows
     for folder, files in copies.items():
         stage(folder, files)
     for folder in copies:

@@ -8,6 +8,7 @@ silence.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -215,3 +216,25 @@ def ledger(profile: str) -> pd.DataFrame:
     frames = [pd.read_csv(file, dtype=str, keep_default_na=False).assign(chapter=file.parts[-3]) for file in files]
     columns = ["chapter", "claim", "source", "ours", "verdict"]
     return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def costs(profile: str) -> pd.DataFrame:
+    """What every chapter's run took: chapter, minutes, cpu_minutes, memory_gb (of all its processes) and device.
+
+    Minutes come from the manifest, which adds up all runs that made the rows; the next two from the file that
+    Snakemake's `benchmark` left, and are nan unless that is of one run that made most of them.
+    """
+    rows = []
+    for file in sorted(paths.results().glob(f"data/*/{profile}/manifest.json")):
+        manifest, chapter = read_manifest(file.parent), file.parts[-3]
+        kept = (file.with_name("benchmark.tsv"), paths.results() / "benchmark" / f"{chapter}.tsv")
+        measured = next((pd.read_csv(path, sep="\t").iloc[-1] for path in kept if path.exists()), None)
+        row = {
+            "chapter": chapter,
+            "minutes": manifest.get("wall_s", math.nan) / 60,
+            "device": manifest.get("device", ""),
+        }
+        if measured is not None and measured.s > 0.8 * 60 * row["minutes"]:
+            row |= {"cpu_minutes": measured.cpu_time / 60, "memory_gb": measured.max_rss / 1024}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["chapter", "minutes", "cpu_minutes", "memory_gb", "device"])
