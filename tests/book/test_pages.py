@@ -4,9 +4,7 @@ Screenshots of all pages are left in build/screenshots for looking at.
 """
 
 import functools
-import os
 import re
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
 from private_checkout import ROOT, succeed
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -56,28 +53,10 @@ INSPECT = """async () => {
 }"""
 
 
-def browser_path() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
 @pytest.fixture(scope="module")
 def html(checkout: Path) -> Path:
     succeed("make html", checkout)
     return checkout / "build/published/html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if browser_path() is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium, though CI is set")
-        pytest.skip("no Chromium on this machine (Debian package: chromium)")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=flags)
-        yield chromium
-        chromium.close()
 
 
 def visit(browser, address: str, width: int, screenshot: Path | None = None) -> list[str]:
