@@ -79,7 +79,7 @@ def parameters_of(mode: str, d: int, n_l1: int, n_l2: int, *, include_skew_norm:
         return count(*(build(stage, d, n_l1, n_l2, n_features=len(columns(include_skew_norm))) for stage in stages))
 
 
-def configure(name: str, mode: str, d: int, n_l1: int, n_l2: int, **other: Any) -> Config:
+def _configure(name: str, mode: str, d: int, n_l1: int, n_l2: int, **other: Any) -> Config:
     """A configuration with its parameters counted."""
     n = parameters_of(mode, d, n_l1, n_l2, include_skew_norm=other.get("include_skew_norm", True))
     return Config(name=name, mode=mode, d_model=d, n_l1=n_l1, n_l2=n_l2, n_params=n, **other)
@@ -92,17 +92,17 @@ def resized(config: Config, d: int, **other: Any) -> Config:
         values["n_l1"], values["n_l2"] = SIZES[d]
     values |= {"d_model": d, **other}
     size = [values[name] for name in FIXED[:-1]]
-    return configure(*size, **{name: value for name, value in values.items() if name not in FIXED})
+    return _configure(*size, **{name: value for name, value in values.items() if name not in FIXED})
 
 
 def generate() -> list[Config]:
     """All sixteen configurations."""
     base = [
-        configure("level1_pretrain", "pretrain", 128, 1, 1),
-        configure("level2_finetune", "finetune", 128, 1, 1, parent="level1_pretrain", dropout=0.1),
-        configure("end2end", "end2end", 128, 1, 1, dropout=0.1),
-        configure("factor", "factor", 128, 0, 2, dropout=0.1),
-        configure("linear_baseline", "linear", WINDOW * len(columns()), 0, 0),
+        _configure("level1_pretrain", "pretrain", 128, 1, 1),
+        _configure("level2_finetune", "finetune", 128, 1, 1, parent="level1_pretrain", dropout=0.1),
+        _configure("end2end", "end2end", 128, 1, 1, dropout=0.1),
+        _configure("factor", "factor", 128, 0, 2, dropout=0.1),
+        _configure("linear_baseline", "linear", WINDOW * len(columns()), 0, 0),
     ]
     models = {f"ms{k}": {"d": d} for k, d in ((1, 64), (3, 256), (4, 512))}
     data = {f"ds{k}": {"d": 128, "instruments": i, "years": y} for k, i, y in ((1, 2, 2), (2, 5, 4))}
@@ -110,7 +110,7 @@ def generate() -> list[Config]:
     for name, changes in (models | data).items():
         scaling.append(resized(base[0], name=f"{name}_pretrain", **changes))
         scaling.append(resized(base[1], name=f"{name}_finetune", parent=f"{name}_pretrain", **changes))
-    return base + scaling + [configure("fs1", "factor", 256, 0, 4, dropout=0.1)]
+    return base + scaling + [_configure("fs1", "factor", 256, 0, 4, dropout=0.1)]
 
 
 def text(config: Config) -> str:

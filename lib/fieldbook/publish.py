@@ -11,7 +11,7 @@ from fieldbook.results import read_manifest, sha256
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 
 
-def verify(folder: Path) -> None:
+def _verify(folder: Path) -> None:
     """Raise ValueError or FileNotFoundError, naming the file, unless a folder's results are finished and intact."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
@@ -32,7 +32,7 @@ def _beside(folder: Path, state: str) -> Path:
     return folder.with_name(f"{folder.name}.{state}.stale")
 
 
-def stage(folder: Path, files: dict[str, Path]) -> None:
+def _stage(folder: Path, files: dict[str, Path]) -> None:
     """Copy `files`, by their new names, to a folder beside the one they are to replace."""
     incoming = _beside(folder, "new")
     shutil.rmtree(incoming, ignore_errors=True)
@@ -41,7 +41,7 @@ def stage(folder: Path, files: dict[str, Path]) -> None:
         shutil.copy(file, incoming / name)
 
 
-def swap(folder: Path) -> None:
+def _swap(folder: Path) -> None:
     """Put the staged folder in place; after a crash the old one may be beside it as `*.old.stale`."""
     outgoing = _beside(folder, "old")
     if folder.exists():
@@ -65,7 +65,7 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
         raise FileNotFoundError(f"{source / 'data'}: no results of profile {profile}; compute them first")
     copies: dict[Path, dict[str, Path]] = {}
     for chapter in chapters:
-        verify(source / "data" / chapter / profile)
+        _verify(source / "data" / chapter / profile)
         for kind, patterns in KEPT.items():
             folder = Path(kind, chapter, profile)
             copies[target / folder] = {f.name: f for pattern in patterns for f in (source / folder).glob(pattern)}
@@ -76,9 +76,9 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
     if front := {file.name: file for file in sorted((source / "figures/front" / profile).glob("*.p*"))}:
         copies[target / "figures/front" / profile] = front  # drawn from all chapters' rows
     for folder, files in copies.items():
-        stage(folder, files)
+        _stage(folder, files)
     for folder in copies:
-        swap(folder)
+        _swap(folder)
     return chapters
 
 

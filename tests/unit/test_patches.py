@@ -93,14 +93,14 @@ def test_what_the_rule_6nd_leaves_out_is_attention(d, share):
 
 def test_factors_by_hand():
     x = torch.randn(2, 60, 52)
-    f = pt.patch_factors(x)
+    f = patches.patch_factors(x)
     assert f.shape == (2, 62)
     torch.testing.assert_close(f[0, 13 + 7], x[0, :, 7].std())
     torch.testing.assert_close(f[1, 39 + 2], x[1, 59, 2] - x[1, 0, 2])
     torch.testing.assert_close(f[0, 60], (x[0, :, 10] * x[0, :, 3]).mean())
     ramp = torch.zeros(60, 13)
     ramp[:, 3] = torch.tensor([1.0, -1.0] * 30)
-    assert pt.patch_factors(ramp)[56].item() == pytest.approx(-1)
+    assert patches.patch_factors(ramp)[56].item() == pytest.approx(-1)
 
 
 def test_half_batches_make_the_same_step():

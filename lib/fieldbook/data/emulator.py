@@ -183,7 +183,7 @@ def emulator(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                arrays = compress(grid(nodes, workers), components)
+                arrays = _compress(grid(nodes, workers), components)
                 atomic_write(path, lambda file: file.write(safetensors.numpy.save(arrays)))
     try:
         return Emulator(nodes, safetensors.numpy.load_file(path))
@@ -198,7 +198,7 @@ def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
     return np.concatenate(Parallel(n_jobs=workers)(delayed(_log_spectra)(piece) for piece in pieces))
 
 
-def compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
+def _compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
     """Principal components of a grid, as coefficients of cubic B-splines over pixels."""
     pca = PCA(min(components, len(log_flux) - 1), random_state=0).fit(log_flux)
     splines = {"mean": pca.mean_, "components": pca.components_}

@@ -1,6 +1,6 @@
 """Days of ticks, transformed and cut into patches of 60, on disk once and read by every run through memory mapping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -13,9 +13,12 @@ from torch import Tensor
 from fieldbook.checkpoints import atomic_write
 from fieldbook.data import ticks
 from fieldbook.data.transforms import columns, transform
-from fieldbook.models.patch_transformer import FACTORS, LONG_HORIZONS, PATCH, SHORT_HORIZONS, WINDOW, patch_factors
 from fieldbook.recipe import require
 
+PATCH = WINDOW = 60  # ticks of a patch, patches of a window
+SHORT_HORIZONS = (2, 4, 6, 8, 10, 15, 30)  # ticks, of level 1
+LONG_HORIZONS = (60, 120, 360, 600, 1200, 1800)  # ticks, of level 2
+FACTORS = 62  # of `patch_factors`
 HORIZONS = {1: SHORT_HORIZONS, 2: LONG_HORIZONS}  # ticks, by level
 
 
@@ -160,3 +163,24 @@ def _targets(day: ticks.Day, count: int, level: int, horizons: tuple[int, ...], 
     out = np.full((2, count, len(horizons)), np.nan, np.float32)
     out[:, valid] = ticks.targets(day, last[valid], horizons)
     return out
+
+
+def patch_factors(features: Tensor, channels: Sequence[int] = range(13)) -> Tensor:
+    """62 statistics of each patch that a practitioner would write down.
+
+    Mean, standard deviation, last value and change over the patch of the thirteen `norm` columns (52); of the four
+    returns among them, root mean square and first autocorrelation (8); how order imbalance and traded volume go with
+    the mid-price return (2).
+
+    Args:
+        features: (..., 60, features), the `norm` columns at `channels`, in the order of `transforms.CHANNELS`.
+    Returns:
+        (..., 62).
+    """
+    x = features[..., list(channels)]
+    returns, pair = x[..., 3:7], x[..., [10, 7]]
+    mean, last, change = x.mean(-2), x[..., -1, :], x[..., -1, :] - x[..., 0, :]
+    square = returns.square().mean(-2)
+    neighbours = (returns[..., 1:, :] * returns[..., :-1, :]).mean(-2) / square.clamp(min=1e-6)
+    together = (pair * returns[..., :1]).mean(-2)
+    return torch.cat([mean, x.std(-2), last, change, square.sqrt(), neighbours, together], -1)

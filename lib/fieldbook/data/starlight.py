@@ -234,7 +234,7 @@ def line_spread() -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np.ndarray:
+def _observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np.ndarray:
     """Flux in each pixel after LSF and rebinning, (PIXELS + 2 margin,), in units of its own."""
     kernel = line_spread()
     pad = (len(kernel) // OVERSAMPLING - 1) // 2 + 1
@@ -277,5 +277,5 @@ def synthesize(
         require(low <= value <= high, name, value, f"in [{low}, {high}]")
     require(abs(rv_kms) <= 1000, "rv_kms", rv_kms, "in [-1000, 1000]")
     air = atmosphere(T_eff, log_g, abundances(M_H, a_M, C_M))
-    flux = observed_flux(air, margin, 1 + rv_kms / SPEED_OF_LIGHT)
+    flux = _observed_flux(air, margin, 1 + rv_kms / SPEED_OF_LIGHT)
     return flux * (0.5 / np.median(flux[margin : margin + PIXELS]))

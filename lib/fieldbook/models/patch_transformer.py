@@ -3,18 +3,12 @@
 The source gives its parameter counts alone; this architecture reproduces all of them (`tests/unit/test_patches.py`).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from fieldbook.data.patches import FACTORS, LONG_HORIZONS, PATCH, SHORT_HORIZONS, WINDOW
 from fieldbook.models.attention import EncoderBlock
 from fieldbook.models.blocks import seeded
-
-PATCH = WINDOW = 60  # ticks of a patch, patches of a window
-SHORT_HORIZONS = (2, 4, 6, 8, 10, 15, 30)  # ticks, of level 1
-LONG_HORIZONS = (60, 120, 360, 600, 1200, 1800)  # ticks, of level 2
-FACTORS = 62  # of `patch_factors`
 
 
 class Stack(nn.Module):
@@ -184,24 +178,3 @@ def _stack_flops(d: int, n_layers: int, n_in: int, last_only: bool) -> tuple[int
     if last_only:
         weights, attention = weights + (2 * PATCH + 6) * d * d, attention + 2 * PATCH * d
     return 2 * weights, 2 * attention
-
-
-def patch_factors(features: Tensor, channels: Sequence[int] = range(13)) -> Tensor:
-    """62 statistics of each patch that a practitioner would write down.
-
-    Mean, standard deviation, last value and change over the patch of the thirteen `norm` columns (52); of the four
-    returns among them, root mean square and first autocorrelation (8); how order imbalance and traded volume go with
-    the mid-price return (2).
-
-    Args:
-        features: (..., 60, features), the `norm` columns at `channels`, in the order of `transforms.CHANNELS`.
-    Returns:
-        (..., 62).
-    """
-    x = features[..., list(channels)]
-    returns, pair = x[..., 3:7], x[..., [10, 7]]
-    mean, last, change = x.mean(-2), x[..., -1, :], x[..., -1, :] - x[..., 0, :]
-    square = returns.square().mean(-2)
-    neighbours = (returns[..., 1:, :] * returns[..., :-1, :]).mean(-2) / square.clamp(min=1e-6)
-    together = (pair * returns[..., :1]).mean(-2)
-    return torch.cat([mean, x.std(-2), last, change, square.sqrt(), neighbours, together], -1)

@@ -51,7 +51,7 @@ def orbits(model: Grokker) -> list[Tensor]:
     return [torch.cat(group) for group in groups.values()]
 
 
-def scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float]:
+def _scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float]:
     """Factor of each parameter, by name.
 
     Raises:
@@ -74,7 +74,7 @@ def rescale(model: Grokker, alpha: float = 1.0, beta: float = 1.0, *, eps_mode: 
     """
     if eps_mode not in ("coscaled", "fixed"):
         raise ValueError(f"eps_mode = {eps_mode!r}: expected coscaled or fixed")
-    factors, scaled = scale_factors(model, alpha, beta), copy.deepcopy(model)
+    factors, scaled = _scale_factors(model, alpha, beta), copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in scaled.named_parameters():
             parameter *= factors[name]
@@ -133,7 +133,7 @@ def require_exact(gap: float, gate: float = LOGIT_GATE) -> float:
 def grid_factors(model: Grokker, cells: Sequence[tuple[float, float]]) -> Tensor:
     """Factor of every parameter in every cell, (cell, D), for cells given as (alpha, beta)."""
     sizes = [w.numel() for w in model.parameters()]
-    per_tensor = torch.tensor([list(scale_factors(model, *cell).values()) for cell in cells], dtype=torch.float64)
+    per_tensor = torch.tensor([list(_scale_factors(model, *cell).values()) for cell in cells], dtype=torch.float64)
     return per_tensor.repeat_interleave(torch.tensor(sizes), 1)
 
 

@@ -1,0 +1,60 @@
+"""The library's own order: imports run one way, layers are kept, and nothing public is left without a use."""
+
+import ast
+import re
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {
+    ".".join(file.relative_to(ROOT / "lib").with_suffix("").parts): file
+    for file in sorted((ROOT / "lib").rglob("*.py"))
+    if file.name != "__init__.py"
+}
+USERS = [*ROOT.glob("book/*.py"), *ROOT.glob("book/*.md"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+LAYERS = {"models": {"data"}, "measures": {"data", "models"}, "samplers": {"data", "models", "measures"}}
+LAYERS |= {"fields": {"data", "models", "measures"}, "data": set()}
+EXPERIMENTS = re.compile(r"fieldbook\.(networks|grokking|landscape|spectroscopy|patch_\w+|drift\w+|evaluation)$")
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> set[str]:
+    """Everything that a module imports, by full name; a function of this library as its module."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in names}
+    return found
+
+
+def test_imports_form_no_circle() -> None:
+    list(TopologicalSorter({module: imports(module) & FILES.keys() for module in FILES}).static_order())
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_run_downwards(module: str) -> None:
+    wanted = imports(module)
+    assert module == "fieldbook.figures" or not [name for name in wanted if name.startswith("matplotlib")]
+    package = module.split(".")[1]
+    if package in LAYERS:
+        parts = {name.split(".")[1] for name in wanted & FILES.keys() if name.count(".") == 2}
+        assert parts <= LAYERS[package] | {package}
+        assert not [name for name in wanted if EXPERIMENTS.match(name)]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_everything_public_is_used(module: str) -> None:
+    public = [node.name for node in tree(module).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    others = [file.read_text(encoding="utf-8") for file in [*USERS, *FILES.values()] if file != FILES[module]]
+    text = "\n".join(others)
+    assert not [name for name in public if not re.search(rf"\b{name}\b", text)]  # else it is private, or superfluous
