@@ -33,12 +33,13 @@ def lab(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     flags = f"--no-browser --allow-root --port {port} --IdentityProvider.token={token} --expose-app-in-browser"
     private = {
         "PYTHONPATH": str(checkout / "lib"), "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
-        "JUPYTERLAB_SETTINGS_DIR": str(settings), "FIELDBOOK_RESULTS": str(checkout), "PYTHONWARNINGS": "ignore",
+        "JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
+        "FIELDBOOK_RESULTS": str(checkout), "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     with (settings / "log.txt").open("w") as log:
         command = ["make", "lab", f"LAB_FLAGS={flags}"]
         server = subprocess.Popen(command, cwd=checkout, env=os.environ | private, stdout=log, stderr=log)
-        address = f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        address = f"http://127.0.0.1:{port}/lab{{}}?reset&token={token}"
         try:
             wait_for(f"http://127.0.0.1:{port}/api?token={token}", settings / "log.txt")
             yield address
@@ -64,19 +65,13 @@ def page(browser) -> Iterator[Page]:
     context.close()
 
 
-def open_notebook(page: Page, address: str) -> None:
-    """Open it and wait until its kernel has started: an earlier `Run All` would ask which one to take."""
-    page.goto(address)
+def wait_for_kernel(page: Page) -> None:
+    """Until the notebook is open and its kernel has started: an earlier `Run All` would ask which one to take."""
     expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible(timeout=60_000)
     page.wait_for_function(
         "() => window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'",
         timeout=60_000,
     )
-
-
-def menu(page: Page, name: str, item: str) -> None:
-    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{name}$")).click()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
 
 
 def test_run_all_draws_figures_and_saving_keeps_the_pair(page: Page, lab: str, checkout: Path) -> None:
@@ -87,14 +82,16 @@ def test_run_all_draws_figures_and_saving_keeps_the_pair(page: Page, lab: str, c
     for cell in cells:  # of what is committed
         cell.outputs, cell.execution_count = [], None
     nbformat.write(empty, notebook)
-    open_notebook(page, lab.format(notebook.name))
-    menu(page, "Run", "Run All Cells")
+    page.goto(lab.format(f"/tree/{notebook.name}"))
+    wait_for_kernel(page)
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
     last = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=f"[{len(cells)}]:")
     expect(last).to_be_attached(timeout=SECONDS * 1000)
     figures = page.locator(".jp-OutputArea-output img")
     assert figures.count() >= 3
     assert all(figures.nth(i).evaluate("image => image.naturalWidth > 0") for i in range(figures.count()))
-    menu(page, "File", "Save Notebook")
+    page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0, timeout=20_000)
 
     saved = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
@@ -106,12 +103,16 @@ def test_run_all_draws_figures_and_saving_keeps_the_pair(page: Page, lab: str, c
 
 def test_the_script_opens_as_a_notebook_and_saves_the_other_file(page: Page, lab: str, checkout: Path) -> None:
     notebook, source = (checkout / "book" / f"{CHAPTER}.{suffix}" for suffix in ("ipynb", "py"))
-    open_notebook(page, lab.format(source.name) + "&factory=Notebook")
+    page.goto(lab.format(""))
+    page.locator(".jp-DirListing-item", has_text=re.compile(f"^{source.name}")).click(button="right")
+    for item in ("Open With", "Notebook"):
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
+    wait_for_kernel(page)
     cell = page.locator(".jp-Notebook .jp-MarkdownCell").first
     cell.dblclick()
     cell.locator(".cm-content").press("Control+End")
     page.keyboard.type("A remark.")
-    menu(page, "File", "Save Notebook")
+    page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0, timeout=20_000)
     assert "A remark." in source.read_text(encoding="utf-8")
     assert "A remark." in nbformat.read(notebook, 4).cells[0].source
