@@ -503,7 +503,7 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # circle. "Memorised" is the first evaluation with a train accuracy above 99 %.
 
 # %% tags=["hide-input"]
-claims, full = [], p >= 97
+full = p >= 97
 products = headline[headline.operation.isin(["mul", "div"])]
 memorised = headline[headline.train_acc > 0.99].groupby(["operation", "seed"], sort=False).first()
 
@@ -518,11 +518,6 @@ def span(values, digits=2):
     )
 
 
-def add_claim(text, source, ours, verdict, tested=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if tested else None))
-
-
 # %% [markdown]
 # The first four are about the circle: that it is found, that it is found late, in which order of tokens it can be seen,
 # and that it can be seen early.
@@ -530,7 +525,7 @@ def add_claim(text, source, ours, verdict, tested=True):
 # %% tags=["hide-input"]
 done, when = grown.grokked_step.notna(), span(grown.grokked_step, 0)
 ours = f"{done.sum()} of {len(grown)} networks, after {when} updates"
-add_claim(
+run.claim(
     "every operation passes 99 % test accuracy",
     "the log: converged weights for all four",
     ours,
@@ -542,7 +537,7 @@ add_claim(
 low, high = memorised.agop_circ, grown.final_agop_circ
 text = "the circulant score is below 0.5 when memorised and above 0.8 at the end"
 source = "Mallinar et al. 2024: grokked networks have block-circulant AGOPs"
-add_claim(
+run.claim(
     text, source, f"{span(low)}, then {span(high)}", low.max() < 0.5 and high.min() > 0.8, full
 )
 
@@ -550,7 +545,7 @@ add_claim(
 natural = products.agop_circ_natural.abs().max()
 text = "in natural order products show no circle (score below 0.05)"
 source = "Mallinar et al. 2024: circulant in the order of discrete logarithms"
-add_claim(text, source, f"at most {natural:.3f} in size", natural < 0.05, full and len(products))
+run.claim(text, source, f"at most {natural:.3f} in size", natural < 0.05, full and len(products))
 
 # %% tags=["hide-input"]
 found = [
@@ -562,7 +557,7 @@ text, source = (
     "Mallinar et al. 2024: features improve first",
 )
 ours = f"{', '.join(found)} (mean ± sd of {len(grown)} networks)"
-add_claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), full)
+run.claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), full)
 
 # %% [markdown]
 # The next four are about what could be mistaken for it: networks that do not grok, progress measures that rise without
@@ -575,7 +570,7 @@ text, ours = (
     "networks that do not grok show no circle (score at most 0.05)",
     [f"{k}: {v:.3f}" for k, v in peaks.items()],
 )
-add_claim(
+run.claim(
     text, "not given", "; ".join(ours), max(peaks.values(), default=1) <= 0.05, full and controls
 )
 
@@ -584,7 +579,7 @@ halfway = [one.agop_align.iloc[len(one) // 2] for _, one in headline.groupby(["o
 without = [one.agop_align.iloc[len(one) // 2] for one in frames.values()]
 text = "AGOP alignment with the last checkpoint tells grokking from memorising"
 ours = f"halfway: grokking runs {span(halfway)}, controls {span(without)}"
-add_claim(
+run.claim(
     text,
     "Mallinar et al. 2024: a progress measure",
     ours,
@@ -596,7 +591,7 @@ add_claim(
 easy = memorised[memorised.index.get_level_values("operation").isin(["add", "mul"])]
 text = "the test accuracy of sums and products is that of generalisation (strict within 0.05)"
 ours = f"when memorised: all pairs {span(easy.test_acc)}, strict {span(easy.test_acc_strict)}"
-add_claim(
+run.claim(
     text,
     "the log: test accuracy alone",
     ours,
@@ -611,7 +606,7 @@ early = (
 )
 text = "products and quotients learn the quadratic-residue class first"
 ours = f"{early.sum()} of {len(early)} networks (class above 0.9 while strict accuracy below 0.5)"
-add_claim(text, "not given", ours, early.all(), full and len(early))
+run.claim(text, "not given", ours, early.all(), full and len(early))
 
 # %% [markdown]
 # The last three are about the log's own measures.
@@ -635,7 +630,7 @@ text, source = (
 ours = (
     f"rank correlation after memorising: {score:.2f} with the score, {loss:.2f} with the train loss"
 )
-add_claim(text, source, ours, score > 0.5, full)
+run.claim(text, source, ours, score > 0.5, full)
 
 # %% tags=["hide-input"]
 ours = f"{span(headline.cycle_bias_hidden, 4)}, null {1 / d_model:.4f}"
@@ -643,12 +638,12 @@ text, source = (
     "the log's cycle bias (hidden basis) at least doubles its null",
     "the log: 0.0069 to 0.0084",
 )
-add_claim(text, source, ours, (headline.cycle_bias_hidden * d_model).max() >= 2)
+run.claim(text, source, ours, (headline.cycle_bias_hidden * d_model).max() >= 2)
 
 # %% tags=["hide-input"]
 share, score = calibration.loc["Gram matrix of random embeddings"]
 ours = f"Gram matrix of random embeddings: share {share:.2f}, calibrated score {score:.3f}"
-add_claim(
+run.claim(
     "an uncalibrated circulant share is small without structure (below 0.1)",
     "the log: no null",
     ours,
@@ -656,7 +651,7 @@ add_claim(
 )
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

@@ -1007,13 +1007,8 @@ sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 # Claims about representations are tested on the full range of stars with thousands of labels, from the profile *laptop* on. A difference between two groups of rows counts when it exceeds twice its standard error over seeds, and 0.01 in $R^2$.
 
 # %% tags=["hide-input"]
-claims, tested = [], grid == "full" and largest >= 2048
+tested = grid == "full" and largest >= 2048
 LOG_SAYS = "log: "
-
-
-def add_claim(text, source, ours, verdict, counts=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if counts else None))
 
 
 def scores_of(rows, **where):
@@ -1035,21 +1030,21 @@ def exceeds(a, b):
 # %% tags=["hide-input"]
 text = "the derivative of a blind prediction by its own pixel is exactly 0"
 ours = f"{own[MODES[0]]:.0e}; without the shift {own[MODES[1]]:.1e}"
-add_claim(text, "theory", ours, own[MODES[0]] == 0 and own[MODES[1]] > 0)
+run.claim(text, "theory", ours, own[MODES[0]] == 0 and own[MODES[1]] > 0)
 text = "BatchNorm leaks in training, less in larger batches"
 series = [own[mode] for mode in MODES[2:]]
 ours = ", ".join(f"{own[mode]:.1e} at {mode[2]}" for mode in MODES[2:])
-add_claim(text, "theory", ours, series[0] > series[1] > series[2] > 0)
+run.claim(text, "theory", ours, series[0] > series[1] > series[2] > 0)
 
 # %% tags=["hide-input"]
 text = "the source's encoder has about 500,000 parameters (within 5 %), its head about 100,000"
 n_head = sum(w.numel() for w in head("mlp_1", torch.ones(9, 384), y[:9]).parameters())
 ours, n_encoder = f"{counts['encoders']:,} and {n_head:,}", counts["encoders"]
 agrees = abs(n_encoder / 5e5 - 1) < 0.05 and abs(n_head / 1e5 - 1) < 0.05
-add_claim(text, f"{LOG_SAYS}~500K and ~100K", ours, agrees)
+run.claim(text, f"{LOG_SAYS}~500K and ~100K", ours, agrees)
 kept = checked[checked.run == "frozen"].identical.all()
 text = "a frozen encoder is bit for bit the same after its head was trained"
-add_claim(text, "", f"{(checked.run == 'frozen').sum()} runs", kept)
+run.claim(text, "", f"{(checked.run == 'frozen').sum()} runs", kept)
 
 # %% [markdown]
 # Then the denoiser, judged by the network that does not see the error.
@@ -1063,11 +1058,11 @@ for rival in ("window", "components"):
     )
     better = gain[WITHOUT] - gain[rival] > 2 * np.hypot(gain_se[WITHOUT], gain_se[rival])
     text = f"the network without sigma raises S/N more than {RIVALS[rival]}"
-    add_claim(text, "", ours, better, tested)
+    run.claim(text, "", ours, better, tested)
 fits = calibrated[calibrated.target == "noisy"]
 text = "its predicted variance is right around noisy pixels (reduced chi-square within 5 %)"
 ours = ", ".join(f"{row.encoder} {row.chi2:.3f}" for row in fits.itertuples())
-add_claim(text, "theory: 1", ours, (fits.chi2 - 1).abs().max() < 0.05, tested)
+run.claim(text, "theory: 1", ours, (fits.chi2 - 1).abs().max() < 0.05, tested)
 
 # %% [markdown]
 # Then the features of the encoder with sigma, as in the log: which layer, which pooling, which head. Each claim changes one thing and keeps the others.
@@ -1079,27 +1074,27 @@ layers = [
 ]
 text = "ridge reads more off what enters the last layer than off what leaves it"
 ours = " vs ".join(f"{part.mean():.3f}" for part in layers)
-add_claim(text, f"{LOG_SAYS}0.552 vs 0.475", ours, exceeds(*layers), tested)
+run.claim(text, f"{LOG_SAYS}0.552 vs 0.475", ours, exceeds(*layers), tested)
 one, both = (scores_of(ways, layer=WHERE, direction=way) for way in ("forward", "concat"))
 text = "both directions tell a ridge more than one"
-add_claim(text, "not asked", f"{both.mean():.3f} vs {one.mean():.3f}", exceeds(both, one), tested)
+run.claim(text, "not asked", f"{both.mean():.3f} vs {one.mean():.3f}", exceeds(both, one), tested)
 
 # %% tags=["hide-input"]
 finer = [scores_of(grid_rows, layer=WHERE, pooling=name, head="ridge") for name in poolings]
 text = "finer pooling keeps more: " + " < ".join(poolings)
 ours = ", ".join(f"{part.mean():.3f}" for part in finer)
 rises = all(exceeds(b, a) for a, b in pairwise(finer))
-add_claim(text, f"{LOG_SAYS}0.311, 0.406, 0.552", ours, rises, tested)
+run.claim(text, f"{LOG_SAYS}0.311, 0.406, 0.552", ours, rises, tested)
 
 # %% tags=["hide-input"]
 by_head = {name: scores_of(grid_rows, layer=WHERE, pooling=pooling, head=name) for name in heads}
 text = "on the same features the small network does worse than ridge"
 ours = ", ".join(f"{name} {part.mean():.3f}" for name, part in by_head.items())
 worse = exceeds(by_head["ridge"], by_head["mlp_1"])
-add_claim(text, f"{LOG_SAYS}0.470 (validation, four epochs) vs 0.552", ours, worse, tested)
+run.claim(text, f"{LOG_SAYS}0.470 (validation, four epochs) vs 0.552", ours, worse, tested)
 text = "on the same features LightGBM does worse than ridge"
 worse = exceeds(by_head["ridge"], by_head["trees"])
-add_claim(text, f"{LOG_SAYS}0.283 vs 0.552, on other features", ours, worse, tested)
+run.claim(text, f"{LOG_SAYS}0.283 vs 0.552, on other features", ours, worse, tested)
 
 # %% [markdown]
 # Fine-tuning, the log's first open item, and its control.
@@ -1109,10 +1104,10 @@ tuned_rows = scores_of(full, encoder="with sigma", frozen=False)
 scratch = scores_of(full, encoder="untrained", frozen=False)
 ours = f"{tuned_rows.mean():.3f} vs {by_head['mlp_1'].mean():.3f}"
 text = "fine-tuning improves on the frozen encoder with the same head"
-add_claim(text, f"{LOG_SAYS}open", ours, exceeds(tuned_rows, by_head["mlp_1"]), tested)
+run.claim(text, f"{LOG_SAYS}open", ours, exceeds(tuned_rows, by_head["mlp_1"]), tested)
 text = "and on fine-tuning the untrained encoder"
 ours = f"{tuned_rows.mean():.3f} vs {scratch.mean():.3f}"
-add_claim(text, "not asked", ours, exceeds(tuned_rows, scratch), tested)
+run.claim(text, "not asked", ours, exceeds(tuned_rows, scratch), tested)
 
 # %% [markdown]
 # Then the question of this chapter, for the encoder that does not see the error: is it the training that makes the features, and do they beat the flux?
@@ -1123,7 +1118,7 @@ ours = ", ".join(
     f"{'raw flux' if name == 'none' else name} {part.mean():.3f}" for name, part in linear.items()
 )
 text = "training the encoder helps: latents without sigma tell a ridge more than untrained ones"
-add_claim(
+run.claim(
     text,
     "not asked",
     ours,
@@ -1132,10 +1127,10 @@ add_claim(
 )
 text = "and more than raw flux does, at equal numbers of labels"
 beats = exceeds(linear["without sigma"], linear["none"])
-add_claim(text, f"{LOG_SAYS}0.552 vs 0.475, but with sigma", ours, beats, tested)
+run.claim(text, f"{LOG_SAYS}0.552 vs 0.475, but with sigma", ours, beats, tested)
 text = "no model that sees the flux alone passes the ceiling"
 blind_to_error = best[["without sigma", "no encoder, flux"]].max()
-add_claim(
+run.claim(
     text,
     "theory",
     f"{blind_to_error:.3f} vs {ceiling:.3f}",
@@ -1150,17 +1145,17 @@ add_claim(
 text = "the error alone tells gravity better than any probe of flux or latents"
 others = best.drop("no encoder, error").max()
 alone = best["no encoder, error"]
-add_claim(text, "not noticed", f"{alone:.3f} vs {others:.3f}", alone > others + 0.01, tested)
+run.claim(text, "not noticed", f"{alone:.3f} vs {others:.3f}", alone > others + 0.01, tested)
 text = "an encoder that is shown the error tells a ridge more than one that is not"
 ours = f"{linear['with sigma'].mean():.3f} vs {linear['without sigma'].mean():.3f}"
 more = exceeds(linear["with sigma"], linear["without sigma"])
-add_claim(text, "not noticed", ours, more, tested)
+run.claim(text, "not noticed", ours, more, tested)
 text = "and still tells gravity when it sees no flux (R² above 0.1)"
 ours = f"{best['sigma alone']:.3f}, with flux {best['with sigma']:.3f}"
-add_claim(text, "not noticed", ours, best["sigma alone"] > 0.1, tested)
+run.claim(text, "not noticed", ours, best["sigma alone"] > 0.1, tested)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

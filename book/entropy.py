@@ -532,13 +532,8 @@ figures.save(figure, "entropy", profile, "offline")
 # Claims about networks are tested where training memorises before it generalises and where the sampler had some time, from the profile *laptop* on.
 
 # %% tags=["hide-input"]
-claims, tested = [], len(operations) > 1 and steps >= 100
+tested = len(operations) > 1 and steps >= 100
 PAPER, LOG = "Zhang et al. 2025: ", "offline: checkpoints in place of a sampler"
-
-
-def add_claim(text, source, ours, verdict, counts=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if counts else None))
 
 
 # %% tags=["hide-input"]
@@ -555,15 +550,15 @@ slopes = judged.drop("two wells").filter(like="slope")
 off = slopes.div(slopes["slope, exact"], axis=0).sub(1).abs().max() * 100
 ours = f"histogram within {off.iloc[0]:.1f} %, force within {off.iloc[1]:.1f} %"
 text = "the slope of S is found within 5 % on harmonic potentials"
-add_claim(text, "exact: d/2", ours, off.max() < 5)
+run.claim(text, "exact: d/2", ours, off.max() < 5)
 
 # %% tags=["hide-input"]
 worst = judged.loc["two wells", "largest error, nat"]
 ours = f"largest error {worst:.2f} nat over {np.ptp(mean_truth.loc['two wells'].exact):.1f} nat"
-add_claim("two wells are found within 0.5 nat", "exact: quadrature", ours, worst < 0.5)
+run.claim("two wells are found within 0.5 nat", "exact: quadrature", ours, worst < 0.5)
 text = "without the bias potential part of the range is never visited"
 ours = f"{empty} of {TRUTH_GRID.count} bins"
-add_claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
+run.claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
 
 # %% [markdown]
 # Then its result on networks. The two estimates share the walkers and nothing else: one counts visits, the other measures forces.
@@ -571,17 +566,17 @@ add_claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
 # %% tags=["hide-input"]
 gap = (fall.histogram / fall.force - 1).abs()
 text, ours = "histogram and mean force agree within 25 % on networks", f"differences {each(gap)}"
-add_claim(text, "not given", ours, gap.max() < 0.25, tested)
+run.claim(text, "not given", ours, gap.max() < 0.25, tested)
 
 # %% tags=["hide-input"]
 spread = fall.se / fall.histogram.abs()
 ours = f"largest standard error over the fall: {each(spread)}"
-add_claim("S is known within 10 % over the seeds", "not given", ours, spread.max() < 0.1, tested)
+run.claim("S is known within 10 % over the seeds", "not given", ours, spread.max() < 0.1, tested)
 
 # %% tags=["hide-input"]
 flat = runs.set_index("op").flatness
 text = "the histogram of losses is flat (smallest over mean count above 0.5)"
-add_claim(text, f"{PAPER}converged", each(flat), flat.min() > 0.5, tested)
+run.claim(text, f"{PAPER}converged", each(flat), flat.min() > 0.5, tested)
 
 # %% [markdown]
 # *No entropy barrier*, in two forms. At fixed loss: the accuracy of released memorised networks grows, without a time of waiting. And in the loss
@@ -594,7 +589,7 @@ grown = thirds.groupby(["op", "third"], sort=False).test_acc_strict.mean().unsta
 gain = grown[2] - grown[0]
 ours = f"last third minus first: {each(gain)}; sampled states have {each(equilibrium)}"
 text = "memorised networks generalise at fixed loss (strict accuracy gains 0.05)"
-add_claim(text, f"{PAPER}no entropy barrier", ours, (gain > 0.05).all(), tested)
+run.claim(text, f"{PAPER}no entropy barrier", ours, (gain > 0.05).all(), tested)
 
 
 # %% tags=["hide-input"]
@@ -610,7 +605,7 @@ def steepest(op):
 bends = {op: steepest(op) for op in operations}
 text = "S(E) is concave over the range: no two phases coexist (exponent below 1)"
 ours = f"largest exponent {each(bends)}"
-add_claim(text, f"{PAPER}no first-order transition", ours, max(bends.values()) < 1, tested)
+run.claim(text, f"{PAPER}no first-order transition", ours, max(bends.values()) < 1, tested)
 
 # %% [markdown]
 # *High-entropy states generalise better*: at equal loss, the sampled states are compared with the training path at the moment when its loss first comes
@@ -631,7 +626,7 @@ for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.
     means = {op: a.loc[first:last].mean() for op, a in ahead.items()}
     text = f"at equal loss ({name}) high-entropy states beat the training path (by 0.05)"
     ours = f"strict accuracy, sampled minus path: {each(means)}"
-    add_claim(text, f"{PAPER}high-entropy advantage", ours, min(means.values()) > 0.05, tested)
+    run.claim(text, f"{PAPER}high-entropy advantage", ours, min(means.values()) > 0.05, tested)
 
 # %% [markdown]
 # Last, the offline way.
@@ -640,7 +635,7 @@ for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.
 differences = {op: (even - other).abs() for op, (even, other) in offline.items()}
 changes = {op: float(d[d.isfinite()].max()) for op, d in differences.items()}
 text = "an offline histogram is a property of the landscape (two recordings agree within 0.5)"
-add_claim(text, LOG, f"largest change {each(changes)}", max(changes.values()) < 0.5)
+run.claim(text, LOG, f"largest change {each(changes)}", max(changes.values()) < 0.5)
 
 
 # %% tags=["hide-input"]
@@ -654,10 +649,10 @@ def rank_correlation(op):
 # %% tags=["hide-input"]
 trends = {op: rank_correlation(op) for op in operations}
 text = "an offline histogram follows the sampled entropy (rank correlation above 0.5)"
-add_claim(text, LOG, each(trends), min(trends.values()) > 0.5, tested)
+run.claim(text, LOG, each(trends), min(trends.values()) > 0.5, tested)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

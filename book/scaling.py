@@ -790,14 +790,9 @@ means.round(4)
 # *Flat* is never said because a difference is not significant: the 95 % interval of the ratio must lie within the margin.
 
 # %% tags=["hide-input"]
-claims, law_tested = [], len(sizes) >= 4 and seeds >= 2 and fitted.D.min() > 1000
+law_tested = len(sizes) >= 4 and seeds >= 2 and fitted.D.min() > 1000
 ways_tested = seeds >= 2 and test_days >= 8
 LOG = "log: "
-
-
-def add_claim(text, source, ours, verdict, counts=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if counts else None))
 
 
 # %% [markdown]
@@ -806,27 +801,27 @@ def add_claim(text, source, ours, verdict, counts=True):
 # %% tags=["hide-input"]
 ours = f"{sum(counted[d] == SOURCE[d] for d in SOURCE)} of {len(SOURCE)}"
 text = "all parameter counts are reproduced (MS1-MS4, two smaller)"
-add_claim(text, LOG + "87K, 322K, 2.3M, 17.4M", ours, counted == SOURCE)
+run.claim(text, LOG + "87K, 322K, 2.3M, 17.4M", ours, counted == SOURCE)
 ours = f"{others['end2end']:,}; {others['factor']:,}; {others['fs1']:,}"
 text = "end to end, factor and FS1 have the counts of the source"
-add_claim(text, LOG + "304,902 (not 307K); FS1 2.3M (not 3M)", ours, others == SOURCE_OTHER)
+run.claim(text, LOG + "304,902 (not 307K); FS1 2.3M (not 3M)", ours, others == SOURCE_OTHER)
 same = on_disk == generated
 ours = f"{len(configs)} valid, {identical} identical"
-add_claim("16 configurations are valid and regenerate byte for byte", LOG + "16", ours, same)
+run.claim("16 configurations are valid and regenerate byte for byte", LOG + "16", ours, same)
 clean = features.shape == (2000, 52) and not np.isnan(features).any()
 ours = f"{features.shape}, {np.isnan(features).mean():.0%} NaN"
-add_claim("13 channels become 52 without a NaN", LOG + "(2000, 52), 0 % NaN", ours, clean)
+run.claim("13 channels become 52 without a NaN", LOG + "(2000, 52), 0 % NaN", ours, clean)
 
 # %% tags=["hide-input"]
 gap = means.diff(axis=1).iloc[:, -1].abs()
 ours = f"squared error differs by {gap.mse / means.loc['mse'].mean():.2%}, IC by {gap.ic:.4f}"
 text = "bf16 gives the validation scores of fp32 (error within 1 %, IC within 0.01)"
 good = gap.mse < 0.01 * means.loc["mse"].mean() and gap.ic < 0.01
-add_claim(text, LOG + "bf16 by default", ours, good)
+run.claim(text, LOG + "bf16 by default", ours, good)
 exact_shares = [round(extra[d], 3) for d in (64, 512)]
 text = "attention adds 18.6 % to 6 N D for MS1 and 2.9 % for MS4"
 ours = ", ".join(f"{share_:.1%}" for share_ in exact_shares)
-add_claim(text, "arithmetic", ours, exact_shares == [0.186, 0.029])
+run.claim(text, "arithmetic", ours, exact_shares == [0.186, 0.029])
 
 # %% [markdown]
 # Then the law. *Wanting more data* means that doubling the patches lowers the loss by more than doubling the parameters, at the
@@ -835,11 +830,11 @@ add_claim(text, "arithmetic", ours, exact_shares == [0.186, 0.029])
 # %% tags=["hide-input"]
 off = max(abs(recovered.a - truth.a), abs(recovered.b - truth.b))
 text = "the fitter recovers a simulated law (exponents within 0.02)"
-add_claim(text, "exact: 0.348, 0.366", f"{recovered.a:.3f}, {recovered.b:.3f}", off < 0.02)
+run.claim(text, "exact: 0.348, 0.366", f"{recovered.a:.3f}, {recovered.b:.3f}", off < 0.02)
 best = fitted.query("D == D.max()").groupby("d_model").excess_risk.mean()
 ours = ", ".join(f"d = {d} {value:.4f}" for d, value in best.items())
 falls = best.iloc[0] > best.iloc[-1]
-add_claim(
+run.claim(
     "with the most data the widest model beats the narrowest", "not given", ours, falls, law_tested
 )
 
@@ -847,7 +842,7 @@ add_claim(
 rise = local.iloc[:, -1] / local.iloc[:, :-1].min(axis=1)
 ours = ", ".join(f"d = {d} {value:.2f}" for d, value in local.iloc[:, -1].items())
 text = "loss falls as a power of data (last local exponent at most 1.5 times an earlier one)"
-add_claim(text, "the law", f"last: {ours}", rise.max() <= 1.5, law_tested)
+run.claim(text, "the law", f"last: {ours}", rise.max() <= 1.5, law_tested)
 
 # %% tags=["hide-input"]
 gains = np.array(
@@ -858,7 +853,7 @@ gains = np.array(
 )  # fmt: skip
 ours = f"doubling N: {spread(100 * gains[:, 0])} %, doubling D: {spread(100 * gains[:, 1])} %"
 more = np.quantile(gains[:, 1] - gains[:, 0], 0.025) > 0
-add_claim(
+run.claim(
     "the largest fitted model wants more data, not parameters", "not given", ours, more, law_tested
 )
 
@@ -874,27 +869,27 @@ def days_of(d):
 ratio, low, high = patch_runs.ratio_interval(days_of(sizes[-1]), days_of(sizes[-2]), seed=0)
 text = f"flat in N from the second widest to the widest model (ratio within {margin:.0%})"
 flat = 1 - margin < low and high < 1 + margin
-add_claim(text, "not given", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", flat, law_tested)
+run.claim(text, "not given", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", flat, law_tested)
 inside = int(verdicts.inside.sum())
 ours = f"{inside} of {len(verdicts)} inside; off by {verdicts['law misses by'].abs().mean():.1%}"
 text = "the law predicts the model held out (every run in its 95 % interval)"
-add_claim(text, "not given", ours, inside == len(verdicts), law_tested)
+run.claim(text, "not given", ours, inside == len(verdicts), law_tested)
 simple = verdicts["no change misses by"].abs().mean()
 law_error = verdicts["law misses by"].abs().mean()
 text = "it predicts better than `as good as the widest fitted model`"
 ours = f"mean deviation {law_error:.1%} against {simple:.1%}"
-add_claim(text, "not given", ours, law_error < simple, law_tested)
+run.claim(text, "not given", ours, law_error < simple, law_tested)
 
 # %% tags=["hide-input"]
 inner = optima[~optima.edge]
 text = "some compute budget has its best width inside the range tried"
 ours = f"{len(inner)} of {len(optima)} optima are not at an edge"
-add_claim(text, "not given", ours, len(inner) > 0, law_tested)
+run.claim(text, "not given", ours, len(inner) > 0, law_tested)
 wide = grids["test"].iloc[-1, 0] / grids["test"].iloc[0, 0]
 long_ = grids["test"].iloc[0, -1] / grids["test"].iloc[0, 0]
 text = "adding instruments helps those that were there (excess risk below 0.95 of it)"
 ours = f"all instruments: {wide:.2f} of it; all days instead: {long_:.2f}"
-add_claim(text, "not given", ours, wide < 0.95, law_tested)
+run.claim(text, "not given", ours, wide < 0.95, law_tested)
 
 
 # %% [markdown]
@@ -914,21 +909,21 @@ for rival in ("end2end", "factor", "linear_baseline", "ridge", "lightgbm"):
         ratio, low, high = duel("level2_finetune", rival)
         text = f"pretrain + finetune beats {LABELS[rival]}"
         ours = f"excess risk {ratio:.2f} [{low:.2f}, {high:.2f}] of it"
-        add_claim(text, "not given", ours, high < 1, ways_tested)
+        run.claim(text, "not given", ours, high < 1, ways_tested)
 
 # %% tags=["hide-input"]
 longest = {LABELS.get(name, name): one.iloc[-1] for name, one in share.items()}
 good = [name for name, one in longest.items() if one.high < 1]
 ours = f"better than zero: {', '.join(good) or 'none'}"
 text = "some way forecasts 1800 ticks better than zero"
-add_claim(text, "not given", ours, len(good) > 0, ways_tested)
+run.claim(text, "not given", ours, len(good) > 0, ways_tested)
 trained = scored().drop_duplicates("run_id")
 text, failed = "every run finished, without a skipped update", int((trained.status != "ok").sum())
 ours = f"{len(trained)} runs, {failed} failed, {int(trained.n_skipped.sum())} updates skipped"
-add_claim(text, "not given", ours, failed == 0 and trained.n_skipped.sum() == 0)
+run.claim(text, "not given", ours, failed == 0 and trained.n_skipped.sum() == 0)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

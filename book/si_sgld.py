@@ -719,12 +719,7 @@ figures.save(figure, "si_sgld", profile, "ground_truth")
 # finite or out of the basin, and that the coefficient of variation over all of them is below 5 %.
 
 # %% tags=["hide-input"]
-claims, tested = [], grid % 2 == 1
-
-
-def add_claim(text, source, ours, verdict, tested=tested):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if tested else None))
+tested = grid % 2 == 1
 
 
 def span(values, form=".2g"):
@@ -735,13 +730,13 @@ def span(values, form=".2g"):
 # %% tags=["hide-input"]
 gap, source = rows.max_dlogit.max(), "the log: logits unchanged"
 text = "the rescaling is exact in every cell (logits within 1e-4) with co-scaled epsilon and ReLU"
-add_claim(text, source, f"at most {gap:.1e}", gap <= symmetry.LOGIT_GATE)
+run.claim(text, source, f"at most {gap:.1e}", gap <= symmetry.LOGIT_GATE, tested)
 
 # %% tags=["hide-input"]
 small = broken[(broken.factor == broken.factor.min()) & (broken.case != "GELU")]
 ours = f"train loss {span(small.loss_star)} becomes {span(small.loss)} at alpha = 0.1"
 unmoved = (small.loss < 1.01 * small.loss_star).all()
-add_claim(
+run.claim(
     "the rescaling is exact with a fixed epsilon (loss within 1 %)", source, ours, unmoved, True
 )
 
@@ -749,7 +744,7 @@ add_claim(
 worst = broken.loc[broken[broken.case == "GELU"].max_dlogit.idxmax()]
 text = "the rescaling is exact with GELU (logits within 1e-4)"
 ours = f"logits change by up to {worst.max_dlogit:.2g}, train loss {worst.loss_star:.2g} becomes {worst.loss:.2g}"
-add_claim(text, source, ours, worst.max_dlogit <= symmetry.LOGIT_GATE, True)
+run.claim(text, source, ours, worst.max_dlogit <= symmetry.LOGIT_GATE, True)
 
 
 # %% tags=["hide-input"]
@@ -778,7 +773,7 @@ EXPECTED = {
 for sampler, (text, source) in EXPECTED.items():
     if sampler in all_samplers:
         verdict, ours = invariant(sampler)
-        add_claim(text, source, ours, verdict)
+        run.claim(text, source, ours, verdict, tested)
 
 # %% [markdown]
 # The slope of the estimate against the size of the rescaling, on a logarithmic scale, over the cells that are healthy
@@ -802,7 +797,7 @@ if {"sgld", "psgld"} <= set(samplers):
     ratios = [log_spread(operation) for operation in operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
     halved = min(ratios) > 0.35 and max(ratios) < 0.65
-    add_claim(text, "exponents 1 and 2", span(ratios), halved)
+    run.claim(text, "exponents 1 and 2", span(ratios), halved, tested)
 
 # %% [markdown]
 # Equal traces, and uniform maps of the log's number.
@@ -813,7 +808,7 @@ def add_trace_claim(text, source, names):
     """Are the traces of these samplers equal in all cells?"""
     names = [name for name in names if name in apart]
     ours = ", ".join(f"{LABELS[name]} {apart[name]:.1g}" for name in names)
-    add_claim(text, source, ours, max(apart[name] for name in names) < 1e-6)
+    run.claim(text, source, ours, max(apart[name] for name in names) < 1e-6, tested)
 
 
 # %% tags=["hide-input"]
@@ -829,12 +824,12 @@ text = "a uniform map of the log's twenty-step mean (variation below 0.1) shows 
 ours = (
     f"the divided rule, not invariant: variation {flat.cv:.2f} at a loss of {flat['mean']:.1f} nat"
 )
-add_claim(text, "the log: colours uniform", ours, flat.cv >= 0.1, True)
+run.claim(text, "the log: colours uniform", ours, flat.cv >= 0.1, True)
 
 # %% tags=["hide-input"]
 nearest = min(symmetry.log_grid(30, reference=False), key=lambda factor: abs(np.log(factor)))
 text, ours = "a 30 x 30 grid contains the unscaled network", f"nearest factor {nearest:.3f}"
-add_claim(text, "the log: 30 x 30", ours, nearest == 1, True)
+run.claim(text, "the log: 30 x 30", ours, nearest == 1, True)
 
 # %% [markdown]
 # Last, the known coefficients.
@@ -844,16 +839,16 @@ proper = truth[truth.sampler.isin(ground_truth.PROPER)]
 worst = (proper.estimate / proper.truth - 1).abs().max()
 ours = f"{proper.within.sum()} of {len(proper)} estimates, at most {worst:.1%} off"
 text = "samplers that sample the density they state find the known coefficients"
-add_claim(text, "Watanabe 2009; Aoyagi 2005, 2024", ours, proper.within.all(), True)
+run.claim(text, "Watanabe 2009; Aoyagi 2005, 2024", ours, proper.within.all(), True)
 
 # %% tags=["hide-input"]
 one = truth[truth.sampler == "psgld"]
 ours = f"{one.within.sum()} of {len(one)}, off by {span(one.estimate / one.truth - 1, '.0%')}"
 text = "pSGLD without its divergence term finds the known coefficients"
-add_claim(text, "Li et al. 2016: negligible", ours, one.within.all(), True)
+run.claim(text, "Li et al. 2016: negligible", ours, one.within.all(), True)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

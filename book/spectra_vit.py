@@ -761,30 +761,24 @@ leak.round(3)
 # Claims about models are tested on the full range of stars with thousands of them, from the profile *laptop* on. The first are about the yardstick.
 
 # %% tags=["hide-input"]
-claims, tested = [], grid == "full" and largest >= 4096
+tested = grid == "full" and largest >= 4096
 LOG = "log: "
-
-
-# %% tags=["hide-input"]
-def add_claim(text, source, ours, verdict, counts=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, bool(verdict) if counts else None))
 
 
 # %% tags=["hide-input"]
 text = "maximum likelihood reaches the bound for bright stars (variance / bound in 0.8..1.3)"
 ours = f"{ratio_mean:.2f} ± {ratio_se:.2f}, {len(check)} stars"
-add_claim(text, "theory: 1", ours, 0.8 <= ratio_mean <= 1.3, len(check) >= 200)
+run.claim(text, "theory: 1", ours, 0.8 <= ratio_mean <= 1.3, len(check) >= 200)
 fair = found[(found.noise_level == level) & (found.run != "error alone")]
 best_of = fair.groupby("model").test_r2.max()
 ours = ", ".join(f"{name} {value:.3f}" for name, value in best_of.items()) + f"; ceiling {top:.3f}"
-add_claim("no model passes the ceiling", "theory", ours, best_of.max() < top, tested)
+run.claim("no model passes the ceiling", "theory", ours, best_of.max() < top, tested)
 
 # %% tags=["hide-input"]
 networks = found[found.model == "ViT"]
 gap = (networks.test_r2 - networks.test_r2_norm).abs().max()
 text = "R² is the same for normalised and for original labels (within 1e-6)"
-add_claim(text, f"{LOG}0.7132 and 0.7132", f"largest difference {gap:.0e}", gap < 1e-6)
+run.claim(text, f"{LOG}0.7132 and 0.7132", f"largest difference {gap:.0e}", gap < 1e-6)
 first = (
     networks[networks.n_train == largest].groupby("run")[["test_mae_norm", "test_mae_dex"]].mean()
 )
@@ -792,12 +786,12 @@ ours = ", ".join(
     f"{name} {row.iloc[0]:.3f} and {row.iloc[1]:.3f} dex" for name, row in first.iterrows()
 )
 unequal = (first.test_mae_norm / first.test_mae_dex - 1).abs().min() > 0.01
-add_claim("the mean absolute error is not", f"{LOG}0.377 and 0.440 dex", ours, unequal)
+run.claim("the mean absolute error is not", f"{LOG}0.377 and 0.440 dex", ours, unequal)
 
 # %% tags=["hide-input"]
 text = "the log's network has about 4.9 million parameters (within 1 %)"
 ours = f"{n_source:,} as described"
-add_claim(text, f"{LOG}~4.9M", ours, abs(n_source / 4.9e6 - 1) < 0.01)
+run.claim(text, f"{LOG}~4.9M", ours, abs(n_source / 4.9e6 - 1) < 0.01)
 
 # %% [markdown]
 # Then the transformer against its rivals, and against more data. A difference counts when it exceeds the standard error over seeds twice, where there are several.
@@ -812,25 +806,25 @@ ours_vit = sizes_of["mean"].iloc[-1]
 ours = f"{ours_vit:.3f} vs {rivals['LightGBM']:.3f} and {rivals['Ridge']:.3f} at {largest:,}"
 text = "the transformer beats LightGBM and Ridge at the largest size"
 source = f"{LOG}0.711 vs 0.614 and 0.50 at 1,000,000"
-add_claim(text, source, ours, ours_vit > rivals[["LightGBM", "Ridge"]].max(), tested)
+run.claim(text, source, ours, ours_vit > rivals[["LightGBM", "Ridge"]].max(), tested)
 
 # %% tags=["hide-input"]
 rise = sizes_of["mean"].iloc[-1] - sizes_of["mean"].iloc[0]
 spread = 2 * math.hypot(sizes_of["sem"].iloc[-1], sizes_of["sem"].iloc[0])
 ours = ", ".join(f"{value:.3f} at {n:,}" for n, value in sizes_of["mean"].items())
 text = "more spectra make a better transformer, at the same number of updates"
-add_claim(text, f"{LOG}0.434 at 50,000, 0.711 at 1,000,000", ours, rise > spread, tested)
+run.claim(text, f"{LOG}0.434 at 50,000, 0.711 at 1,000,000", ours, rise > spread, tested)
 small = found[(found.n_train == n_train[0]) & (found.model != "ViT")]
 small = small.set_index(small.model + " on " + small.run).test_r2
 first_size = sizes_of["mean"].iloc[0]
 ours = f"{first_size:.3f} vs " + ", ".join(f"{name} {value:.3f}" for name, value in small.items())
 text = "at the smallest size LightGBM and Ridge are ahead of the transformer"
 source = f"{LOG}0.488 and 0.442 vs 0.434 at 50,000"
-add_claim(text, source, ours, small.min() > first_size, tested)
+run.claim(text, source, ours, small.min() > first_size, tested)
 
 # %% tags=["hide-input"]
 text = "at a million spectra R² exceeds 0.7"
-add_claim(text, f"{LOG}0.713", f"largest size {largest:,}", ours_vit > 0.7, largest >= 1_000_000)
+run.claim(text, f"{LOG}0.713", f"largest size {largest:,}", ours_vit > 0.7, largest >= 1_000_000)
 
 # %% tags=["hide-input"]
 runs_at = (
@@ -839,7 +833,7 @@ runs_at = (
 means = runs_at["mean"]
 text = "run 2 (L1, sliding window, labels in [0, 1]) is no worse than run 1 (within 0.02)"
 ours = f"{means['run 2']:.3f} vs {means['run 1']:.3f}"
-add_claim(text, f"{LOG}open", ours, means["run 2"] > means["run 1"] - 0.02, tested)
+run.claim(text, f"{LOG}open", ours, means["run 2"] > means["run 1"] - 0.02, tested)
 
 # %% [markdown]
 # Then single choices, and the leak.
@@ -848,41 +842,41 @@ add_claim(text, f"{LOG}open", ours, means["run 2"] > means["run 1"] - 0.02, test
 score = by_variant.mean()
 shift = score["sliding window"] - score[HEAD]
 text = "convolution and sliding window do alike when started alike (within 0.02)"
-add_claim(text, f"{LOG}either works", f"difference {shift:+.3f}", abs(shift) < 0.02, tested)
+run.claim(text, f"{LOG}either works", f"difference {shift:+.3f}", abs(shift) < 0.02, tested)
 starts = [score["raw flux, log's start"], score["raw flux, log's start, window"]]
 text = "from the log's start, the window does worse than the convolution (by 0.02)"
 ours = f"{starts[1]:.3f} vs {starts[0]:.3f} (our start, raw flux: {score['raw flux']:.3f})"
 learns = tested and max(starts) > 0.05  # otherwise neither has begun to learn
-add_claim(text, f"{LOG}trouble with the window", ours, starts[0] - starts[1] > 0.02, learns)
+run.claim(text, f"{LOG}trouble with the window", ours, starts[0] - starts[1] > 0.02, learns)
 
 # %% tags=["hide-input"]
 text = "learned positions are of use: without them R² falls (by 0.02)"
 learned, none = score["learned positions"], score["no positions"]
 ours = f"{none:.3f} vs {learned:.3f} after {ablation_steps} updates"
-add_claim(text, f"{LOG}very important", ours, learned - none > 0.02, tested)
+run.claim(text, f"{LOG}very important", ours, learned - none > 0.02, tested)
 unit = score["log's start"]
 text = "on standardised flux, learned positions of unit variance beat small ones (by 0.02)"
 ours = f"{unit:.3f} vs {learned:.3f} after {ablation_steps} updates"
-add_claim(text, f"{LOG}unit variance, by default", ours, unit - learned > 0.02, tested)
+run.claim(text, f"{LOG}unit variance, by default", ours, unit - learned > 0.02, tested)
 text = "rotary positions beat learned ones (by 0.02)"
 ours = f"{means['run 3']:.3f} vs {means['run 1']:.3f} after {steps} updates"
 better = means["run 3"] - means["run 1"] > 0.02
-add_claim(text, f"{LOG}not compared", ours, better, tested)
+run.claim(text, f"{LOG}not compared", ours, better, tested)
 pooled = {name: score[f"{name} pooling"] - score[HEAD] for name in ("mean", "attention")}
 ours = ", ".join(f"{name} {value:+.3f}" for name, value in pooled.items())
 text = "mean or attention pooling improves on the CLS token (by 0.02)"
-add_claim(text, f"{LOG}possible improvement", ours, max(pooled.values()) > 0.02, tested)
+run.claim(text, f"{LOG}possible improvement", ours, max(pooled.values()) > 0.02, tested)
 
 # %% tags=["hide-input"]
 text = "the network is sensitive where gravity is written (rank correlation above 0.5)"
 ours = ", ".join(f"{name} {ranks[name]:.2f}" for name in ("saliency", "rollout"))
-add_claim(text, f"{LOG}learned positions find it", ours, ranks["saliency"] > 0.5, tested)
+run.claim(text, f"{LOG}learned positions find it", ours, ranks["saliency"] > 0.5, tested)
 text = "the error alone tells the best baseline more of gravity than the noisy flux"
 ours = ", ".join(f"{m} {row.iloc[1]:.3f} vs {row.iloc[0]:.3f}" for m, row in leak.iterrows())
-add_claim(text, "not noticed", ours, leak["error alone"].max() > leak["noisy flux"].max(), tested)
+run.claim(text, "not noticed", ours, leak["error alone"].max() > leak["noisy flux"].max(), tested)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

@@ -62,7 +62,7 @@ class Run:
     ):
         self.chapter, self.profile = chapter, parameters["profile"]
         self.folder, self.inputs = paths.data(chapter, self.profile), paths.inputs(chapter, self.profile)
-        self._started = time.monotonic()
+        self._started, self._claims = time.monotonic(), {}
         chosen = {k: value for k, value in parameters.items() if k not in EXECUTION and not k.startswith("draw_")}
         identity = {"chapter": chapter, "parameters": chosen, "sources": source_hash(uses)}
         if reads and not paths.frozen():
@@ -110,9 +110,17 @@ class Run:
                 self._write({"status": "partial", "wall_s": manifest["wall_s"]})
             yield
 
-    def claims(self, claims: Sequence[Row]) -> pd.DataFrame:
-        """Write `claims.csv` from `claim(...)` rows and return it as a frame."""
-        frame = pd.DataFrame(claims, columns=["claim", "source", "ours", "verdict"])
+    def claim(self, text: str, source: str, ours: str, verdict: bool | None, tested: bool = True) -> None:
+        """Note a claim with the truth value that code came to; one that this run cannot test keeps its numbers alone.
+
+        A claim of the same text takes the place of an earlier one, so that a cell may be run again.
+        """
+        known = VERDICTS[bool(verdict) if tested and verdict is not None else None]
+        self._claims[text] = {"claim": text, "source": source, "ours": ours, "verdict": known}
+
+    def claims(self) -> pd.DataFrame:
+        """Write all claims to `claims.csv` and return them as a frame."""
+        frame = pd.DataFrame(self._claims.values(), columns=["claim", "source", "ours", "verdict"])
         with self._lock():
             if not paths.frozen():
                 self._own_manifest()
@@ -201,13 +209,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _difference(old: Row, new: Row) -> str:
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
-
-
-def claim(text: str, source: str, ours: str, verdict: bool | None) -> dict[str, str]:
-    """One row of the claims table; `verdict` is a computed truth value, or None for what this run cannot test."""
-    if verdict is not None:
-        verdict = bool(verdict)
-    return {"claim": text, "source": source, "ours": ours, "verdict": VERDICTS[verdict]}
 
 
 def ledger(profile: str) -> pd.DataFrame:

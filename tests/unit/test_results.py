@@ -189,7 +189,8 @@ def test_manifest_vouches_for_its_rows(root):
 def test_new_rows_reopen_a_complete_run(root):
     first = run()
     tables.sweep(first.table("t", ["x"]), JOBS[:3], square)
-    first.claims([results.claim("a", "b", "c", True)])
+    first.claim("a", "b", "c", True)
+    first.claims()
     first.finish()
     run().table("t", ["x"]).append(square({"x": 3}))  # killed before finish
     assert run().manifest()["status"] == "partial"
@@ -244,15 +245,15 @@ def test_unwritable_results_are_named(tmp_path, monkeypatch):
 
 
 def test_claims_and_ledger(root):
-    claims = [
-        results.claim("it groks", "yes", "yes", True),
-        results.claim("it leads", "n/a", "no", False),
-        results.claim("at 1e5 steps", "yes", "", None),
-    ]
-    frame = run().claims(claims)
-    assert frame.verdict.tolist() == ["holds", "fails", "not tested here"]
+    one = run()
+    one.claim("it groks", "yes", "no", False)
+    one.claim("it leads", "n/a", "no", np.bool_(False))
+    one.claim("at 1e5 steps", "yes", "", None)
+    one.claim("with three seeds", "yes", "one", True, tested=False)
+    one.claim("it groks", "yes", "yes", True)  # as in a cell that is run again
+    assert one.claims().verdict.tolist() == ["holds", "fails", "not tested here", "not tested here"]
     ledger = results.ledger("test")
-    assert ledger.chapter.tolist() == ["agop"] * 3 and list(ledger) == ["chapter", "claim", "source", "ours", "verdict"]
+    assert ledger.chapter.tolist() == ["agop"] * 4 and list(ledger) == ["chapter", "claim", "source", "ours", "verdict"]
     assert results.ledger("paper").empty
 
 
@@ -457,7 +458,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_rows(tmp_path):
 def test_a_run_whose_folder_was_taken_writes_nothing(root):
     first, second = run(), run(p=11)
     second.table("t", ["x"]).append({"x": 11})
-    writes = [lambda: first.table("t", ["x"]).append({"x": 7}), lambda: first.claims([]), first.finish]
+    writes = [lambda: first.table("t", ["x"]).append({"x": 7}), first.claims, first.finish]
     for write in writes:
         with pytest.raises(RuntimeError, match="taken by another run or emptied since"):
             write()
@@ -511,5 +512,7 @@ def test_without_git_a_run_still_finishes(root, monkeypatch):
 
 
 def test_claims_keep_words_that_pandas_reads_as_missing(root):
-    run().claims([results.claim("it groks", "n/a", "None", True)])
+    one = run()
+    one.claim("it groks", "n/a", "None", True)
+    one.claims()
     assert results.ledger("test")[["source", "ours"]].to_numpy().tolist() == [["n/a", "None"]]
