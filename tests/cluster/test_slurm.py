@@ -89,8 +89,9 @@ def test_killed_and_requeued_jobs_end_with_the_same_rows(built: Path) -> None:
             assert snakemake.wait(timeout=600) == 0
         finally:
             snakemake.terminate()
-    ends = [(job["JobState"], job["Restarts"]) for job in jobs()[known:]]
-    assert ends == [("FAILED", "0"), ("COMPLETED", "1")]
+    first, second = jobs()[known:]
+    assert first["JobState"] in ("CANCELLED", "FAILED") and first["Restarts"] == "0"
+    assert second["JobState"] == "COMPLETED" and second["Restarts"] == "1"
     assert rows(built / "build/quick") == undisturbed
 
 
