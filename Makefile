@@ -3,13 +3,13 @@ PROFILE ?= laptop
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
-SNAKEMAKE := snakemake --cores all --rerun-incomplete --keep-going --quiet rules host
+SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-going --quiet rules host
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help book html publish notebooks lab test bench unlock clean
+.PHONY: help book html publish notebooks lab test test-cluster bench unlock clean
 help:            ## show this list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+: *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
 	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
@@ -29,7 +29,13 @@ lab: $(STAMP)    ## open JupyterLab on the book
 	@jupyter lab $(LAB_FLAGS) book
 
 test: $(STAMP)   ## run every test: library, notebooks, book in a browser
-	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env tests $(wildcard book/*.ipynb)
+	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(wildcard book/*.ipynb)
+
+test-cluster: $(STAMP) ## run the book on a SLURM of one node that the test starts here; as root, with apt
+	@command -v slurmctld > /dev/null && command -v munged > /dev/null || \
+		{ apt-get update -q && apt-get install -qy --no-install-recommends slurm-wlm munge; }
+	@pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[cluster]"
+	@pytest -v tests/cluster
 
 bench: $(STAMP)  ## run the benchmarks against peers, into benchmarks/RESULTS.md
 	@python benchmarks

@@ -2,7 +2,7 @@
 #
 #   snakemake --cores all laptop                     compute a profile and render it
 #   snakemake --cores all html_published             render the published results (data/, figures/), computing nothing
-#   snakemake --profile slurm --jobs 20 paper        the same on a cluster; resources are given per rule
+#   snakemake --profile profiles/slurm paper         the same on a cluster, each job with one GPU
 #
 # Rows, manifests, figures and checkpoints are not declared as outputs: Snakemake deletes the outputs of a failed job,
 # and a chapter that was killed resumes from them.
@@ -26,6 +26,8 @@ RENDERED = config.get("published", "laptop")  # the profile that html_published 
 OPERATIONS = ["add", "sub", "mul", "div"]
 
 GPU = {"paper": 1}  # everything else runs on the CPU
+SHARDS = {"spectra_vit": 8, "encoder_probe": 2, "agop": 11, "si_sgld": 18, "entropy": 4}  # GPUs that a chapter keeps busy
+MOST = int(config.get("shards", 1))  # jobs that may share a chapter, one GPU each
 MINUTES = {"quick": 10, "small": 10, "laptop": 60, "paper": 1440}
 
 # Snakemake itself would take an earlier page for up to date.
@@ -52,9 +54,22 @@ def trained(wildcards):
     return [f"{folder}/{operation}.safetensors" for operation in OPERATIONS] if "networks" in parameters else []
 
 
+def shards(wildcards):
+    """Jobs that compute a chapter together, with a GPU each, before it is drawn; none unless `shards` allows several."""
+    n = min(MOST, SHARDS.get(wildcards.chapter, 1)) if wildcards.build in GPU else 1
+    return [f"build/{wildcards.build}/shards/{wildcards.chapter}/{i}-{n}.ipynb" for i in range(n)] if n > 1 else []
+
+
+def gpus(wildcards):
+    """One for a job that computes under `paper`, none for one that only draws what shards have computed."""
+    only_draws = "shard" not in wildcards.keys() and shards(wildcards)
+    return 0 if only_draws else GPU.get(wildcards.build, 0)
+
+
 wildcard_constraints:
     build="|".join([*PROFILES, "small", "published"]),
     networks=r"\w+",
+    shard=r"\d+-\d+",
     chapter="|".join(CHAPTERS),
     text="|".join(TEXTS),
 
@@ -89,26 +104,45 @@ rule chapter:
     input:
         rows,
         trained,
+        shards,
         LIBRARY,
         notebook="book/{chapter}.ipynb",
         parameters=lambda wildcards: f"parameters/{wildcards.chapter}/{profile(wildcards)}.yaml",
     output: "build/{build}/book/{chapter}.ipynb"
     log: "build/{build}/log/{chapter}.ipynb"
     benchmark: "build/{build}/benchmark/{chapter}.tsv"
-    params: frozen=lambda wildcards: int(wildcards.build == "published")
-    threads: 8  # at most; one worker process each
+    params:
+        frozen=lambda wildcards: int(wildcards.build == "published"),
+        shard="",
+    threads: 8  # at most; one worker process each, but on a GPU, where the parameters say how many
     resources:
         mem_mb=lambda wildcards, threads: 2000 + 1000 * threads,
         runtime=lambda wildcards: MINUTES[profile(wildcards)],
-        gpu=lambda wildcards: 0 if wildcards.build == "published" else GPU.get(wildcards.build, 0),
+        gpu=gpus,
     shell:
         """
         python -m fieldbook.parameters check {input.notebook} {input.parameters}
         export FIELDBOOK_RESULTS="$PWD/build/{wildcards.build}" FIELDBOOK_FROZEN={params.frozen}
         export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-        papermill {input.notebook} {log} -f {input.parameters} -p workers {threads} --no-progress-bar
+        [ {resources.gpu} = 0 ] && workers="-p workers {threads}" || workers=""
+        papermill {input.notebook} {log} -f {input.parameters} $workers {params.shard} --no-progress-bar
         cp {log} {output}
         """
+
+
+# A shard runs the same notebook beside the others: all of them fill the same tables, and each ends with all rows.
+use rule chapter as shard with:
+    input:
+        trained,
+        LIBRARY,
+        notebook="book/{chapter}.ipynb",
+        parameters="parameters/{chapter}/{build}.yaml",
+    output: "build/{build}/shards/{chapter}/{shard}.ipynb"
+    log: "build/{build}/log/{chapter}-{shard}.ipynb"
+    benchmark: "build/{build}/benchmark/{chapter}-{shard}.tsv"
+    params:
+        frozen=0,
+        shard=lambda wildcards: f"-y 'shard: [{wildcards.shard.replace('-', ', ')}]'",
 
 
 # What agop has trained under one profile is what other chapters start from, under any.

@@ -64,7 +64,7 @@ sketch: int = 2  # random outputs per example in the AGOP, in [1, 1024]
 controls: bool = True  # also train the two negative controls
 draw_log_steps: bool = False  # draw updates on a logarithmic axis
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: train every n-th network from the i-th only; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import os

@@ -71,7 +71,7 @@ tune_batch: int = 16  # spectra per update of fine-tuning, in [1, inf)
 tune_lr: float = 1e-3  # of the head in fine-tuning, in (0, 1]
 tune_encoder: float = 0.3  # factor for the encoder in fine-tuning, in (0, 1]
 workers: int = 1  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: run every n-th job from the i-th; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import warnings

@@ -57,7 +57,7 @@ friction: float = 2.0  # rate at which momenta are refreshed, 1 / time, in (0, i
 record_every: int = 20  # updates between records of the training run, in [1, inf)
 truth_steps: int = 2000  # Wang-Landau moves per walker on known potentials, in [100, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: sample every n-th operation from the i-th; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import math

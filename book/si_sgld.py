@@ -76,7 +76,7 @@ truth_steps: int = 600  # steps of the chains with known coefficients, in [10, i
 truth_chains: int = 200  # how many of these chains, in [2, inf)
 seed: int = 0  # of noise and minibatches, in [0, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: sample every n-th stack from the i-th only; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import time
@@ -364,7 +364,7 @@ run = results.Run(
 
 
 # %%
-fill = partial(run.sweep, workers=workers)
+fill = partial(run.sweep, workers=workers, shard=shard)
 polished = fill("networks", [{"operation": o} for o in operations], polish)
 minima = {} if paths.frozen() else {operation: minimum(operation) for operation in operations}
 exact = [
@@ -485,7 +485,7 @@ figures.save(figure, "si_sgld", profile, "localization")
 # %%
 last = -(-len(cells) // stack)
 jobs = [{"operation": o, "sampler": s, "stack": k} for o, s in pairs for k in range(last)]
-timing = fill("timing", jobs, sample, shard=shard)
+timing = fill("timing", jobs, sample)
 for pair in pairs:
     cells_table(*pair).sort([{"alpha": a, "beta": b} for a, b in cells])
 maps = {pair: cells_table(*pair).frame() for pair in pairs}

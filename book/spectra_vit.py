@@ -71,7 +71,7 @@ ablation_steps: int = 6  # updates of the ablation, in [1, inf)
 ablation_seeds: int = 1  # in [1, 100]
 trees: int = 5  # of LightGBM, in [1, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: run every n-th job from the i-th; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import math

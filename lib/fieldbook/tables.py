@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
 
 Row = Mapping[str, Any]
+PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks elsewhere
 
 
 class Table:
@@ -168,42 +169,48 @@ def sweep(
 ) -> pd.DataFrame:
     """Fill a table with one row per job, computing only those missing, and return it in the order of the jobs.
 
-    Each row is in the file as soon as it is computed. A job that another process is at is waited for, not repeated.
+    Each row is in the file as soon as it is computed. Any number of processes, on all machines that share the folder,
+    may fill one table: a job that one of them is at is left to it, and taken over if that process dies.
 
     Args:
         table: keyed by columns that every job has.
         compute: job -> row (with the job's keys), run in `workers` processes of one thread each.
-        shard: (i, n): take every n-th job from the i-th; other jobs are left to other calls on the same table.
+        shard: (i, n): begin with every n-th job from the i-th, then help with the rest, so that n calls share a table.
     Raises:
         ValueError: a row does not have its job's keys.
-        RuntimeError: jobs of other shards have not finished yet; what is missing is named.
         Exception: whatever `compute` raised, with a note that names the job; the rows finished so far are kept.
     """
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard = {list(shard)}: expected [i, n] with 0 <= i < n")
-    todo = table.missing(list(jobs)[index::count])
+    jobs = list(jobs)
+    todo = table.missing(job for k in range(count) for job in jobs[(index + k) % count :: count])
     if todo and paths.frozen():
         raise PermissionError(
             f"{table.path}: results are frozen, and {len(todo)} rows are missing: {dict(todo[0])}, .."
         )
     parallel = Parallel(n_jobs=min(workers, len(todo)) or 1, return_as="generator_unordered")
     with tqdm(total=len(todo), desc=description, mininterval=1, disable=not todo) as bar:
-        for _ in parallel(delayed(_do)(job, compute, table) for job in todo):
-            bar.update()
-    if missing := table.missing(jobs):
-        raise RuntimeError(f"{table.path}: {len(missing)} of {len(jobs)} rows are left to other shards")
+        patience = 0.0  # at first none, so that no job waits while others are free
+        while todo:
+            for finished in parallel(delayed(_do)(job, compute, table, patience) for job in todo):
+                bar.update(finished)
+            todo, patience = table.missing(todo), PATIENCE
     table.sort(jobs)
     return table.frame()
 
 
-def _do(job: Row, compute: Callable[[Row], Row], table: Table) -> None:
-    """Append one job's row, unless another process has done so by the time that this one may begin."""
+def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) -> bool:
+    """Append one job's row, unless it is there; False if another process is at it for all of `patience` seconds."""
     torch.set_num_threads(1)
     digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
-    lock = table.path.with_name(f".{table.path.name}.{digest}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    path = table.path.with_name(f".{table.path.name}.{digest}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(path, timeout=patience, poll_interval=PATIENCE / 2).acquire()
+    except Timeout:
+        return False
+    with lock:
         try:
             if not table.has(job):
                 row = compute(job)
@@ -213,4 +220,5 @@ def _do(job: Row, compute: Callable[[Row], Row], table: Table) -> None:
         except Exception as error:
             error.add_note(f"in the job {dict(job)} of {table.path}")
             raise
-        lock.unlink(missing_ok=True)  # whoever waits for it will find the row
+        path.unlink(missing_ok=True)  # whoever waits for it will find the row
+    return True

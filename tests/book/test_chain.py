@@ -84,6 +84,23 @@ def test_a_chapter_waits_for_the_networks_that_it_starts_from(
     assert re.search(rf"input:.*build/{profile}/data/inputs/networks/{networks}/add\.safetensors", plan)
 
 
+@pytest.mark.parametrize(
+    ("config", "page", "shards", "gpus"),
+    [
+        ("shards=3", "paper/book/agop", 3, 3),
+        ("shards=8", "paper/book/encoder_probe", 2, 2),
+        ("shards=1", "paper/book/agop", 0, 1),
+        ("shards=8", "quick/book/agop", 0, 0),
+    ],
+)
+def test_a_chapter_fans_out_as_far_as_it_may_and_can(
+    pristine: Path, config: str, page: str, shards: int, gpus: int
+) -> None:
+    plan = succeed(f"snakemake -n --config {config} -- build/{page}.ipynb", pristine)
+    assert len(re.findall(r"^rule shard:", plan, re.M)) == shards
+    assert len(re.findall(r"^    resources:.* gpu=1\b", plan, re.M)) == gpus
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50])
 def test_the_commands_of_the_page_work(built: Path, block: str) -> None:
     succeed(block, built)

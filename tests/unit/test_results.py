@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from fieldbook import results, tables
+from fieldbook import figures, results, tables
 from fieldbook.checkpoints import atomic_write
 from fieldbook.measures import agop, circulant
 
@@ -135,13 +136,15 @@ def test_bytes_do_not_depend_on_workers_or_order(root):
     assert one.path.read_bytes() == two.path.read_bytes()
 
 
-def test_shards_fill_one_table(root):
-    table = run().table("t", ["x"])
-    with pytest.raises(RuntimeError, match="8 of 12 rows are left to other shards"):
-        tables.sweep(table, JOBS, square, shard=(0, 3))
-    with pytest.raises(RuntimeError, match="4 of 12"):
-        tables.sweep(table, JOBS, square, shard=(1, 3))
-    assert len(tables.sweep(table, JOBS, square, shard=(2, 3))) == 12
+def test_a_shard_begins_with_its_own_jobs_and_leaves_none(tmp_path):
+    table, seen = tables.Table(tmp_path / "t.csv", ["x"]), []
+
+    def compute(job):
+        seen.append(job["x"])
+        return square(job)
+
+    assert tables.sweep(table, JOBS, compute, shard=(1, 3)).x.tolist() == list(range(12))
+    assert seen == [1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9]
     with pytest.raises(ValueError, match=r"shard = \[3, 3\]"):
         tables.sweep(table, JOBS, square, shard=(3, 3))
 
@@ -420,24 +423,86 @@ def test_a_row_of_another_job_is_refused(tmp_path):
     assert table.frame().empty and tables.sweep(table, [], None).empty
 
 
-def _slow_sweep(path, log):
+FORK = multiprocessing.get_context("fork")
+
+
+def _fill(folder, shard, stuck):
+    """One shard of a sweep that notes who begins which job; it hangs in one, if it is the one to."""
+
     def compute(job):
-        with open(log, "a") as file:
-            file.write(f"{job['x']}\n")
+        with open(folder / "log", "a") as file:
+            file.write(f"{shard[0]} {job['x']}\n")
+        while stuck == (shard[0], job["x"]):
+            time.sleep(0.01)
         time.sleep(0.02)
         return square(job)
 
-    tables.sweep(tables.Table(path, ["x"]), JOBS, compute)
+    frame = tables.sweep(tables.Table(folder / "t.csv", ["x"]), JOBS, compute, shard=shard)
+    assert frame.x.tolist() == list(range(12))
 
 
-def test_two_sweeps_of_one_table_compute_each_job_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    arguments = (tmp_path / "t.csv", tmp_path / "log")
-    processes = [context.Process(target=_slow_sweep, args=arguments) for _ in range(2)]
-    [p.start() for p in processes], [p.join() for p in processes]
-    assert [p.exitcode for p in processes] == [0, 0]
-    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
+def _begun(folder):
+    """(shard, job) in the order of the beginnings."""
+    file = folder / "log"
+    return [tuple(map(int, line.split())) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _shards(folder, n, stuck=None):
+    return [FORK.Process(target=_fill, args=(folder, (i, n), stuck)) for i in range(n)]
+
+
+def test_shards_compute_each_job_once_and_all_end_with_all_rows(tmp_path):
+    shards = _shards(tmp_path, 3)
+    [shard.start() for shard in shards], [shard.join() for shard in shards]
+    assert [shard.exitcode for shard in shards] == [0, 0, 0]
+    assert sorted(x for _, x in _begun(tmp_path)) == list(range(12))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".t.csv.lock", "log", "t.csv"]
+
+
+def test_other_shards_do_the_jobs_of_a_killed_one(tmp_path):
+    shards = _shards(tmp_path, 3, stuck=(0, 3))
+    for shard, begun in zip(shards, (2, 3, 12), strict=True):
+        shard.start()
+        while len(_begun(tmp_path)) < begun:
+            time.sleep(0.01)
+    time.sleep(0.2)
+    assert [shard.is_alive() for shard in shards] == [True] * 3, "the others wait for the job in progress"
+    assert len(_begun(tmp_path)) == 12
+    shards[0].kill()
+    [shard.join() for shard in shards]
+    assert [shard.exitcode for shard in shards] == [-signal.SIGKILL, 0, 0]
+    begun = _begun(tmp_path)
+    assert (0, 3) in begun and begun[12:] in ([(1, 3)], [(2, 3)])
+    table = tables.Table(tmp_path / "straight.csv", ["x"])
+    tables.sweep(table, JOBS, square)
+    assert (tmp_path / "t.csv").read_bytes() == table.path.read_bytes()
+
+
+def _whole_run(shard):
+    each = run(shard=shard)
+    each.sweep("t", JOBS, square, shard=shard)
+    each.sweep("u", JOBS[::-1], square, shard=shard)
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot(each.table("u", ["x"]).frame().square)
+    figures.save(figure, "agop", "test", "squares")
+    each.claims([results.claim("a", "b", "c", True)])
+    each.finish(shard=shard)
+
+
+def _contents(root):
+    return {p.name: p.read_bytes() for p in root.rglob("*.*") if p.suffix in (".csv", ".png", ".pdf")}
+
+
+def test_shards_that_end_together_leave_whole_files(root, tmp_path_factory, monkeypatch):
+    shards = [FORK.Process(target=_whole_run, args=((i, 4),)) for i in range(4)]
+    [shard.start() for shard in shards], [shard.join() for shard in shards]
+    assert [shard.exitcode for shard in shards] == [0] * 4
+    together, manifest = _contents(root), run().manifest()
+    assert manifest["status"] == "complete" and run().finish() == manifest, "collecting changes nothing"
+    assert not list(root.rglob("*.tmp")) and not list(root.rglob("*.stale"))
+    monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path_factory.mktemp("alone")))
+    _whole_run((0, 1))
+    assert together == _contents(run().folder.parents[2])
 
 
 def test_a_full_disk_is_named_and_keeps_the_old_rows(tmp_path):

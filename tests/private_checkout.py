@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FILES = ("Makefile", "Snakefile", "_toc.yml", "pyproject.toml", "constraints.txt")
-FOLDERS = {"book": (), "lib": (), "parameters": (), "data": ("inputs", "quick"), "figures": ("quick",)}  # but for these
+FOLDERS = {name: () for name in ("book", "lib", "parameters", "profiles")}  # folder -> what is left out
+FOLDERS |= {"data": ("inputs", "quick"), "figures": ("quick",)}
 
 
 def copy_checkout(target: Path) -> Path:
@@ -29,25 +30,30 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
-def run(command: str, checkout: Path, **environment: str) -> subprocess.CompletedProcess:
-    """A bash command in a copied checkout, which imports the copied library and has its own results."""
+def environment_of(checkout: Path) -> dict[str, str]:
+    """This process's environment, but for a copied checkout, which imports its own library and has its own results."""
     private = ("FIELDBOOK_", "PYTEST", "MAKE", "MFLAGS", "PROFILE")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     inherited["PYTHONPATH"] = str(checkout / "lib")
     inherited["PATH"] = f"{checkout / '.venv/bin'}:{os.environ['PATH']}"
+    return inherited
+
+
+def run(command: str, checkout: Path, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess:
+    """A bash command in a copied checkout."""
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=checkout,
-        env=inherited | environment,
+        env=environment_of(checkout) | environment,
         text=True,
         capture_output=True,
-        timeout=900,
+        timeout=timeout,
     )
 
 
-def succeed(command: str, checkout: Path, **environment: str) -> str:
+def succeed(command: str, checkout: Path, timeout: float = 900, **environment: str) -> str:
     """`run`, and the end of its output when it fails."""
-    done = run(command, checkout, **environment)
+    done = run(command, checkout, timeout, **environment)
     if done.returncode:
         pytest.fail(f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}", pytrace=False)
     return done.stdout + done.stderr
