@@ -26,8 +26,9 @@ RENDERED = config.get("published", "laptop")  # the profile that html_published 
 OPERATIONS = ["add", "sub", "mul", "div"]
 
 GPU = {"paper": 1}  # everything else runs on the CPU
-SHARDS = {"spectra_vit": 8, "encoder_probe": 2, "agop": 11, "si_sgld": 18, "entropy": 4}  # GPUs that a chapter keeps busy
-MOST = int(config.get("shards", 1))  # jobs that may share a chapter, one GPU each
+# GPUs that a chapter keeps busy under `paper`; it gets at most as many as `--config shards=N` allows, one for each job.
+SHARDS = {"spectra_vit": 8, "encoder_probe": 2, "agop": 11, "si_sgld": 18, "entropy": 4, "scaling": 16, "drifting": 16}
+MOST = int(config.get("shards", 1))
 MINUTES = {"quick": 10, "small": 10, "laptop": 60, "paper": 1440}
 
 # Snakemake itself would take an earlier page for up to date.
