@@ -102,24 +102,27 @@ def field(
     require(kernel in ("laplace", "gauss"), "kernel", kernel, "laplace or gauss")
     several = not isinstance(tau, float | int)
     with torch.autocast(x.device.type, enabled=False):  # a softmax of distances needs all 24 bits
-        x, pos, neg = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, pos, neg))
+        x, pos, neg = (at_least_single(part) for part in (x, pos, neg))
         d = distances(x, pos, neg, weight, mask_self=mask_self)
         energy = d.matrix if kernel == "laplace" else d.matrix.square() / 2
         log_weight = torch.zeros_like(energy[..., :1, :])
         if weight is not None:
             log_weight[..., 0, pos.shape[-2] :] = weight.clamp_min(1e-30).log()
-        v = x.new_empty((len(tau) if several else 1, *x.shape))
-        for place, one in enumerate(tau if several else [tau]):
-            unit = one * (d.mean if relative else torch.ones_like(d.mean))
-            beta = 1 / (unit if kernel == "laplace" else unit.square())
+        taus = torch.tensor(tau if several else [tau], dtype=x.dtype, device=x.device).view(-1, *[1] * x.ndim)
+        units = taus * d.mean if relative else taus
+        betas = 1 / (units if kernel == "laplace" else units.square())
+        v = x.new_empty((len(betas), *x.shape))
+        together = max(BLOCK // energy.numel(), 1)  # temperatures at a time
+        for beta, out in zip(betas.split(together), v.split(together), strict=True):
             columns = _log_columns(energy, beta) if axes == "both" else None
             for rows in _blocks(energy):
                 a = _affinities(energy[..., rows, :] * -beta + log_weight, pos.shape[-2], axes, columns)
                 a_pos, a_neg = a.clamp_min_(floor).split((pos.shape[-2], neg.shape[-2]), -1)
                 attract, repel = pull * a_neg.sum(-1, keepdim=True), push * a_pos.sum(-1, keepdim=True)
-                out = v[place][..., rows, :].copy_(attract * (a_pos @ pos) - repel * (a_neg @ neg))
+                drift = attract * (a_pos @ pos) - repel * (a_neg @ neg)
                 if pull != push:
-                    out -= (1 / push - 1 / pull) * attract * repel * x[..., rows, :]
+                    drift -= (1 / push - 1 / pull) * attract * repel * x[..., rows, :]
+                out[..., rows, :] = drift
     v = v if several else v[0]
     return (v, {"feature_dist_mean": d.mean, "feature_dist_var": d.variance}) if return_stats else v
 
@@ -145,6 +148,11 @@ def _blocks(energy: Tensor) -> list[slice]:
     """Runs of rows with about `BLOCK` entries each."""
     step = max(BLOCK // energy[..., :1, :].numel(), 1)
     return [slice(start, start + step) for start in range(0, energy.shape[-2], step)]
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """The same numbers in single precision, unless they have more."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rms(v: Tensor, axes: int = -1) -> Tensor:

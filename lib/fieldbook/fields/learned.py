@@ -40,7 +40,7 @@ class SetField(nn.Module):
             self.back = nn.Linear(inner, dim, bias=False) if projection else None
             self.of_x, self.of_y = nn.Linear(inner, hidden), nn.Linear(inner, hidden, bias=False)
             self.of_distance = nn.Linear(1, hidden, bias=False)
-            self.score = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+            self.score = nn.Sequential(nn.GELU(), nn.Linear(hidden, 1, bias=False))
             if projection:
                 nn.init.orthogonal_(self.project.weight)
                 self.back.weight.data.copy_(self.project.weight.mT)  # g starts as a rotation, or the nearest to one

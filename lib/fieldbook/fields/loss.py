@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldbook.fields import kernel
+from fieldbook.fields.kernel import at_least_single
 from fieldbook.fields.learned import FieldBank, Objective, field_loss
 from fieldbook.recipe import require
 
@@ -61,15 +62,16 @@ def drifting_loss(
         axes, pull, push: of the kernel field.
     Returns:
         0-d loss, and 0-d detached metrics, means over scales: `loss` (of the generator), `field_loss`, `drift_norm`
-        (root mean square of V before normalisation, in units of the mean distance), `feature_dist_mean`,
+        (root mean square of |V| before normalisation, in units of the mean distance), `feature_dist_mean`,
         `feature_dist_var`.
     """
     terms, rows = [], []
     for scale, one in enumerate(sets):
-        x, pos, fresh, neg = one.x.detach().float(), one.pos.float(), one.fresh, one.x.detach().float()
+        phi, pos = at_least_single(one.x), at_least_single(one.pos)
+        x = neg = phi.detach()
         weight = None
         if one.unconditional is not None:
-            neg, extra = torch.cat((neg, one.unconditional.float()), -2), one.weight[:, None]
+            neg, extra = torch.cat((neg, at_least_single(one.unconditional)), -2), one.weight[:, None]
             weight = torch.cat((torch.ones_like(x[..., 0]), extra.expand(-1, one.unconditional.shape[-2])), -1)
         if bank is None:
             options = {"axes": axes, "pull": pull, "push": push, "relative": True, "return_stats": True}
@@ -82,15 +84,15 @@ def drifting_loss(
             unit = d.mean / math.sqrt(x.shape[-1])
             given = [x / unit, pos / unit, neg / unit]
             v = bank[scale](*given, weight)
-            fresh = pos if fresh is None else fresh.float()
+            fresh = pos if one.fresh is None else at_least_single(one.fresh)
             tau = taus[0] * math.sqrt(x.shape[-1])
             own = field_loss(v, *given, fresh / unit, objective, tau=tau, weight=weight)
             v = v.detach()[None]
         size = kernel.rms(v, -3)
-        phi = one.x.float() / unit
+        phi = phi / unit
         loss = nn.functional.mse_loss(phi, phi.detach() + (v / size.clamp_min(1e-12)).sum(0))
         terms += [loss] if own is None else [loss, own]
         metrics = {"loss": loss, "field_loss": torch.zeros_like(loss) if own is None else own}
-        rows.append(metrics | {"drift_norm": size.mean() / math.sqrt(x.shape[-1]) * math.sqrt(x.shape[-1])} | stats)
+        rows.append(metrics | {"drift_norm": size.mean()} | stats)
     mean = {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]}
     return torch.stack(terms).sum(), mean

@@ -1,0 +1,144 @@
+"""The guards of a learned field: it trains, it points at data, it stays antisymmetric; and what the frozen one does."""
+
+import pytest
+import torch
+
+from fieldbook.fields import kernel
+from fieldbook.fields.learned import FieldBank, SetField, field_loss
+from fieldbook.fields.loss import Sets, drifting_loss
+from fieldbook.measures.distances import energy_distance
+
+
+def points(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def bank(objective="look_ahead", prior=0.2, projection=True):
+    return FieldBank([4], projection=projection, tau=prior, seed=0).double()
+
+
+def updates(field, objective, steps=30, lr=1e-2):
+    """Train a field on samples of a shifted Gaussian, and give the gradients of the first update."""
+    optimizer, first = torch.optim.AdamW(field.parameters(), lr=lr, weight_decay=0.1), None
+    for step in range(steps):
+        x, pos, fresh = (points(2, 16, 4, seed=3 * step + i) + (i > 0) for i in range(3))
+        loss, _ = drifting_loss([Sets(x.requires_grad_(), pos, fresh=fresh)], field, objective=objective)
+        optimizer.zero_grad()
+        loss.backward()
+        first = first or [p.grad for p in field.parameters()]
+        optimizer.step()
+    return first
+
+
+@pytest.mark.parametrize("projection", [None, 5, 3])
+@pytest.mark.parametrize("prior", [None, 0.3])
+def test_antisymmetric_whatever_its_parameters(projection, prior):
+    field = SetField(3, projection=projection, tau=prior, seed=1).double()
+    with torch.no_grad():
+        for p in field.parameters():
+            p.add_(torch.randn_like(p) * 0.5)
+    x, p, q = points(6, 3), points(5, 3, seed=1), points(4, 3, seed=2)
+    assert torch.allclose(field(x, p, q, mask_self=False), -field(x, q, p, mask_self=False), atol=1e-12)
+
+
+@pytest.mark.parametrize("projection", [None, 3])
+def test_untrained_with_prior_it_is_the_kernel_field(projection):
+    field = SetField(3, projection=projection, tau=0.4, seed=1).double()
+    x, pos, extra = points(2, 6, 3), points(2, 5, 3, seed=1), points(2, 3, 3, seed=2)
+    weight = torch.tensor([1.0] * 6 + [0.5] * 3, dtype=torch.float64).expand(2, 9)
+    ours = field(x, pos, torch.cat((x, extra), -2), weight)
+    theirs = kernel.field(x, pos, torch.cat((x, extra), -2), 0.4, weight, axes="separate")
+    assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+def test_a_lone_sample_does_not_repel_itself():
+    field, x, pos = SetField(3, tau=None, seed=0).double(), points(1, 3), points(4, 3, seed=1)
+    assert torch.equal(field(x, pos, x), field.shift(x, pos))
+    assert not field.shift(x, x, mask_self=True).any()
+    assert torch.isfinite(field(points(2, 3), pos, points(2, 3))).all()
+
+
+def test_a_frozen_field_gets_no_gradient_and_not_one_bit_changes():
+    field = bank(prior=None)
+    before = [p.clone() for p in field.parameters()]
+    assert all(gradient is None for gradient in updates(field, "frozen"))
+    assert all(torch.equal(a, b) for a, b in zip(before, field.parameters(), strict=True))  # nor weight decay
+
+
+@pytest.mark.parametrize("objective", ["look_ahead", "distill", "attached"])
+@pytest.mark.parametrize("prior", [None, 0.2])
+def test_every_parameter_of_a_trained_field_moves(objective, prior):
+    field = bank(prior=prior)
+    before = [p.clone() for p in field.parameters()]
+    assert all(gradient is not None for gradient in updates(field, objective))
+    assert all(not torch.equal(a, b) for a, b in zip(before, field.parameters(), strict=True))
+
+
+def moved(field, objective="look_ahead"):
+    """Energy distance to fresh data before and after one step of the field."""
+    updates(field, objective, steps=150)
+    x, pos, fresh = (points(32, 64, 4, seed=10_000 + i) + (i > 0) for i in range(3))
+    unit = float(torch.cdist(x, pos).mean()) / 2
+    v = field[0](x / unit, pos / unit, x / unit).detach() * unit
+    return float(energy_distance(x, fresh).mean()), float(energy_distance(x + v, fresh).mean())
+
+
+def test_look_ahead_brings_samples_nearer_and_a_random_field_less():
+    before, trained = moved(bank(prior=None))
+    _, random = moved(bank(prior=None), "frozen")
+    _, collapsed = moved(bank(prior=None), "attached")
+    assert trained < 0.2 * before
+    assert trained < random and trained < collapsed
+
+
+def test_attached_collapses_and_looks_converged():
+    field = bank(prior=None)
+    x, pos = points(2, 16, 4), points(2, 16, 4, seed=1) + 1
+    size = [float(field[0](x, pos, x).square().mean())]
+    updates(field, "attached", steps=200)
+    size.append(float(field[0](x, pos, x).square().mean()))
+    assert size[1] < 0.5 * size[0]
+
+
+def test_distilling_finds_the_kernel_field():
+    field = bank(prior=None, projection=False)
+    x, pos = points(2, 16, 4), points(2, 16, 4, seed=1) + 1
+    target = kernel.field(x, pos, x, 0.4, axes="separate")
+
+    def error():
+        return float((field[0](x, pos, x) - target).square().mean() / target.square().mean())
+
+    before, optimizer = error(), torch.optim.Adam(field.parameters(), lr=1e-2)
+    for _ in range(200):
+        loss = field_loss(field[0](x, pos, x), x, pos, x, pos, "distill", tau=0.4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert error() < 0.05 * before
+
+
+def test_null_calibration():
+    """Between samples of one distribution the field is as small as the noise of its sets, and shrinks with them."""
+    field = bank()
+    updates(field, "look_ahead", steps=50)
+    size = {}
+    for n in (16, 256):
+        p1, p2, p3 = (points(4, n, 4, seed=50 + i) / 1.4 for i in range(3))
+        size[n] = float(field[0](p1, p2, p3, mask_self=False).detach().square().mean())
+        shifted = float(field[0](p1, p2 + 1, p3, mask_self=False).detach().square().mean())
+        assert size[n] < shifted
+    assert size[256] < 0.5 * size[16]
+
+
+def test_a_bank_has_a_field_per_scale():
+    both = FieldBank([4, 7], projection=True, tau=0.1, seed=0).double()
+    sets = [Sets(points(2, 6, d).requires_grad_(), points(2, 5, d, seed=1)) for d in (4, 7)]
+    loss, metrics = drifting_loss(sets, both, objective="look_ahead")
+    loss.backward()
+    assert all(s.x.grad.shape == s.x.shape and s.x.grad.any() for s in sets)
+    assert not torch.equal(both[0].of_x.weight[:, :4], both[1].of_x.weight[:, :4]) and metrics["loss"] == pytest.approx(1)
+
+
+def test_unknown_objective():
+    with pytest.raises(ValueError, match="look_ahead"):
+        field_loss(*[points(3, 2)] * 5, "lookahead", tau=0.1)
