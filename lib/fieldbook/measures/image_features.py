@@ -17,8 +17,6 @@ from fieldbook.measures import distances, frechet
 from fieldbook.models.blocks import seeded
 from fieldbook.recipe import Recipe, stream
 
-STEPS, BATCH = 600, 64
-
 
 class Classifier(nn.Module):
     """Three convolutions, a layer of 64 features, logits.
@@ -103,8 +101,8 @@ class Judge:
         return found
 
 
-def judge(images: Images, seed: int = 1_000) -> Judge:
-    """Train the classifier on the training images (600 updates with noise on the pixels) and freeze it."""
+def judge(images: Images, seed: int = 1_000, steps: int = 600) -> Judge:
+    """Train the classifier on the training images, with noise on the pixels, and freeze it."""
     network = Classifier(tuple(images.train.shape[1:]), images.classes, seed)
 
     def loss(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -112,7 +110,7 @@ def judge(images: Images, seed: int = 1_000) -> Judge:
         noisy = x + 0.3 * torch.randn(x.shape, generator=generator)
         return nn.functional.cross_entropy(model(noisy), images.train_label[index])
 
-    recipe = Recipe(steps=STEPS, batch_size=BATCH, lr=2e-3, weight_decay=0.05, schedule="cosine", seed=seed)
+    recipe = Recipe(steps=steps, batch_size=64, lr=2e-3, weight_decay=0.05, schedule="cosine", seed=seed)
     training.fit(network, loss, len(images.train), recipe, progress=False)
     network.eval().requires_grad_(False)
     weights = cpu_copy(network)
