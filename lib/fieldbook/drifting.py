@@ -340,9 +340,11 @@ def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:
 
 def _copy_weights(model: Drifter, saved: Checkpoint, allow_fresh_field: bool) -> None:
     """Copy a checkpoint's raw weights, and its field's."""
-    missing, unexpected = model.load_state_dict(saved.model, strict=False)
-    unexpected = [name for name in unexpected if not name.startswith("field.")]  # not needed by a kernel field
-    require(not unexpected, "start", unexpected[:1], "a checkpoint of the same generator")
+    known, found = (
+        {name for name in names if not name.startswith("field.")} for names in (model.state_dict(), saved.model)
+    )
+    require(known == found, "start", sorted(known ^ found)[:1], "a checkpoint of the same generator")
+    missing, _ = model.load_state_dict(saved.model, strict=False)
     fresh = [name for name in missing if name.startswith("field.")]
     if fresh and not allow_fresh_field:
         remedy = "set allow_fresh_field to begin with an untrained one"

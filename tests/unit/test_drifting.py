@@ -25,7 +25,7 @@ def setting(**options):
 def scored():
     """A judge that has been trained on little."""
     d = digits()
-    return judge(Images(d.train[:200], d.train_label[:200], d.test, d.test_label), steps=20)
+    return judge(Images(d.train[:200], d.train_label[:200], d.test, d.test_label), steps=150)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,16 @@ def test_encoder_features_join_the_pixels():
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_colour_images_and_a_transformer(tmp_path, monkeypatch):
+    x, label = torch.rand(40, 3, 16, 16) * 2 - 1, torch.arange(40) % 10
+    monkeypatch.setattr(drifting, "load_images", lambda data, folder: Images(x, label, x[:10], label[:10]))
+    s = setting(data="cifar10", generator="dit", encoder=True, width=16, precision="bf16", steps=3)
+    drifting.train(s, tmp_path)
+    rows = evaluation.evaluate(tmp_path, tmp_path / "out", None, num_samples=10)
+    assert rows.step.tolist() == [0, 3] and rows.loss.notna().tolist() == [False, True]
+    assert Image.open(tmp_path / "out" / "artifacts" / "step_0000003" / "preview.png").mode == "RGB"
+
+
 def test_two_passes_extrapolate(tmp_path):
     drifting.train(setting(cfg="two_pass"), tmp_path)
     model, _ = drifting.restore(tmp_path / "step_0000006.safetensors")
@@ -230,7 +240,7 @@ def test_judge_knows_real_from_wrong(scored):
     noise = scored.measure(torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)), images.test_label)
     copies = scored.measure(images.train[:60].repeat(9, 1, 1, 1)[:500], images.train_label.repeat(9)[:500])
     floor = np.mean(scored.floor(5))
-    assert noise["fd_heldout"] > 10 * floor and noise["coverage"] < 0.5
+    assert noise["fd_heldout"] > 3 * floor and noise["coverage"] < 0.5
     assert copies["nearest"] == 0 and copies["fd_train"] < noise["fd_train"]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fieldbook.fields import kernel
+from fieldbook.fields import audit, kernel
 from fieldbook.fields.learned import FieldBank, SetField, field_loss
 from fieldbook.fields.loss import Sets, drifting_loss
 from fieldbook.measures.distances import energy_distance
@@ -142,3 +142,26 @@ def test_a_bank_has_a_field_per_scale():
 def test_unknown_objective():
     with pytest.raises(ValueError, match="look_ahead"):
         field_loss(*[points(3, 2)] * 5, "lookahead", tau=0.1)
+
+
+def test_audit_tells_a_kernel_from_a_random_field():
+    def kernel_field(x, pos, neg, mask_self=True):
+        return kernel.field(x, pos, neg, 0.4, axes="separate", mask_self=mask_self)
+
+    x, pos, fresh, p1, p2, p3 = (points(2, 64, 4, seed=i) / 2 + (2 if i else 0) for i in range(6))
+    random = SetField(4, tau=None, seed=0).double()
+    assert audit.reach(kernel_field, x, pos, fresh) < 0.2
+    assert audit.null_ratio(kernel_field, x, (p1, p2, p3)) < 0.5
+    before = {"field.a": torch.ones(2), "field.b": torch.ones(2), "generator.c": torch.ones(2)}
+    after = before | {"field.b": torch.tensor([1.0, 1.0 + 1e-7]), "generator.c": torch.zeros(2)}
+    assert audit.changed(before, after) == 0.5
+    assert abs(audit.reach(lambda x, *_: torch.zeros_like(x), x, pos, fresh) - 1) < 1e-12
+    assert audit.reach(random, x, pos, fresh) > 0
+
+
+def test_loss_is_the_same_for_data_and_noise_and_drift_smallest_for_a_collapse():
+    pos, real = points(3, 32, 8) / 2 + 2, points(3, 32, 8, seed=1) / 2 + 2
+    collapsed = pos.mean(1, keepdim=True) + 1e-3 * points(3, 32, 8, seed=2)
+    rows = {row["case"]: row for row in audit.losses({"real": real, "mean": collapsed, "noise": points(3, 32, 8)}, pos)}
+    assert all(3 <= row["loss"] <= 9 for row in rows.values())  # from T to T^2 for T temperatures
+    assert rows["mean"]["drift_norm"] < rows["real"]["drift_norm"] < rows["noise"]["drift_norm"]
