@@ -104,8 +104,18 @@ class Reals:
             self.members = [(label == c).nonzero()[:, 0].to(device) for c in range(self.classes)]
             self.members.append(torch.arange(len(self.x), device=device))  # of no class: any
 
+    @property
+    def labels(self) -> list[int]:
+        """Every class."""
+        return list(range(self.classes))
+
+    @property
+    def any_label(self) -> int:
+        """The label that stands for no class, of which `draw` takes any."""
+        return self.classes
+
     def draw(self, labels: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
-        """n of each label, (len(labels), n, *shape); label `classes` takes from all."""
+        """n of each label, (len(labels), n, *shape); `any_label` takes from all."""
         if self.toy:
             return torch.stack([self.toy(n, generator) for _ in labels])
         size = torch.tensor([len(self.members[c]) for c in labels], device=generator.device)
