@@ -256,7 +256,9 @@ def train(
         network.seen += len(index)
         if waiting and waiting[-1]["step"] == step + 1:
             waiting.pop()  # an earlier micro-batch of this update
-        waiting.append({"step": step + 1, **dict.fromkeys(METRICS, math.nan), **metrics, "lr": learning_rate(recipe, step)})
+        waiting.append(
+            {"step": step + 1, **dict.fromkeys(METRICS, math.nan), **metrics, "lr": learning_rate(recipe, step)}
+        )
         return total
 
     def evaluate(averaged: Drifter, step: int) -> dict[str, float]:
@@ -308,7 +310,9 @@ def save_checkpoint(
 ) -> None:
     """Write weights, field and averaged weights as safetensors, atomically, with all else as its metadata."""
     tensors = {f"{part}.{name}": t for part, m in (("model", model), ("ema", ema)) for name, t in cpu_copy(m).items()}
-    dims = [field.of_x.in_features if field.project is None else field.project.in_features for field in model.field or ()]
+    dims = [
+        field.of_x.in_features if field.project is None else field.project.in_features for field in model.field or ()
+    ]
     facts = {
         "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes, "dims": dims,
         "step": step, "epoch": epoch, "metrics": metrics,

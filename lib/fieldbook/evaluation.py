@@ -30,7 +30,8 @@ from fieldbook.tables import Table
 
 KEYS = ("checkpoint", "weights", "num_samples", "alpha", "seed", "ema", "dataset_split", "fid_mode")
 MEASURES = (
-    "fid", "kid", "fd_heldout", "fd_train", "precision", "recall", "density", "coverage", "accuracy", "energy", "nearest",
+    "fid", "kid", "fd_heldout", "fd_train", "precision", "recall", "density", "coverage", "accuracy",
+    "energy", "nearest",
 )  # fmt: skip
 
 
@@ -43,8 +44,8 @@ def evaluate(
     """Evaluate one checkpoint, or every `step_*.safetensors` of a folder in the order of steps.
 
     A row is written as soon as it is known. A killed call continues under `skip_existing`: it begins again at the
-    checkpoint that it was at, whose samples follow from the seed. A damaged checkpoint in a folder is named in a warning
-    and the others are evaluated.
+    checkpoint that it was at, whose samples follow from the seed. A damaged checkpoint in a folder is named in a
+    warning and the others are evaluated.
 
     Args:
         judge: measures the samples; None leaves FID alone.

@@ -104,7 +104,10 @@ def test_a_learned_run_wants_its_field_back(run, tmp_path):
         drifting.train(learned, tmp_path / "a", start=start)
     drifting.train(learned, tmp_path / "a", start=start, allow_fresh_field=True)
     drifting.train(learned, tmp_path / "b", start=tmp_path / "a" / "step_0000006.safetensors")
-    first, second = (drifting.read_checkpoint(tmp_path / name).model for name in ("a/step_0000006.safetensors", "b/step_0000000.safetensors"))
+    first, second = (
+        drifting.read_checkpoint(tmp_path / name).model
+        for name in ("a/step_0000006.safetensors", "b/step_0000000.safetensors")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("field."))
     with pytest.raises(ValueError, match="start"):
         drifting.train(setting(depth=2), tmp_path / "c", start=start)
@@ -229,7 +232,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_rest_goes_on(run, scored, tmp_pat
 
 def test_fid_says_what_is_missing_before_sampling(run, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "sample", lambda *_: pytest.fail("sampled in vain"))
-    with pytest.raises(FileNotFoundError, match="digits_clean_train_8.npz"):
+    with pytest.raises(FileNotFoundError, match=r"digits_clean_train_8\.npz"):
         evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean")
 
 

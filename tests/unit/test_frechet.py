@@ -82,7 +82,9 @@ def test_injected_extractor_goes_through_clean_fids_resizing(tmp_path, offline):
 
     one, two = (frechet.folder_features(tmp_path / name, extractor).double() for name in "ab")
     module = frechet.clean_fid()
-    assert frechet.frechet(one, two) == pytest.approx(module.fid_from_feats(one.numpy(), two.numpy()), rel=1e-6, abs=1e-6)
+    assert frechet.frechet(one, two) == pytest.approx(
+        module.fid_from_feats(one.numpy(), two.numpy()), rel=1e-6, abs=1e-6
+    )
     theirs = module.kernel_distance(one.numpy(), two.numpy(), num_subsets=1)
     assert frechet.kid(one, two, torch.Generator().manual_seed(0)) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
 
@@ -105,7 +107,9 @@ def test_statistics_are_read(tmp_path):
 def test_energy_distance():
     x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [4.0]])
     assert float(distances.energy_distance(x, y)) == pytest.approx(2 * (1 + 4 + 1 + 2) / 4 - 2 - 3)
-    same = torch.stack([distances.energy_distance(features(50, 3, seed=s), features(50, 3, seed=s + 100)) for s in range(40)])
+    same = torch.stack(
+        [distances.energy_distance(features(50, 3, seed=s), features(50, 3, seed=s + 100)) for s in range(40)]
+    )
     assert abs(float(same.mean())) < 3 * float(same.std()) / 40**0.5  # unbiased
     z = x.clone().requires_grad_()
     distances.energy_distance(z, y).backward()

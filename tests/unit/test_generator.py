@@ -18,7 +18,11 @@ def make(kind):
 @pytest.mark.parametrize("kind", ["mlp", "dit"])
 def test_every_input_matters_and_every_parameter_learns(kind):
     model = make(kind)
-    noise, label, alpha = torch.randn(4, model.noise_dim), torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, 1.0, 2.0, 4.0])
+    noise, label, alpha = (
+        torch.randn(4, model.noise_dim),
+        torch.tensor([0, 1, 2, 3]),
+        torch.tensor([1.0, 1.0, 2.0, 4.0]),
+    )
     x = model(noise, label, alpha)
     assert x.shape == (4, *model.shape)
     others = [(noise.flip(0), label, alpha), (noise, label.flip(0), alpha), (noise, label, alpha + 1)]
@@ -43,7 +47,12 @@ def test_patches_go_back_where_they_came_from():
     model = make("dit")
     with torch.no_grad():  # a transformer that hands its input on
         for block in model.blocks:
-            block.attn.out.weight.zero_(), block.attn.out.bias.zero_(), block.ffn.down.weight.zero_(), block.ffn.down.bias.zero_()
+            (
+                block.attn.out.weight.zero_(),
+                block.attn.out.bias.zero_(),
+                block.ffn.down.weight.zero_(),
+                block.ffn.down.bias.zero_(),
+            )
         model.position.zero_()
         a = model(noise := torch.randn(1, model.noise_dim), torch.zeros(1, dtype=torch.long), torch.ones(1))
         noise[0, :4] += 1  # pixels of the first patch

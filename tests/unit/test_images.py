@@ -111,7 +111,9 @@ def test_digits_are_split_by_class():
     assert d.train.min() == -1 and d.train.max() == 1
     seen = {x.numpy().tobytes() for x in d.train}
     assert sum(x.numpy().tobytes() in seen for x in d.test) == 0
-    assert torch.equal(d.train, images.digits().train) and not torch.equal(d.train[:99], images.digits(seed=1).train[:99])
+    assert torch.equal(d.train, images.digits().train) and not torch.equal(
+        d.train[:99], images.digits(seed=1).train[:99]
+    )
 
 
 @pytest.mark.parametrize("name", toys.TOYS)

@@ -120,7 +120,9 @@ def test_statistics_leave_out_the_masked_pairs():
 def test_relative_temperatures_know_no_scale(factor, seed):
     x, pos = points(8, 5, seed=seed), points(8, 5, seed=seed + 1)
     one = kernel.field(x, pos, x, 0.1, relative=True)
-    assert torch.allclose(kernel.field(factor * x, factor * pos, factor * x, 0.1, relative=True), factor * one, rtol=1e-6)
+    assert torch.allclose(
+        kernel.field(factor * x, factor * pos, factor * x, 0.1, relative=True), factor * one, rtol=1e-6
+    )
 
 
 def test_floor_is_a_smallest_affinity():

@@ -136,7 +136,9 @@ def test_a_bank_has_a_field_per_scale():
     loss, metrics = drifting_loss(sets, both, objective="look_ahead")
     loss.backward()
     assert all(s.x.grad.shape == s.x.shape and s.x.grad.any() for s in sets)
-    assert not torch.equal(both[0].of_x.weight[:, :4], both[1].of_x.weight[:, :4]) and metrics["loss"] == pytest.approx(1)
+    assert not torch.equal(both[0].of_x.weight[:, :4], both[1].of_x.weight[:, :4]) and metrics["loss"] == pytest.approx(
+        1
+    )
 
 
 def test_unknown_objective():

@@ -103,7 +103,9 @@ def to_uint8(x: Tensor) -> Tensor:
 def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
     """Content of a file whose MD5 sum is as expected."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; its folder must hold {', '.join(sums)}, as the authors distribute them")
+        raise FileNotFoundError(
+            f"no file {path}; its folder must hold {', '.join(sums)}, as the authors distribute them"
+        )
     content = path.read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != sums[path.name]:

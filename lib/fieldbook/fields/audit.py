@@ -1,4 +1,4 @@
-"""What tells a drifting field that was trained from one that was not, and a good sampler from a loss that never moves."""
+"""What tells a drifting field that was trained from one that was not, where the loss and antisymmetry cannot."""
 
 from collections.abc import Callable, Mapping
 
@@ -38,7 +38,9 @@ def null_ratio(field: Field, x: Tensor, sets: tuple[Tensor, Tensor, Tensor]) -> 
     p1, p2, p3 = sets
     unit = kernel.distances(x, p2, x).mean / x.shape[-1] ** 0.5
     null = field(p1 / unit, p2 / unit, p3 / unit, mask_self=False)
-    return float(kernel.rms(null, -null.ndim).mean() / kernel.rms(v := field(x / unit, p2 / unit, x / unit), -v.ndim).mean())
+    return float(
+        kernel.rms(null, -null.ndim).mean() / kernel.rms(v := field(x / unit, p2 / unit, x / unit), -v.ndim).mean()
+    )
 
 
 @torch.no_grad()

@@ -78,15 +78,15 @@ def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 def clean_fid() -> object:
     """The module `cleanfid.fid`, also where torchvision and torch are of different builds.
 
-    A torchvision built for CUDA cannot load its operators into a CPU build of torch, and fails while it describes two of
-    them, which nothing here calls. Their signatures alone let the import succeed.
+    A torchvision built for CUDA cannot load its operators into a CPU build of torch, and fails while it describes
+    two of them, which nothing here calls. Their signatures alone let the import succeed.
     """
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        library = torch.library.Library("torchvision", "DEF")  # noqa: TOR901
+        library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _operators.append(library)
@@ -156,7 +156,10 @@ def require_fid(dataset: str, resolution: int, split: str, mode: FidMode = "clea
         FileNotFoundError: names every one that is missing.
     """
     missing = []
-    for look in (lambda: inception(mode, torch.device("cpu"), weights), lambda: reference_statistics(dataset, resolution, split, mode)):
+    for look in (
+        lambda: inception(mode, torch.device("cpu"), weights),
+        lambda: reference_statistics(dataset, resolution, split, mode),
+    ):
         try:
             look()
         except FileNotFoundError as error:
@@ -179,4 +182,8 @@ def fid(
     network = inception(mode, torch.device(device), weights)
     features = folder_features(folder, lambda x: network(x.to(device)), mode)
     mean, cov = reference_statistics(dataset, resolution, split, mode)
-    return float(clean_fid().frechet_distance(features.numpy().mean(0), np.cov(features.numpy(), rowvar=False), mean.numpy(), cov.numpy()))
+    return float(
+        clean_fid().frechet_distance(
+            features.numpy().mean(0), np.cov(features.numpy(), rowvar=False), mean.numpy(), cov.numpy()
+        )
+    )

@@ -91,7 +91,7 @@ class Judge:
         }
 
     def floor(self, repeats: int = 20) -> list[float]:
-        """FD to the held-out images of random training images with the same classes: what a perfect sampler would get."""
+        """FD to the held-out images of training images with the same classes: what a perfect sampler would get."""
         label, wanted = self.images.train_label, self.images.test_label.bincount()
         found = []
         for repeat in range(repeats):
@@ -116,6 +116,8 @@ def judge(images: Images, seed: int = 1_000, steps: int = 600) -> Judge:
     weights = cpu_copy(network)
     digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
     with torch.no_grad():
-        train, test = (torch.cat([network.features(x) for x in part.split(1024)]) for part in (images.train, images.test))
+        train, test = (
+            torch.cat([network.features(x) for x in part.split(1024)]) for part in (images.train, images.test)
+        )
         accuracy = float((network.logits(test).argmax(1) == images.test_label).double().mean())
     return Judge(network, images, train, test, accuracy, digest)

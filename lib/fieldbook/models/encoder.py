@@ -4,6 +4,7 @@ It learns to fill in masked and noisy pixels, from images alone. Its layers are 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Autoencoder(nn.Module):
     def __init__(self, shape: Sequence[int], *, widths: Sequence[int] = (16, 32), seed: int):
         super().__init__()
         channels = [shape[0], *widths]
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         with seeded(seed):
             self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairs)
             self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 4, 2, 1) for a, b in reversed(pairs))

@@ -36,7 +36,14 @@ class MLPGenerator(nn.Module):
     """
 
     def __init__(
-        self, shape: Sequence[int], *, classes: int = 0, noise_dim: int = 32, width: int = 128, depth: int = 3, seed: int
+        self,
+        shape: Sequence[int],
+        *,
+        classes: int = 0,
+        noise_dim: int = 32,
+        width: int = 128,
+        depth: int = 3,
+        seed: int,
     ):
         super().__init__()
         self.shape, self.noise_dim = tuple(shape), noise_dim
@@ -71,8 +78,8 @@ class DiTGenerator(nn.Module):
     """
 
     def __init__(
-        self, shape: Sequence[int], *, classes: int = 0, patch: int = 4, width: int = 256, depth: int = 6, heads: int = 4,
-        context: int = 8, styles: int = 8, codebook: int = 64, seed: int,
+        self, shape: Sequence[int], *, classes: int = 0, patch: int = 4, width: int = 256, depth: int = 6,
+        heads: int = 4, context: int = 8, styles: int = 8, codebook: int = 64, seed: int,
     ):  # fmt: skip
         super().__init__()
         c, h, w = self.shape = tuple(shape)
