@@ -108,7 +108,7 @@ def field_loss(
         v: the field at x, with its graph; `x, pos, neg, weight`: what it was computed from, detached.
         fresh: (..., P, D), further positives that the field has not seen.
         objective: `look_ahead`, the energy distance of x + eta V to fresh positives; `distill`, the squared error to
-            the kernel field at temperature `tau`; `attached`, |V|^2, as if the target were not detached; `frozen`, none.
+            the kernel field at temperature `tau`; `attached`, |V|^2, as if nothing were detached; `frozen`, none.
     Returns:
         0-d, or None for `frozen`: a detached target leaves nothing that depends on the parameters.
     """
