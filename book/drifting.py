@@ -449,7 +449,8 @@ ax.legend(loc="center right", bbox_to_anchor=(1, 0.62))
 figures.save(figure, "drifting", profile, "learned")
 
 # %% [markdown]
-# The frozen field leaves the generator with noise; the trained one makes digits. The last samples of each field, side by side:
+# Whether a field that was never trained leads anywhere is a matter of its seed: most leave the generator far from the data, and a few random ones pull it some of the way, as any weighted mean would. An ablation that compares such
+# fields measures this luck. The look-ahead field makes digits with every seed, more varied ones than the kernel by recall, and farther from the data by distance. The last samples of the first seed, side by side:
 
 # %% mystnb={"image": {"alt": "Contact sheets of digits from kernel, look-ahead and frozen fields"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, len(main), figsize=(figures.PAGE, 1.7), squeeze=False)
@@ -489,7 +490,8 @@ figures.save(figure, "drifting", profile, "ablations")
 # $N_\mathrm{unc}$ real samples of any class repel as well, each with weight $w = (\alpha - 1)(N_\mathrm{neg} - 1) / N_\mathrm{unc}$, where $\alpha$ is drawn with density $\propto \alpha^{-3}$ on $[1, 4]$ for each class and is an input of the generator. Sampling then takes
 # one pass at any strength. A weight counts copies: in the softmax over $y$ and in the sum, but not in that over $x$.
 #
-# The figure shows class accuracy and recall against the strength. Extrapolating leaves the data as the strength grows; guidance that was trained in does not.
+# The figure shows class accuracy and recall against the strength. Extrapolating leaves the data as the strength grows. Guidance that was trained in stays near, and a moderate strength may even
+# bring samples nearer, since the unconditional negatives push them away from other classes.
 
 # %% mystnb={"image": {"alt": "Accuracy, recall and FD-digits against guidance strength, for one pass and two"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.1))
