@@ -19,7 +19,7 @@ CHAPTERS = [page for page in PAGES if Path(f"book/{page}.py").exists()]
 TEXTS = [page for page in PAGES if page not in CHAPTERS]
 NEEDED = [f"book/{page}.md" for page in [FRONT, *TEXTS]] + [f"book/{chapter}.ipynb" for chapter in CHAPTERS]
 NEEDED += [f"parameters/{chapter}/{name}.yaml" for chapter in CHAPTERS for name in PROFILES]
-LIBRARY = sorted(glob("lib/fieldbook/**/*.py", recursive=True) + glob("lib/fieldbook/*.mplstyle"))
+LIBRARY = sorted(path for end in ("*.py", "*.mplstyle", "*.csv") for path in glob(f"lib/fieldbook/**/{end}", recursive=True))
 PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
 STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[st]*/*"))]
 RENDERED = config.get("published", "laptop")  # the profile that html_published shows

@@ -71,7 +71,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, grokking, networks, parameters, results, tables
+from fieldbook import figures, grokking, networks, parameters, results
 from fieldbook.data import modular
 from fieldbook.measures import agop, circulant
 from fieldbook.recipe import resolve_precision
@@ -221,12 +221,9 @@ def spectrum_of(operation):
 # %%
 makers = [train_network, first_block, spectrum_of]
 run = results.Run("agop", chosen, uses=[grokking, networks, CONTROLS, *makers])
-runs_table = run.table("runs", ["operation", "seed", "control"])
 
 # %%
-runs = tables.sweep(
-    runs_table, jobs, train_network, workers=workers, shard=shard, description="networks"
-)
+runs = run.sweep("runs", jobs, train_network, workers=workers, shard=shard)
 rows = pd.concat(table_of(job).frame().assign(**job) for job in jobs)
 grown, headline = runs[runs.control == "none"], rows[rows.control == "none"]
 runs.round(2)

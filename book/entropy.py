@@ -64,7 +64,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, landscape, parameters, paths, results, tables
+from fieldbook import figures, landscape, parameters, paths, results
 from fieldbook import networks as trained_networks
 from fieldbook.recipe import stream
 from fieldbook.samplers import energies
@@ -242,13 +242,6 @@ relaxation_table = run.table("relaxation", ["op", "seed", "step"])
 
 
 # %% tags=["hide-input"]
-def sweep(name, key, values, compute):
-    """Rows of a summary table, one per value of its key."""
-    jobs, table = [{key: value} for value in values], run.table(name, [key])
-    return tables.sweep(table, jobs, compute, workers=workers, shard=shard, description=name)
-
-
-# %% tags=["hide-input"]
 def in_order(table, names):
     """A table's rows by operation as given, its file put in the same order: workers finish in any."""
     rows = table.frame()
@@ -267,7 +260,8 @@ def in_order(table, names):
 # $(n-1)/(n-3) = 1.4$ for $n = 8$ seeds.
 
 # %%
-known = sweep("truth_runs", "potential", POTENTIALS, sample_potential)
+sharing = {"workers": workers, "shard": shard}
+known = run.sweep("truth_runs", [{"potential": p} for p in POTENTIALS], sample_potential, **sharing)
 truth = in_order(truth_curves, list(POTENTIALS))
 mean_truth = truth.groupby(["potential", "log10_energy"], sort=False).mean()
 
@@ -345,7 +339,7 @@ print(f"bins never visited: {empty} of {TRUTH_GRID.count} without, {left_out} wi
 # network itself, 0 for an unrelated one. *Flatness* is 0 when a bin was never visited in the final stage.
 
 # %%
-runs = sweep("runs", "op", operations, explore)
+runs = run.sweep("runs", [{"op": op} for op in operations], explore, **sharing)
 trajectory, sampled, relaxation = (
     in_order(table, operations) for table in (trajectory_table, landscape_table, relaxation_table)
 )

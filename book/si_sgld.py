@@ -76,6 +76,7 @@ shard: list[int] = [0, 1]  # [i, n]: sample every n-th stack from the i-th only;
 
 # %% tags=["hide-input"]
 import time
+from functools import partial
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -84,7 +85,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import LogNorm
 
-from fieldbook import figures, parameters, paths, results, tables
+from fieldbook import figures, parameters, paths, results
 from fieldbook.checkpoints import save_weights
 from fieldbook.networks import load, settings_of, task_of, trained
 from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
@@ -113,7 +114,7 @@ STYLES = dict(zip(LABELS, ("C1s--", "C4D-.", "C2^-", "C0o-", "C5v-", "C3x:"), st
 # grokking.
 
 # %%
-settings, first = settings_of(networks), operations[0]
+settings, gelu_settings, first = settings_of(networks), settings_of("gelu"), operations[0]
 splits = {operation: task_of(settings, operation, settings["seeds"][0]) for operation in operations}
 files = gelu = {}
 if not paths.frozen():
@@ -192,8 +193,8 @@ brief = Sampling(check_steps, 0, 1, batch_size, seed)
 def violated(job):
     """A network, its rescaling with one condition violated, and its train split."""
     if job["case"] == "GELU":
-        other = settings_of("gelu")
-        model, task = load(other, gelu["add"]).to(device), task_of(other, "add", 0)
+        model = load(gelu_settings, gelu["add"]).to(device)
+        task = task_of(gelu_settings, "add", 0)
         return model, symmetry.rescale(model, 1, job["factor"]), data_of(task, task.train)
     model, task = minima[job["case"]].model, splits[job["case"]]
     scaled = symmetry.rescale(model, job["factor"], eps_mode="fixed")
@@ -359,13 +360,7 @@ run = results.Run(
 
 
 # %%
-def fill(name, jobs, compute, **options):
-    """A table with one row per job."""
-    table = run.table(name, [key for key in jobs[0]])
-    return tables.sweep(table, jobs, compute, workers=workers, description=name, **options)
-
-
-# %%
+fill = partial(run.sweep, workers=workers)
 polished = fill("networks", [{"operation": o} for o in operations], polish)
 minima = {} if paths.frozen() else {operation: minimum(operation) for operation in operations}
 exact = [

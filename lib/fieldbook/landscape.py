@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldbook import networks, training
+from fieldbook import networks
 from fieldbook.checkpoints import save_weights
 from fieldbook.data.modular import Task
 from fieldbook.recipe import stream
 from fieldbook.samplers import wang_landau as wl
-from fieldbook.samplers.llc import flatten, stacked_losses
+from fieldbook.samplers.llc import flatten, stacked_losses, unflatten
 from fieldbook.tables import Row, Table
 
 MEMORISED = 0.99  # train accuracy
@@ -47,13 +47,10 @@ def loss_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> 
 
 def accuracy_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
     """Share of right answers as a function of z (.., D)."""
-    shapes = {name: w.shape for name, w in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
+    parameters_of = unflatten(model)
 
     def one(vector: Tensor) -> Tensor:
-        parts = zip(shapes.items(), vector.split(sizes), strict=True)
-        parameters = {name: part.view(shape) for (name, shape), part in parts}
-        return torch.func.functional_call(model, parameters, (inputs,)).argmax(-1) == target
+        return torch.func.functional_call(model, parameters_of(vector), (inputs,)).argmax(-1) == target
 
     many = torch.func.vmap(one)
     return lambda z: many((z * scale).flatten(0, -2)).double().mean(-1).view(z.shape[:-1])
@@ -67,17 +64,9 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
         folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train accuracy above 99 %.
         every: updates between evaluations.
     """
-    device, seed = _device(), settings["seeds"][0]
-    model, t = networks.network_of(settings, seed).to(device), networks.task_of(settings, operation, seed)
+    t, device = networks.task_of(settings, operation, settings["seeds"][0]), networks.device()
     pairs, target, train, strict = (a.to(device) for a in (t.pairs, t.target, t.train, t.strict))
-    recipe, memorised = (
-        networks.recipe_of({**settings, "eval_every": every}, seed, device),
-        folder / "memorised.safetensors",
-    )
-
-    def loss(network: nn.Module, index: Tensor, _: torch.Generator) -> Tensor:
-        chosen = index.to(device)
-        return torch.nn.functional.cross_entropy(network(pairs[train][chosen]).float(), target[train][chosen])
+    memorised = folder / "memorised.safetensors"
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         logits = network(pairs).float()
@@ -90,7 +79,7 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
         table.append({**row, "test_acc_strict": float(right[strict].mean())})
         return networks.waiting(step, row["test_acc"])
 
-    training.fit(model, loss, int(train.sum()), recipe, evaluate=evaluate, checkpoint=folder, progress=False)
+    model = networks.train({**settings, "eval_every": every}, operation, folder, evaluate)
     if not memorised.exists():
         save_weights(model, memorised)
 
@@ -183,15 +172,11 @@ def first_passage(loss: Sequence[float], values: Sequence[float], levels: Sequen
     return np.where(below.any(0), np.asarray(values, float)[below.argmax(0)], np.nan)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _prepare(
     settings: networks.Settings, operation: str, file: Path
 ) -> tuple[nn.Module, wl.Energy, Callable[[Tensor], Tensor], Tensor]:
     """The trained network, its train loss and strict test accuracy as functions of z, and its own z."""
-    model = networks.load(settings, file).to(_device()).requires_grad_(False)
+    model = networks.load(settings, file).to(networks.device()).requires_grad_(False)
     t: Task = networks.task_of(settings, operation, settings["seeds"][0])
     scale = scales(model)
     split: list[Any] = [(t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)]

@@ -85,27 +85,40 @@ def load(settings: Settings, file: Path) -> Grokker:
     return model
 
 
+def device() -> torch.device:
+    """The GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(settings: Settings, operation: str, folder: Path, evaluate: training.Evaluate) -> Grokker:
+    """Train the network of the first seed; a killed call continues from the checkpoint in a folder.
+
+    Args:
+        evaluate: (network, step) -> metrics, `waiting`'s among them.
+    """
+    seed, where = settings["seeds"][0], device()
+    model, t = network_of(settings, seed).to(where), task_of(settings, operation, seed)
+    pairs, target = t.pairs[t.train].to(where), t.target[t.train].to(where)
+
+    def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
+        chosen = index.to(where)
+        return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
+
+    recipe = recipe_of(settings, seed, where)
+    training.fit(model, loss, len(pairs), recipe, evaluate=evaluate, checkpoint=folder, progress=False)
+    return model
+
+
 def _train(settings: Settings, operation: str, file: Path) -> None:
     """Train one network, watching its test accuracy alone, and leave its weights in a file."""
     torch.set_num_threads(1)
-    device, seed = torch.device("cuda" if torch.cuda.is_available() else "cpu"), settings["seeds"][0]
-    model, t = network_of(settings, seed).to(device), task_of(settings, operation, seed)
-    (pairs, target), (test_pairs, test_target) = (
-        (t.pairs[split].to(device), t.target[split].to(device)) for split in (t.train, ~t.train)
-    )
-
-    def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
-        chosen = index.to(device)
-        return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
+    t, where = task_of(settings, operation, settings["seeds"][0]), device()
+    pairs, target = t.pairs[~t.train].to(where), t.target[~t.train].to(where)
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
-        return waiting(step, float((network(test_pairs).argmax(1) == test_target).double().mean()))
+        return waiting(step, float((network(pairs).argmax(1) == target).double().mean()))
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         if not file.exists():
-            training.fit(
-                model, loss, len(pairs), recipe_of(settings, seed, device),
-                evaluate=evaluate, checkpoint=file.with_suffix(""), progress=False,
-            )  # fmt: skip
-            save_weights(model, file)
+            save_weights(train(settings, operation, file.with_suffix(""), evaluate), file)

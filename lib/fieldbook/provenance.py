@@ -47,7 +47,8 @@ def source_hash(uses: Iterable[Any]) -> str:
 
     Args:
         uses: modules of fieldbook, taken with all of fieldbook that they import but for the plumbing that only moves
-            rows and files; functions of a notebook; any other value by its repr.
+            rows and files, and with the tables (CSV) beside a module that reads package data; functions of a notebook;
+            any other value by its repr.
     """
     parts: dict[str, str] = {}
     waiting = []
@@ -64,6 +65,8 @@ def source_hash(uses: Iterable[Any]) -> str:
         if name in parts or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
             continue
         parts[name], imported = _normalised(file.read_text(encoding="utf-8"))
+        if "importlib.resources" in imported:
+            parts |= {f"table {table.name}": table.read_text(encoding="utf-8") for table in file.parent.glob("*.csv")}
         waiting += imported
     return hashlib.sha256("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
 

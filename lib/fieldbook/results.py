@@ -1,6 +1,6 @@
 """A chapter's results: the manifest that vouches for its tables, and its claims with their verdicts.
 
-A chapter opens one `Run`, fills tables through `fieldbook.tables.sweep`, and closes with `Run.claims` and `Run.finish`.
+A chapter opens one `Run`, fills tables through `Run.sweep`, and closes with `Run.claims` and `Run.finish`.
 A rerun computes the missing rows only; rows of other parameters or of changed code are set aside, never reused in
 silence.
 """
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from filelock import FileLock
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
 from fieldbook.provenance import provenance, source_hash
-from fieldbook.tables import Row, Table
+from fieldbook.tables import Row, Table, sweep
 
 EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
 MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float, "csv_sha256": dict}
@@ -95,6 +95,10 @@ class Run:
     def table(self, name: str, keys: Sequence[str]) -> Table:
         """The table `<name>.csv` of this run."""
         return Table(self.folder / f"{name}.csv", keys, self._writing)
+
+    def sweep(self, name: str, jobs: Sequence[Row], compute: Callable[[Row], Row], **options: Any) -> pd.DataFrame:
+        """Fill `<name>.csv`, keyed by what the jobs hold, by `fieldbook.tables.sweep` with its options."""
+        return sweep(self.table(name, list(jobs[0])), jobs, compute, **{"description": name, **options})
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

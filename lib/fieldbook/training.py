@@ -67,6 +67,7 @@ def fit(
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
+    prefetch: Callable[[Tensor], None] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> Fit:
@@ -87,6 +88,8 @@ def fit(
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
             improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
+        prefetch: called before each update with the `index` that follows one `shuffle_block` later, if the recipe has
+            several blocks, so that data can be read while the model computes; `Spectra.prefetch` is one.
     Returns:
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
@@ -105,6 +108,8 @@ def fit(
         if not state.history:
             run.observe()
         while state.step < recipe.steps and not state.stopped_early:
+            if prefetch:
+                run.announce(prefetch)
             run.update()
             bar.update()
             if state.step % every == 0 or state.step == recipe.steps:
@@ -129,6 +134,9 @@ class _Run:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+        for prefix in recipe.lr_scale:
+            names = "the beginning of a trainable parameter's name"
+            require(any(name.startswith(prefix) for name, _ in trainable), "lr_scale", prefix, names)
         groups = {}  # factor on the learning rate -> parameters
         for name, p in trainable:
             scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))
@@ -161,6 +169,20 @@ class _Run:
             parameters = list(module.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()  # frozen: neither dropout nor moving averages
+
+    def index(self, step: int) -> Tensor:
+        """Which examples this rank sees at a step."""
+        recipe = self.recipe
+        key = (self.n_examples, recipe.batch_size, step, recipe.seed)
+        return indices(*key, self.rank, self.world, recipe.shuffle_block)
+
+    def announce(self, prefetch: Callable[[Tensor], None]) -> None:
+        """Name the examples that are to come when a block has been gone through, while there are any."""
+        block = self.recipe.shuffle_block
+        if block is not None and block < self.n_examples:
+            step = self.fit.step + math.ceil(block / self.recipe.batch_size)
+            if step < self.recipe.steps:
+                prefetch(self.index(step))
 
     # -- one update
 
@@ -197,9 +219,8 @@ class _Run:
 
     def gradient(self, buffers: list[Tensor]) -> Tensor:
         """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the micro-batch at need."""
-        recipe, fit = self.recipe, self.fit
-        key = (self.n_examples, recipe.batch_size, fit.step, recipe.seed)
-        index = indices(*key, self.rank, self.world, recipe.shuffle_block)
+        fit = self.fit
+        index = self.index(fit.step)
         while True:
             try:
                 loss = self.accumulate(index)

@@ -73,3 +73,13 @@ def test_trees_learn_and_repeat_themselves():
     assert np.array_equal(one, two)
     assert scores(y[300:], one)["r2"] > 0.5
     assert not np.array_equal(one, boosted_trees(x[:300], y[:300], seed=4, trees=50, share=0.6).predict(x[300:]))
+
+
+def test_penalties_below_the_rounding_errors_are_left_out():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(50, 1)) + 1e-9 * rng.normal(size=(50, 300))).astype(np.float32)
+    y = x[:, 0] + 1
+    found = ridge(x, y, (x, y))
+    assert found.alpha > 1e-9 and scores(y, found.predict(x))["r2"] > 0.99
+    with pytest.raises(ValueError, match="collinear"):
+        ridge(x, y, (x, y), [-1.0])

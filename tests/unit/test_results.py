@@ -274,6 +274,23 @@ def test_source_hash_follows_imports_and_ignores_prose(tmp_path, monkeypatch):
     assert base != write("from fieldbook import two\n", "def f():\n    return 2\n")
 
 
+def test_source_hash_sees_the_tables_that_a_module_reads(tmp_path, monkeypatch):
+    package = tmp_path / "lib" / "fieldbook"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(results.paths, "ROOT", tmp_path)
+    (package / "reader.py").write_text("from importlib.resources import files\n", encoding="utf-8")
+    (package / "other.py").write_text("x = 1\n", encoding="utf-8")
+
+    def hashes() -> list[str]:
+        names = ("fieldbook.reader", "fieldbook.other")
+        return [results.source_hash([type("Use", (), {"__module__": name})()]) for name in names]
+
+    before = hashes()
+    (package / "lines.csv").write_text("wavelength\n1\n", encoding="utf-8")
+    after = hashes()
+    assert after[0] != before[0] and after[1] == before[1]
+
+
 def test_source_hash_sees_functions_and_constants_of_a_notebook(tmp_path):
     def hashed(*lines, constant=1):
         file = tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"  # inspect reads a function from its file

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import io
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldbook.compat import importable_torchvision
 from fieldbook.recipe import require
 
 FidMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 WEIGHTS = Path("." if platform.system() == "Windows" else "/tmp")  # where clean-fid keeps Inception
-_operators: list[torch.library.Library] = []  # alive as long as the process, or the operators are gone
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -76,22 +75,8 @@ def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
 
 def clean_fid() -> object:
-    """The module `cleanfid.fid`, also where torchvision and torch are of different builds.
-
-    A torchvision built for CUDA cannot load its operators into a CPU build of torch, and fails while it describes
-    two of them, which nothing here calls. Their signatures alone let the import succeed.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _operators.append(library)
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
+    """The module `cleanfid.fid`, imported when it is needed: it takes torchvision along."""
+    importable_torchvision()
     return importlib.import_module("cleanfid.fid")
 
 

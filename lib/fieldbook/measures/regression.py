@@ -53,42 +53,50 @@ def ridge(
         validation: features and target to choose by.
         alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
     Raises:
-        ValueError: a value is not finite, or no penalty is given.
+        ValueError: a value is not finite, or no penalty is given that the features' precision allows.
     """
     if not len(alphas):
         raise ValueError("alphas is empty; expected at least one penalty")
     features = np.asarray(features)
     mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-7 * np.abs(mean))
-    standard = ((features - mean) * scale).astype(features.dtype, copy=False)
+    standard = features - mean.astype(features.dtype)
+    standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
     gram, moment = (standard.T @ standard).astype(float), (standard.T @ (target - centre)).astype(float)
     if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
         raise ValueError("features or target hold NaN or infinity; look for them before fitting")
 
-    def fitted(alpha: float) -> Linear:
-        penalised = gram + alpha * np.eye(len(gram))
-        weights = cho_solve(cho_factor(penalised, overwrite_a=True), moment) * scale
+    def fitted(alpha: float) -> Linear | None:
+        try:
+            factor = cho_factor(gram + alpha * np.eye(len(gram)), overwrite_a=True)
+        except np.linalg.LinAlgError:  # collinear features, and a penalty below their rounding errors
+            return None
+        weights = cho_solve(factor, moment) * scale
         return Linear(weights, centre - float(mean @ weights), alpha)
 
     def error(model: Linear) -> float:
         return float(np.mean((model.predict(validation[0]) - validation[1]) ** 2))
 
-    return min(map(fitted, alphas), key=error)
+    found = [model for model in map(fitted, alphas) if model is not None]
+    if not found:
+        raise ValueError(f"alphas = {list(alphas)}: all too small for features this collinear in {features.dtype}")
+    return min(found, key=error)
 
 
 def boosted_trees(
     features: np.ndarray, target: np.ndarray, *, seed: int = 0, threads: int = 1, trees: int = 400, leaves: int = 31,
-    share: float = 0.2,
+    share: float = 0.2, bins: int = 63,
 ) -> lightgbm.LGBMRegressor:  # fmt: skip
     """Gradient-boosted trees, deterministic for a seed and a number of threads.
 
     Args:
         features: (n, features); `target`: (n,); `share`: of the features that each tree may split on.
+        bins: values of a feature that are told apart; a quarter of the library's default, at a third of its time.
     Source: Ke et al. 2017 (NeurIPS 30), LightGBM.
     """
     model = lightgbm.LGBMRegressor(
         n_estimators=trees, num_leaves=leaves, colsample_bytree=share, random_state=seed, n_jobs=threads,
-        deterministic=True, force_row_wise=True, verbose=-1,
+        deterministic=True, force_col_wise=True, max_bin=bins, verbose=-1,
     )  # fmt: skip
     return model.fit(features, target)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fieldbook.models.blocks import Block, FeedForward, seeded
+from fieldbook.models.attention import EncoderBlock
+from fieldbook.models.blocks import FeedForward, seeded
 from fieldbook.recipe import require
 
 
@@ -92,7 +93,7 @@ class DiTGenerator(nn.Module):
             self.style = nn.Embedding(codebook, width)
             self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
             self.context = nn.Parameter(torch.randn(context, width) * 0.02)
-            self.blocks = nn.ModuleList(Block(width, heads, 4 * width, activation="gelu") for _ in range(depth))
+            self.blocks = nn.ModuleList(EncoderBlock(width, heads, 4 * width) for _ in range(depth))
             self.outward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
             nn.init.normal_(self.style.weight, std=1 / math.sqrt(width * styles))
 

@@ -38,19 +38,25 @@ def parameter_slices(model: nn.Module) -> dict[str, Tensor]:
     return dict(zip(dict(model.named_parameters()), ranges, strict=True))
 
 
+def unflatten(model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The inverse of `flatten`: a vector (D,) -> parameters by name, for `torch.func.functional_call`."""
+    shapes = {name: w.shape for name, w in model.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    return lambda vector: {
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), vector.split(sizes), strict=True)
+    }
+
+
 def stacked_losses(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """A function (w, inputs, target) -> (losses, gradients) for many parameter vectors of one network at once.
 
     `w` is (chains, D); inputs are (batch, ..) for all chains alike, or (chains, batch, ..), and the target likewise.
     Losses are the cross-entropies (chains, batch), gradients those of their means (chains, D).
     """
-    shapes = {name: w.shape for name, w in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
+    parameters_of = unflatten(model)
 
     def mean_loss(vector: Tensor, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        parts = zip(shapes.items(), vector.split(sizes), strict=True)
-        parameters = {name: part.view(shape) for (name, shape), part in parts}
-        logits = torch.func.functional_call(model, parameters, (inputs,))
+        logits = torch.func.functional_call(model, parameters_of(vector), (inputs,))
         losses = cross_entropy(logits, target, reduction="none")
         return losses.mean(), losses
 

@@ -1,0 +1,188 @@
+"""Shuffled batches of spectra from files larger than what is cached, against reading the files in order.
+
+    python benchmarks/spectra_io.py [--gigabytes 0.8] [--folder build/scratch]
+
+Synthetic spectra of 4,096 pixels are written in the source's layout (float32, chunks of 64 spectra), converted once,
+and read in batches of 256 in the order that a `Recipe` with shuffle_block 4096 implies. Cold: the system is told to
+forget the files before each measurement; warm: right after. GB/s, medians and the best of the cold ones, which suffers
+least from what else the machine does. What was written is deleted at the end.
+"""
+
+import argparse
+import copy
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from fieldbook.data.spectra import Spectra
+from fieldbook.data.spectra_hdf5 import ERROR, FLUX, REQUIRED, WAVE, convert
+from fieldbook.recipe import indices
+from fieldbook.training import keep_freed_memory
+
+PIXELS, BATCH, BLOCK, SHARDS, REPEATS = 4096, 256, 4096, 2, 9
+ROW = 2 * 4 * PIXELS  # bytes, flux and error
+SAMPLES = 512  # on which the methods that read one spectrum at a time are measured
+
+
+def shard(path: Path, n: int, seed: int) -> Path:
+    """A file of n random spectra, written in pieces."""
+    rng = np.random.default_rng(seed)
+    with h5py.File(path, "w") as file:
+        file[WAVE] = 7100.2136 + 0.4272461 * np.arange(PIXELS)
+        for name in (FLUX, ERROR):
+            dataset = file.create_dataset(name, (n, PIXELS), "f4", chunks=(64, PIXELS))
+            for start in range(0, n, 1024):
+                size = min(1024, n - start)
+                dataset[start : start + size] = rng.random((size, PIXELS), np.float32) + 0.5
+    params = pd.DataFrame({name: rng.random(n) for name in REQUIRED})
+    params.to_hdf(path, key="dataset/params", format="table", mode="a")
+    return path
+
+
+def forget(files: list[Path]) -> None:
+    """Drop the files from the system's cache."""
+    for path in files:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def in_order(files: list[Path]) -> int:
+    """Plain sequential reading into one buffer of 1 MB, which was the fastest of 128 kB to 8 MB."""
+    buffer, total = bytearray(2**20), 0
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while count := file.readinto(buffer):
+                total += count
+    return total
+
+
+def order(n: int, block: int | None) -> Iterator[torch.Tensor]:
+    for step in range(n // BATCH):
+        yield indices(n, BATCH, step, seed=0, block=block)
+
+
+def blocks(spectra: Spectra, ahead: bool) -> int:
+    """Our batches, shuffled within blocks; told of the next block, or not."""
+    spectra = copy.copy(spectra)  # with maps of its own: what is mapped is not forgotten
+    batches, total = list(order(len(spectra), BLOCK)), 0
+    for step, index in enumerate(batches):
+        if ahead and step + BLOCK // BATCH < len(batches):
+            spectra.prefetch(batches[step + BLOCK // BATCH])
+        total += sum(rows.nbytes for rows in spectra.rows(index))
+    return total
+
+
+def mapped(arrays: list[Path], n: int) -> int:
+    """The same batches, through memory maps alone."""
+    maps, total = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in arrays], 0
+    for index in order(n, BLOCK):
+        total += sum(array[index].nbytes for array in maps)
+    return total
+
+
+def one_by_one(sources: list[Path], n: int, block: int | None) -> int:
+    """The source's HDF5, one spectrum at a time, as a map-style dataset reads it."""
+    files = [h5py.File(path) for path in sources]
+    datasets = [(file[FLUX], file[ERROR]) for file in files]
+    for row in torch.cat(list(order(n, block))[: SAMPLES // BATCH]).tolist():
+        part, at = divmod(row, n // len(files))
+        for dataset in datasets[part]:
+            torch.from_numpy(dataset[at])
+    for file in files:
+        file.close()
+    return SAMPLES * ROW
+
+
+def growth(work: Callable[[], object]) -> float:
+    """How far a call exceeds the resident memory that it starts with, mapped files included, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest so far
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(methods: dict[str, tuple[Callable[[], int], list[Path]]]) -> dict[str, dict[str, float]]:
+    """GB/s of each method, cold, warm and the best cold; they take turns in changing order, as one slows the next."""
+    speeds = {name: {"cold": [], "warm": []} for name in methods}
+    for repeat in range(REPEATS):
+        for name in random.Random(repeat).sample(list(methods), len(methods)):
+            method, files = methods[name]
+            forget(files)
+            for state in ("cold", "warm"):
+                start = time.perf_counter()
+                size = method()
+                speeds[name][state].append(size / (time.perf_counter() - start) / 1e9)
+    medians = {name: {state: statistics.median(v) for state, v in by.items()} for name, by in speeds.items()}
+    return {name: by | {"best": max(speeds[name]["cold"])} for name, by in medians.items()}
+
+
+def run(folder: Path, gigabytes: float) -> None:
+    """Measure, print, and fail if the loader's promises are not met."""
+    n = max(round(gigabytes * 1e9 / ROW / SHARDS / BLOCK), 1) * BLOCK
+    sources = [shard(folder / f"{k}.h5", n, k) for k in range(SHARDS)]
+    convert([shard(folder / "small.h5", 64, 9)], folder / "small").rows([0])  # loads what is loaded once
+    start = time.perf_counter()
+    converting = growth(lambda: convert(sources, folder / "out"))
+    seconds = time.perf_counter() - start
+    spectra, arrays = Spectra.open(folder / "out"), [folder / "out" / name for name in ("flux.npy", "error.npy")]
+    reading = growth(lambda: blocks(spectra, ahead=True))
+    speeds = measure(
+        {
+            "in order": (lambda: in_order(arrays), arrays),
+            "ours": (lambda: blocks(spectra, ahead=True), arrays),
+            "ours, without prefetch": (lambda: blocks(spectra, ahead=False), arrays),
+            "memory map": (lambda: mapped(arrays, SHARDS * n), arrays),
+        }
+    )
+    speeds |= measure(
+        {
+            "HDF5, one by one": (lambda: one_by_one(sources, SHARDS * n, BLOCK), sources),
+            "HDF5, one by one, no blocks": (lambda: one_by_one(sources, SHARDS * n, None), sources),
+        }
+    )
+    ours, ordered = speeds["ours"], speeds["in order"]
+    print(f"{SHARDS * n} spectra of {PIXELS} pixels, {SHARDS * n * ROW / 1e9:.2f} GB, batches of {BATCH}")
+    print(f"converted in {seconds:.1f} s ({SHARDS * n * ROW / seconds / 1e9:.2f} GB/s)\n")
+    print(f"{'method':<28}   cold of in order   best  (same)   warm  ours is   (warm)")
+    for name, by in speeds.items():
+        share, gain = ({s: a[s] / b[s] for s in by} for a, b in ((by, ordered), (ours, by)))
+        print(f"{name:<28} {by['cold']:>6.2f} {share['cold']:>11.0%} {by['best']:>6.2f} {share['best']:>7.0%}", end="")
+        print(f" {by['warm']:>6.2f} {gain['cold']:>7.1f}x {gain['warm']:>7.1f}x")
+    print(f"\nmemory grew by {converting:.0f} MB in converting, by {reading:.0f} MB in reading, mapped blocks included")
+
+    for state in ("cold", "best"):
+        assert ours[state] >= 0.8 * ordered[state], "shuffled batches come at less than 80 % of sequential speed"
+    for name in ("HDF5, one by one", "HDF5, one by one, no blocks"):
+        assert ours["cold"] >= 10 * speeds[name]["cold"], f"less than 10 times faster than {name}"
+    assert converting < 400, "converting takes more memory than its buffers"
+    assert reading < 2 * BLOCK * ROW / 2**20 + 50, "reading takes more memory than two blocks and its batches"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=0.8, help="of flux and error; the HDF5 takes as much again")
+    parser.add_argument("--folder", type=Path, help="where to put them; the disk that is measured")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        run(Path(folder), arguments.gigabytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""HDF5 files of spectra: finding, writing, and converting them once to arrays that are fast to read in any order.
+
+A file has `spectrumdataset/wave` (pixels,), `dataset/arrays/flux/value` and `dataset/arrays/error/value` (n, pixels),
+and a pandas table of n rows. Other content, such as `dataset/arrays/mask/value`, is ignored. Nothing in a file that is
+read can run code, though pandas keeps the names of columns as pickles.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from tables.exceptions import HDF5ExtError
+from tqdm import tqdm
+
+from fieldbook.checkpoints import atomic_write
+from fieldbook.data import pandas_hdf5
+from fieldbook.data.spectra import Spectra, signal_to_noise
+from fieldbook.recipe import require
+
+WAVE, FLUX, ERROR = "spectrumdataset/wave", "dataset/arrays/flux/value", "dataset/arrays/error/value"
+PARAMS = "dataset/params"
+REQUIRED = ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "redshift")
+"""Columns that a table must have unless told otherwise; a missing `snr` is computed."""
+
+BUFFER = 2**26  # bytes of float32 in memory at a time, for flux and for error
+VERSION = 1  # of the converted folder; a change converts anew
+
+
+def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "test*") -> dict[str, list[Path]]:
+    """The files `<pattern>/dataset.h5` of each split, in natural order: shard 2 before shard 10.
+
+    Args:
+        train: pattern of the folders of shards; `val`, `test`: of one folder each.
+    Raises:
+        FileNotFoundError: a split has no file; names the folder, the pattern and what is there.
+        ValueError: several files for `val` or `test`; names them.
+    """
+    folder, found = Path(folder), {}
+    for split, pattern in {"train": train, "val": val, "test": test}.items():
+        found[split] = sorted(folder.glob(f"{pattern}/dataset.h5"), key=_natural)
+        if not found[split]:
+            there = ", ".join(sorted(p.name for p in folder.glob("*"))[:10]) if folder.is_dir() else "no such folder"
+            raise FileNotFoundError(
+                f"no {pattern}/dataset.h5 in {folder} for split {split} (there: {there or 'nothing'})"
+            )
+        if split != "train" and len(found[split]) > 1:
+            names = ", ".join(str(path) for path in found[split])
+            raise ValueError(f"{split} = {pattern!r} fits several files: {names}; expected a pattern for one of them")
+    return found
+
+
+def write(path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, params: pd.DataFrame) -> None:
+    """Write one file, whole or not at all.
+
+    Args:
+        wave: (pixels,) in Angstrom; `flux`, `error`: (n, pixels); `params`: n rows.
+    Raises:
+        ValueError: the shapes do not belong together.
+        OSError: writing failed (disk full, no permission); names the path, whose old content is intact.
+    """
+    arrays = {WAVE: np.asarray(wave), FLUX: np.asarray(flux), ERROR: np.asarray(error)}
+    Spectra(*arrays.values(), params)  # checks the shapes
+
+    def fill(partial: str) -> None:
+        with h5py.File(partial, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+            file.flush()
+        try:
+            params.to_hdf(partial, key=PARAMS, format="table", mode="a")
+        except HDF5ExtError as failure:
+            raise OSError(str(failure)) from failure
+
+    atomic_write(path, lambda file: fill(file.name))
+
+
+def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUIRED) -> Spectra:
+    """Check the spectra of one or several files and lay them down as float32 arrays, unless that has been done.
+
+    Memory stays constant, flux is clipped at 0, and the folder is replaced only by a whole new one. The result serves
+    as long as paths, sizes and times of the files stay the same. Several processes may call this at once.
+
+    Args:
+        files: of one layout and one wavelength grid, of any float or integer type, chunks and compression.
+        folder: of the result, one per split; `Spectra.open` maps it when the files are gone.
+        required: columns of numbers that each table must have.
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is damaged, lacks something or has values that cannot be; names the file, the path in it
+            and the row. What was in the folder before is intact.
+        OSError: the folder could not be written; what was there before is intact.
+    """
+    files, folder = [Path(file) for file in files], Path(folder).absolute()
+    require(files, "files", files, "at least one file")
+    identity = {"version": VERSION, "files": [_identity(file) for file in files]}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not _is_of(folder, identity):
+            shards = [_inspect(file) for file in files]
+            _check_alike(shards, required)
+            try:
+                _replace(folder, shards, identity)
+            except OSError as error:
+                reason = f"could not be written ({error.strerror or error}); what was there before is intact"
+                raise OSError(error.errno, reason, str(folder)) from error
+        spectra = Spectra.open(folder)
+    _check_columns(spectra.params, required, str(folder))
+    return spectra
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What is known of a file before its spectra are read."""
+
+    file: Path
+    wave: np.ndarray
+    params: pd.DataFrame
+    key: str  # of the params
+
+
+def _inspect(file: Path) -> _Shard:
+    """Read all but the spectra, and check the shapes."""
+    with _reading(file, WAVE), h5py.File(file) as h5:
+        for name in (WAVE, FLUX, ERROR):
+            dataset = h5.get(name)
+            _check(isinstance(dataset, h5py.Dataset), file, name, "is missing; expected a dataset")
+            _check(dataset.dtype.kind in "fiu", file, name, f"is of type {dataset.dtype}; expected real numbers")
+        wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
+    rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
+    _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
+    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
+    _check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
+    _check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
+    key, params = _table(file)
+    _check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
+    return _Shard(file, wave, params.reset_index(drop=True), key)
+
+
+def _table(file: Path) -> tuple[str, pd.DataFrame]:
+    """The pandas table of a file: at the usual key, or the only one."""
+    with _reading(file, PARAMS), h5py.File(file) as h5:
+        keys = list(pandas_hdf5.kinds(h5))
+        key = PARAMS if PARAMS in keys else keys[0] if len(keys) == 1 else None
+        found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
+        _check(key, file, PARAMS, f"is missing, and {found}; expected one pandas table")
+        try:
+            return key, pandas_hdf5.numbers(h5[key])
+        except ValueError as problem:
+            raise _Fault(f"{file}: {problem}") from problem
+
+
+def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
+    first = shards[0]
+    for shard in shards:
+        _check_columns(shard.params, required, f"{shard.file}: {shard.key}")
+        alike = shard.wave.shape == first.wave.shape and np.allclose(shard.wave, first.wave, rtol=1e-7, atol=0)
+        _check(alike, shard.file, WAVE, f"differs from that of {first.file}; expected one grid for all files")
+
+
+def _check_columns(params: pd.DataFrame, required: Sequence[str], where: str) -> None:
+    for name in required:
+        if name not in params:
+            raise ValueError(f"{where} lacks the column {name!r} of numbers (there: {', '.join(map(str, params))})")
+        values = params[name].to_numpy(float)
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise ValueError(f"{where}, column {name!r}, row {row}: {params[name][row]!r}; expected a finite number")
+
+
+def _replace(folder: Path, shards: list[_Shard], identity: dict) -> None:
+    """Put a whole new folder in the place of the old one."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process: we hold the lock
+        shutil.rmtree(leftover)
+    partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp") for _ in range(2))
+    partial.mkdir()
+    try:
+        snr = _copy_spectra(shards, partial)
+        params = pd.concat([shard.params for shard in shards], join="inner", ignore_index=True)
+        params["snr"] = params.get("snr", pd.Series(snr))
+        params.to_parquet(partial / "params.parquet")
+        np.save(partial / "wave.npy", shards[0].wave)
+        (partial / "spectra.json").write_text(json.dumps(identity, indent=1))
+        for path in partial.iterdir():
+            _fsync(path)
+        _fsync(partial)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
+    """Write `flux.npy` and `error.npy`, and return the (n,) signal-to-noise ratios."""
+    n, pixels = sum(len(shard.params) for shard in shards), len(shards[0].wave)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (n, pixels)}
+    ratios = []
+    bar = tqdm(total=n, desc="converting", unit=" spectra", mininterval=1, delay=5)
+    with open(folder / "flux.npy", "xb") as flux_file, open(folder / "error.npy", "xb") as error_file, bar:
+        for file in (flux_file, error_file):
+            np.lib.format.write_array_header_1_0(file, header)
+        for shard in shards:
+            for flux, error in _checked_blocks(shard):
+                flux_file.write(flux)
+                error_file.write(error)
+                ratios.append(signal_to_noise(flux, error))
+                bar.update(len(flux))
+    return np.concatenate(ratios)
+
+
+def _checked_blocks(shard: _Shard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Flux >= 0 and error > 0 in little-endian float32, some rows at a time, in buffers that are used again."""
+    with h5py.File(shard.file) as h5:
+        datasets, (n, pixels) = (h5[FLUX], h5[ERROR]), h5[FLUX].shape
+        rows = _rows_at_once(datasets)
+        buffers = np.empty((2, min(rows, n), pixels), "<f4")
+        for start in range(0, n, rows):
+            flux, error = buffers[:, : min(rows, n - start)]
+            for dataset, block in zip(datasets, (flux, error), strict=True):
+                with _reading(shard.file, dataset.name.strip("/")):
+                    dataset.read_direct(block, np.s_[start : start + len(block)])
+            _check_values(np.isfinite(flux), flux, start, shard.file, FLUX, "a finite number")
+            _check_values(np.isfinite(error) & (error > 0), error, start, shard.file, ERROR, "a finite number above 0")
+            yield np.maximum(flux, 0, out=flux), error
+
+
+def _rows_at_once(datasets: Sequence[h5py.Dataset]) -> int:
+    """As many rows as fit in the buffer, in whole chunks if possible: a compressed one is unpacked at each visit."""
+    rows = max(BUFFER // (4 * datasets[0].shape[1]), 1)
+    chunk = max(dataset.chunks[0] if dataset.chunks else 1 for dataset in datasets)
+    return rows // chunk * chunk or rows
+
+
+def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, name: str, accepted: str) -> None:
+    if not good.all():
+        row, pixel = np.argwhere(~good)[0]
+        _check(False, file, name, f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}")
+
+
+class _Fault(ValueError):
+    """What `_check` has found: it names the file, and needs no more words."""
+
+
+def _check(condition: object, file: Path, name: str, problem: str) -> None:
+    if not condition:
+        raise _Fault(f"{file}: {name} {problem}")
+
+
+@contextlib.contextmanager
+def _reading(file: Path, name: str) -> Iterator[None]:
+    """Name the file, and the path in it, in the errors of the HDF5 libraries."""
+    try:
+        yield
+    except (_Fault, PermissionError):
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{file}: {name} cannot be read; the file is damaged or not HDF5 ({error})") from error
+
+
+def _identity(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no spectra at {file}; expected an HDF5 file")
+    status = file.stat()
+    return {"path": str(file.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _is_of(folder: Path, identity: dict) -> bool:
+    try:
+        return json.loads((folder / "spectra.json").read_text()) == identity
+    except (OSError, ValueError):
+        return False
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
