@@ -89,7 +89,7 @@ def audit_run(folder: Path) -> dict[str, float]:
     mixed, sets = draw([reals.any_label] * reals.classes), [draw(reals.labels) for _ in range(3)]
     return {
         "changed": audit.changed(read_checkpoint(first).model, saved.model),
-        "reach": audit.reach(model.field[0], mixed, *sets[:2]),
+        "reach": audit.reach(model.field[0].shift, mixed, *sets[:2]),
         "null_ratio": audit.null_ratio(model.field[0], mixed, tuple(sets)),
     }
 

@@ -38,9 +38,10 @@ class Setting:
 
     Attributes:
         data: a toy, or images; `folder`: of the files of `mnist` and `cifar10`.
-        generator: `mlp` or `dit`, with their options `width`, `depth`, and `noise_dim` (mlp) or `patch` (dit).
-        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `prior` (temperature in
-            units of the mean distance, None for none) and `projection`.
+        generator: `mlp` or `dit`, with their options `width`, `depth`, and `noise_dim`, `codebook` (mlp) or `patch`
+            (dit).
+        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `axes`, `projection`
+            and `prior`: begin as the kernel field with `taus`, or at random.
         encoder: drift in the features of an autoencoder, too, and not in pixels alone.
         set_size: generated samples per class and update; `positives`: real ones; `groups`: classes per update.
         cfg: `none`; `one_pass`, with `unconditional` real negatives per class and strengths drawn on [1, `alpha_max`];
@@ -55,6 +56,7 @@ class Setting:
     width: PositiveInt = 64
     depth: PositiveInt = 2
     noise_dim: PositiveInt = 6
+    codebook: NonNegativeInt = 0
     patch: PositiveInt = 4
     field: Literal["kernel", "learned"] = "kernel"
     objective: Objective = "look_ahead"
@@ -62,7 +64,7 @@ class Setting:
     axes: kernel.Axes = "both"
     pull: Positive = 1.0
     push: Positive = 1.0
-    prior: Positive | None = 0.05
+    prior: bool = True
     projection: bool = False
     encoder: bool = False
     set_size: Annotated[int, Field(ge=2)] = 32
@@ -84,10 +86,11 @@ class Setting:
 
     def recipe(self) -> Recipe:
         """The recipe of `fieldbook.training.fit`."""
+        scale = {"field.": self.field_lr} if self.field == "learned" else {}
         return Recipe(
             steps=self.steps, batch_size=self.set_size * self.groups, lr=self.lr, schedule=self.schedule,
             warmup=min(self.warmup, self.steps), clip=self.clip, ema=1 - 1 / max(self.ema_share * self.steps, 2),
-            precision=self.precision, eval_every=self.eval_every, seed=self.seed, lr_scale={"field.": self.field_lr},
+            precision=self.precision, eval_every=self.eval_every, seed=self.seed, lr_scale=scale,
         )  # fmt: skip
 
 
@@ -137,11 +140,13 @@ class Drifter(nn.Module):
         super().__init__()
         options = {"classes": classes, "width": setting.width, "depth": setting.depth, "seed": setting.seed}
         mlp = setting.generator == "mlp"
-        options |= {"noise_dim": setting.noise_dim} if mlp else {"patch": setting.patch}
+        vector = {"noise_dim": setting.noise_dim, "codebook": setting.codebook}
+        options |= vector if mlp else {"patch": setting.patch}
         self.generator = (MLPGenerator if mlp else DiTGenerator)(shape, **options)
         self.field = None
         if setting.field == "learned":
-            bank = {"projection": setting.projection, "tau": setting.prior, "seed": setting.seed + 1}
+            taus = setting.taus if setting.prior else ()
+            bank = {"projection": setting.projection, "taus": taus, "axes": setting.axes, "seed": setting.seed + 1}
             self.field = FieldBank(dims, **bank)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.setting, self.classes = setting, classes

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-SHRINK = "import torch, torchvision; print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)"
+SHRINK = (
+    "import torch, torchvision; print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)"
+)
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:
@@ -14,7 +16,7 @@ def fresh(code: str) -> subprocess.CompletedProcess:
 
 
 def test_torchvision_imports_on_this_torch():
-    twice = "from fieldbook.compat import importable_torchvision as f; f(); f(); "
+    twice = "from fieldbook.compat import importable_torchvision as go; go(); go(); "
     found = fresh(twice + SHRINK)
     assert found.returncode == 0, found.stderr
     assert "[1, 2, 2]" in found.stdout

@@ -45,7 +45,7 @@ def weights(folder):
         {},
         {"data": "ring", "groups": 1},
         {"field": "learned"},
-        {"field": "learned", "objective": "frozen", "prior": None, "projection": True},
+        {"field": "learned", "objective": "frozen", "prior": False, "projection": True},
         {"cfg": "one_pass", "unconditional": 3},
         {"cfg": "two_pass"},
         {"axes": "y", "taus": [0.1], "pull": 1.5},

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from fieldbook.models.encoder import Autoencoder
-from fieldbook.models.generator import DiTGenerator, MLPGenerator
+from fieldbook.models.generator import DiTGenerator, MLPGenerator, Styles
 
 SMALL = {"width": 16, "depth": 1, "seed": 0}
 
 
 def make(kind):
-    if kind == "mlp":
-        return MLPGenerator((1, 8, 8), classes=3, noise_dim=5, **SMALL)
+    if kind in ("mlp", "styled"):
+        return MLPGenerator((1, 8, 8), classes=3, noise_dim=5, codebook=4 * (kind == "styled"), **SMALL)
     return DiTGenerator((3, 8, 8), classes=3, patch=4, heads=2, **SMALL)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "dit"])
+@pytest.mark.parametrize("kind", ["mlp", "styled", "dit"])
 def test_every_input_matters_and_every_parameter_learns(kind):
     model = make(kind)
     noise, label, alpha = (
@@ -32,8 +32,9 @@ def test_every_input_matters_and_every_parameter_learns(kind):
     assert torch.equal(x, make(kind)(noise, label, alpha))
 
 
-def test_styles_come_from_the_noise_and_use_the_codebook():
-    model = make("dit")
+@pytest.mark.parametrize("kind", ["styled", "dit"])
+def test_styles_come_from_the_noise_and_use_the_codebook(kind):
+    model = make(kind)
     noise = torch.randn(2, model.noise_dim)
     style = noise.clone()
     style[:, -1] = -style[:, -1]
@@ -41,6 +42,13 @@ def test_styles_come_from_the_noise_and_use_the_codebook():
     assert not torch.allclose(model(noise, label, alpha), model(style, label, alpha))
     extreme = torch.full_like(noise, 50.0)  # the last code, and not one beyond it
     assert torch.isfinite(model(extreme, label, alpha)).all()
+
+
+def test_codes_are_equally_likely():
+    style = Styles(8, 2, spread=1.0)
+    vectors = style(torch.randn(8000, 1, generator=torch.Generator().manual_seed(0)))
+    _, counts = vectors.unique(dim=0, return_counts=True)
+    assert len(counts) == 8 and ((counts - 1000).abs() < 150).all()  # 5 standard deviations
 
 
 def test_patches_go_back_where_they_came_from():

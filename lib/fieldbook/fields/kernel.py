@@ -116,25 +116,33 @@ def field(
         for beta, out in zip(betas.split(together), v.split(together), strict=True):
             columns = _log_columns(energy, beta) if axes == "both" else None
             for rows in _blocks(energy):
-                a = _affinities(energy[..., rows, :] * -beta + log_weight, pos.shape[-2], axes, columns)
-                a_pos, a_neg = a.clamp_min_(floor).split((pos.shape[-2], neg.shape[-2]), -1)
-                attract, repel = pull * a_neg.sum(-1, keepdim=True), push * a_pos.sum(-1, keepdim=True)
-                drift = attract * (a_pos @ pos) - repel * (a_neg @ neg)
-                if pull != push:
-                    drift -= (1 / push - 1 / pull) * attract * repel * x[..., rows, :]
-                out[..., rows, :] = drift
+                logit = energy[..., rows, :] * -beta + log_weight
+                a = affinities(logit, pos.shape[-2], axes, columns).clamp_min_(floor)
+                out[..., rows, :] = balance(a, x[..., rows, :], pos, neg, pull, push)
     v = v if several else v[0]
     return (v, {"feature_dist_mean": d.mean, "feature_dist_var": d.variance}) if return_stats else v
 
 
-def _affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None) -> Tensor:
-    """Affinities from logits with the log weights added, (..., rows, P + Q); the logits are overwritten."""
+def affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None = None) -> Tensor:
+    """Affinities (..., N, P + Q) of every x to p positives and Q negatives, from logits with the log weights added.
+
+    Args:
+        columns: (..., 1, P + Q), logarithm of the sum over x of exp(logit), without weights; for `axes="both"`.
+    """
     if axes == "separate":
         return torch.cat([part.softmax(-1) for part in (logit[..., :p], logit[..., p:])], -1)
     if axes == "y":
         return logit.softmax(-1)
     rows = logit.logsumexp(-1, keepdim=True)
-    return logit.sub_(rows / 2).sub_(columns / 2).exp_()
+    return (logit - rows / 2).sub_(columns / 2).exp_()
+
+
+def balance(a: Tensor, x: Tensor, pos: Tensor, neg: Tensor, pull: float = 1.0, push: float = 1.0) -> Tensor:
+    """Attraction minus repulsion at x, pull a_neg sum A_pos (y_pos - x) - push a_pos sum A_neg (y_neg - x)."""
+    a_pos, a_neg = a.split((pos.shape[-2], neg.shape[-2]), -1)
+    of_pos, of_neg = a_pos.sum(-1, keepdim=True), a_neg.sum(-1, keepdim=True)
+    drift = pull * of_neg * (a_pos @ pos) - push * of_pos * (a_neg @ neg)
+    return drift if pull == push else drift - (pull - push) * of_pos * of_neg * x  # which cancels otherwise
 
 
 def _log_columns(energy: Tensor, beta: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A drifting field with learned attention over sets, and what it can be trained for.
 
-V(x; P, Q) = S(x, P) - S(x, Q), where S is a mean of y - x over a set with learned weights. It is antisymmetric whatever
-its parameters are, so that antisymmetry says nothing about whether they are any good, or were trained at all.
+It weighs samples as Alg. 2 does, with logits from a network in place of distances over a temperature. It is
+antisymmetric whatever its parameters are, so that antisymmetry says nothing about whether they are any good, or were
+trained at all.
 """
 
 import math
@@ -20,21 +21,23 @@ Objective = Literal["frozen", "look_ahead", "distill", "attached"]
 
 
 class SetField(nn.Module):
-    """Attention over a set, with logits from [g(x), g(y), g(y) - g(x), |g(y) - g(x)|] and a prior -|g(y) - g(x)| / tau.
+    """Drift with logits s[g(x), g(y), g(y) - g(x), |g(y) - g(x)|] - |g(y) - g(x)| / tau, one field per temperature.
 
-    With a prior the last layer starts at zero, so that the untrained field is the kernel field of Eq. 8 to 10. Without
-    one it is random.
+    With temperatures the last layer of s starts at zero, so that the untrained field is the kernel field. Without any
+    there is one random field.
 
     Args:
         dim: of the features; `hidden`: width of the scoring network; `projection`: dimension of g, None for g(x) = x.
-        tau: temperature of the prior, in the units of x; None for no prior.
+        taus: temperatures of the prior, in the units of x; none for no prior.
+        axes: as in `fieldbook.fields.kernel.field`; `separate` is V = S(x, pos) - S(x, neg), S being a mean of y - x.
     """
 
     def __init__(
-        self, dim: int, *, hidden: int = 32, projection: int | None = None, tau: float | None = 0.05, seed: int
-    ):
+        self, dim: int, *, hidden: int = 32, projection: int | None = None, taus: Sequence[float] = (0.05,),
+        axes: kernel.Axes = "both", seed: int,
+    ):  # fmt: skip
         super().__init__()
-        self.tau, inner = tau, projection or dim
+        self.taus, self.axes, inner = tuple(taus), axes, projection or dim
         with seeded(seed):
             self.project = nn.Linear(dim, inner, bias=False) if projection else None
             self.back = nn.Linear(inner, dim, bias=False) if projection else None
@@ -44,41 +47,47 @@ class SetField(nn.Module):
             if projection:
                 nn.init.orthogonal_(self.project.weight)
                 self.back.weight.data.copy_(self.project.weight.mT)  # g starts as a rotation, or the nearest to one
-            if tau is not None:
+            if self.taus:
                 nn.init.zeros_(self.score[-1].weight)
 
-    def shift(self, x: Tensor, y: Tensor, weight: Tensor | None = None, *, mask_self: bool = False) -> Tensor:
-        """S(x, y): the learned mean of y - x over the set of all y.
+    def logits(self, gx: Tensor, gy: Tensor) -> Tensor:
+        """(..., N, D), (..., M, D) -> (T, ..., N, M).
 
         A linear layer of g(y) - g(x) is one of g(y) minus one of g(x): no (N, M, D) tensor is needed.
-
-        Args:
-            x: (..., N, D); `y`: (..., M, D), the first N of which are x itself if `mask_self`, and are left out.
-            weight: (..., M), as how many copies each y counts.
-        Returns:
-            (..., N, D); zero if nothing is left of the set.
         """
-        if mask_self and y.shape[-2] == 1:
-            return torch.zeros_like(x)
-        gx, gy = (x, y) if self.project is None else (self.project(x), self.project(y))
         distance = torch.cdist(gx, gy)
         hidden = self.of_x(gx)[..., :, None, :] + self.of_y(gy)[..., None, :, :]
-        logit = self.score(hidden + self.of_distance(distance[..., None])).squeeze(-1)
-        if self.tau is not None:
-            logit = logit - distance / self.tau
-        if weight is not None:
-            logit = logit + weight.clamp_min(1e-30).log()[..., None, :]
+        logit = kernel.at_least_single(self.score(hidden + self.of_distance(distance[..., None])).squeeze(-1))
+        return torch.stack([logit - distance / tau for tau in self.taus] or [logit])
+
+    def fields(
+        self, x: Tensor, pos: Tensor, neg: Tensor, weight: Tensor | None = None, *,
+        axes: Sequence[kernel.Axes], mask_self: bool = True,
+    ) -> list[Tensor]:  # fmt: skip
+        """V(x; pos, neg), (T, ..., N, D), for each kind of softmax; arguments as in `fieldbook.fields.kernel.field`."""
+        g = self.project or nn.Identity()
+        gx, gp, gn = g(x), g(pos), g(neg)
+        p = pos.shape[-2]
+        logit = self.logits(gx, torch.cat((gp, gn), -2))
         if mask_self:
-            own = torch.eye(x.shape[-2], y.shape[-2], dtype=torch.bool, device=x.device)
-            logit = logit.masked_fill(own, MASKED)
-        moved = logit.float().softmax(-1).to(gy) @ gy - gx
-        return moved if self.back is None else self.back(moved)
+            own = torch.eye(x.shape[-2], neg.shape[-2], dtype=torch.bool, device=x.device)
+            logit = logit.masked_fill(nn.functional.pad(own, (p, 0)), MASKED)
+        columns = logit.logsumexp(-2, keepdim=True)
+        if weight is not None:
+            logit = logit + nn.functional.pad(weight.clamp_min(1e-30).log(), (p, 0))[..., None, :]
+        a = (kernel.affinities(logit, p, kind, columns).to(gx) for kind in axes)
+        back = self.back or nn.Identity()
+        return [back(kernel.balance(one, gx, gp, gn)) for one in a]
 
     def forward(
         self, x: Tensor, pos: Tensor, neg: Tensor, weight: Tensor | None = None, *, mask_self: bool = True
     ) -> Tensor:
-        """V(x; pos, neg), (..., N, D); arguments as in `fieldbook.fields.kernel.field`."""
-        return self.shift(x, pos) - self.shift(x, neg, weight, mask_self=mask_self)
+        """V(x; pos, neg), (T, ..., N, D), with its own kind of softmax."""
+        return self.fields(x, pos, neg, weight, axes=[self.axes], mask_self=mask_self)[0]
+
+    def shift(self, x: Tensor, pos: Tensor, neg: Tensor, *, mask_self: bool = True) -> Tensor:
+        """The same with a softmax over each set: a difference of two means, as long as the way to the data."""
+        return self.fields(x, pos, neg, axes=["separate"], mask_self=mask_self)[0]
 
 
 class FieldBank(nn.ModuleList):
@@ -86,36 +95,43 @@ class FieldBank(nn.ModuleList):
 
     Args:
         dims: of the features at each scale; `projection`: project each onto as many dimensions as it has.
-        options: of every `SetField`; `tau` is in units of the mean distance, sqrt(dim) for normalised features.
+        taus: in units of the mean distance, sqrt(dim) for normalised features; `axes`, `hidden`: of every `SetField`.
     """
 
-    def __init__(self, dims: Sequence[int], *, projection: bool, tau: float | None, hidden: int = 32, seed: int):
-        scaled = [None if tau is None else tau * math.sqrt(d) for d in dims]
-        parts = zip(dims, scaled, strict=True)
+    def __init__(
+        self, dims: Sequence[int], *, projection: bool, taus: Sequence[float], axes: kernel.Axes = "both",
+        hidden: int = 32, seed: int,
+    ):  # fmt: skip
+        options = {"axes": axes, "hidden": hidden}
         super().__init__(
-            SetField(d, hidden=hidden, projection=d if projection else None, tau=t, seed=seed + i)
-            for i, (d, t) in enumerate(parts)
-        )
+            SetField(
+                d, projection=d if projection else None, taus=[tau * math.sqrt(d) for tau in taus], seed=seed + i,
+                **options,
+            )
+            for i, d in enumerate(dims)
+        )  # fmt: skip
 
 
 def field_loss(
-    v: Tensor, x: Tensor, pos: Tensor, neg: Tensor, fresh: Tensor, objective: Objective,
-    *, tau: float, weight: Tensor | None = None, eta: float = 1.0, mask_self: bool = True,
+    v: Tensor, x: Tensor, pos: Tensor, neg: Tensor, fresh: Tensor, objective: Objective, *, taus: Sequence[float],
+    axes: kernel.Axes = "both", weight: Tensor | None = None, mask_self: bool = True,
 ) -> Tensor | None:  # fmt: skip
     """What the parameters of a field minimise.
 
     Args:
-        v: the field at x, with its graph; `x, pos, neg, weight`: what it was computed from, detached.
+        v: the field at x, (T, ..., N, D), with its graph; `x, pos, neg, weight`: what it was computed from, detached.
         fresh: (..., P, D), further positives that the field has not seen.
-        objective: `look_ahead`, the energy distance of x + eta V to fresh positives; `distill`, the squared error to
-            the kernel field at temperature `tau`; `attached`, |V|^2, as if nothing were detached; `frozen`, none.
+        objective: `look_ahead`, the energy distance of x + v to fresh positives, for v a difference of two means
+            (`axes="separate"`); `distill`, the relative squared error to the kernel field with `taus` and `axes`;
+            `attached`, |V|^2, as if nothing were detached; `frozen`, none.
     Returns:
         0-d, or None for `frozen`: a detached target leaves nothing that depends on the parameters.
     """
     require(objective in get_args(Objective), "objective", objective, f"one of {', '.join(get_args(Objective))}")
     if objective == "look_ahead":
-        return energy_distance(x + eta * v, fresh).mean() / math.sqrt(x.shape[-1])
+        return energy_distance(x + v, fresh).mean() / math.sqrt(x.shape[-1])
     if objective == "distill":
-        target = kernel.field(x, pos, neg, tau, weight, axes="separate", mask_self=mask_self)
-        return nn.functional.mse_loss(v, target)
+        require(len(taus) == len(v), "taus", tuple(taus), f"one per field, {len(v)}")
+        target = kernel.field(x, pos, neg, taus, weight, axes=axes, mask_self=mask_self)
+        return nn.functional.mse_loss(v, target) / target.square().mean()
     return v.square().mean() if objective == "attached" else None

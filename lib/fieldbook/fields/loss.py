@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fieldbook.fields import kernel
 from fieldbook.fields.kernel import at_least_single
-from fieldbook.fields.learned import FieldBank, Objective, field_loss
+from fieldbook.fields.learned import FieldBank, Objective, SetField, field_loss
 from fieldbook.recipe import require
 
 
@@ -58,7 +58,7 @@ def drifting_loss(
     Args:
         sets: one per scale; `bank`: a learned field per scale, in place of the kernel field.
         objective: of the learned field, whose target for the generator is detached in any case.
-        taus: temperatures in units of the mean distance; the first is the prior's in `distill`.
+        taus: temperatures in units of the mean distance, of the kernel field and of `distill`.
         axes, pull, push: of the kernel field.
     Returns:
         0-d loss, and 0-d detached metrics, means over scales: `loss` (of the generator), `field_loss`, `drift_norm`
@@ -82,12 +82,9 @@ def drifting_loss(
             d = kernel.distances(x, pos, neg, weight)
             stats = {"feature_dist_mean": d.mean, "feature_dist_var": d.variance}
             unit = d.mean / math.sqrt(x.shape[-1])
-            given = [x / unit, pos / unit, neg / unit]
-            v = bank[scale](*given, weight)
             fresh = pos if one.fresh is None else at_least_single(one.fresh)
-            tau = taus[0] * math.sqrt(x.shape[-1])
-            own = field_loss(v, *given, fresh / unit, objective, tau=tau, weight=weight)
-            v = v.detach()[None]
+            given = [part / unit for part in (x, pos, neg, fresh)]
+            v, own = _learned(bank[scale], *given, weight, objective, taus)
         size = kernel.rms(v, -3)
         phi = phi / unit
         loss = nn.functional.mse_loss(phi, phi.detach() + (v / size.clamp_min(1e-12)).sum(0))
@@ -96,3 +93,14 @@ def drifting_loss(
         rows.append(metrics | {"drift_norm": size.mean()} | stats)
     mean = {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]}
     return torch.stack(terms).sum(), mean
+
+
+def _learned(
+    field: SetField, x: Tensor, pos: Tensor, neg: Tensor, fresh: Tensor, weight: Tensor | None, objective: Objective,
+    taus: Sequence[float],
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The detached drift of a learned field, and its own loss."""
+    ahead = objective == "look_ahead"
+    v, *shift = field.fields(x, pos, neg, weight, axes=[field.axes, "separate"] if ahead else [field.axes])
+    options = {"taus": [tau * math.sqrt(x.shape[-1]) for tau in taus], "axes": field.axes, "weight": weight}
+    return v.detach(), field_loss(*shift or [v], x, pos, neg, fresh, objective, **options)
