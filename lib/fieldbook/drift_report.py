@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldbook.data.images import to_uint8
+from fieldbook.data.images import Images, to_uint8
 from fieldbook.data.toys import TOYS
 from fieldbook.drifting import Drifter, Reals, Setting, balanced_labels, read_checkpoint, restore
 from fieldbook.evaluation import sample, sheet
 from fieldbook.fields import audit, kernel
-from fieldbook.measures.distances import sliced_w2
+from fieldbook.measures.distances import nearest, sliced_w2
 from fieldbook.recipe import stream
 
 SETS = 32  # samples per set in the audit
@@ -25,18 +25,25 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def toy_distances(model: Drifter, toy: str, n: int = 2048, draws: int = 5) -> dict[str, float]:
-    """Sliced Wasserstein distance of n generated points to real ones, `w2`, and of real ones, `floor`, with `_sd`."""
+    """How n generated points compare with real ones, beside other real ones.
+
+    Returns:
+        Sliced Wasserstein distance to real points, `w2`, and of real ones, `floor`, with `_sd` over draws of both; and
+        `stray`, the share of generated points whose nearest of 4 n real ones is farther than for 99 % of real points.
+    """
     found = []
     for repeat in range(draws):
         generator = torch.Generator().manual_seed(stream("toy", repeat))
         real, other = (TOYS[toy](n, generator) for _ in range(2))
         made = sample(model, torch.zeros(n, dtype=torch.long), 1.0, repeat)
-        found.append([sliced_w2(x, real, generator) for x in (made, other)])
-    (w2, floor), (w2_sd, floor_sd) = np.mean(found, 0), np.std(found, 0, ddof=1)
-    return {"w2": w2, "floor": floor, "w2_sd": w2_sd, "floor_sd": floor_sd}
+        gap, usual = (nearest(x, TOYS[toy](4 * n, generator)) for x in (made, other))
+        stray = float((gap > usual.quantile(0.99)).double().mean())
+        found.append([*(sliced_w2(x, real, generator) for x in (made, other)), stray])
+    (w2, floor, stray), (w2_sd, floor_sd, _) = np.mean(found, 0), np.std(found, 0, ddof=1)
+    return {"w2": w2, "floor": floor, "w2_sd": w2_sd, "floor_sd": floor_sd, "stray": stray}
 
 
-def toy_points(model: Drifter, toy: str, n: int = 700) -> list[dict[str, object]]:
+def toy_points(model: Drifter, toy: str, n: int = 600) -> list[dict[str, object]]:
     """Points (x, y) to draw: `data`, `generated`, and `early`, half-way there; and the `field` (u, v) of the latter."""
     real = TOYS[toy](n, torch.Generator().manual_seed(stream("points", toy)))
     made = sample(model, torch.zeros(n, dtype=torch.long), 1.0, 7)
@@ -59,9 +66,18 @@ def sample_rows(folder: Path, per_class: int = 6, device: str = "cpu") -> list[d
     for path in checkpoints(folder):
         model, saved = restore(path)
         label = balanced_labels(per_class * saved.classes, saved.classes)
-        x = to_uint8(sample(model.to(device), label, 1.0, 3))
-        rows += [{"step": saved.step, "sample": i, "pixels": p.numpy().tobytes().hex()} for i, p in enumerate(x)]
+        rows += _pixel_rows(sample(model.to(device), label, 1.0, 3), saved.step)
     return rows
+
+
+def real_rows(images: Images, per_class: int = 6) -> list[dict[str, object]]:
+    """The first training images of each class, as `sample_rows` gives generated ones, at step 0."""
+    members = [(images.train_label == c).nonzero()[:per_class, 0] for c in range(images.classes)]
+    return _pixel_rows(images.train[torch.cat(members)], 0)
+
+
+def _pixel_rows(x: Tensor, step: int) -> list[dict[str, object]]:
+    return [{"step": step, "sample": i, "pixels": p.numpy().tobytes().hex()} for i, p in enumerate(to_uint8(x))]
 
 
 def picture(rows: pd.DataFrame, shape: tuple[int, ...], per_class: int = 6) -> np.ndarray:
