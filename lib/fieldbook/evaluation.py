@@ -54,7 +54,7 @@ def evaluate(
         dataset_split, fid_mode: of clean-fid's statistics; `fid_mode` None leaves `fid` empty.
         skip_existing: keep the rows of weights that have been measured in this way; otherwise they are replaced.
         cleanup_samples: delete the PNG files of the samples once they are measured.
-        draw: called with the table after each row, for instance to refresh a curve.
+        draw: called with the table after each row, for instance `partial(figures.step_curve, name="fid", file=..)`.
     Returns:
         The whole table.
     Raises:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fieldbook import drifting, evaluation
+from fieldbook import drifting, evaluation, figures
 from fieldbook.data.images import Images, digits
 from fieldbook.measures.image_features import Judge, judge
 
@@ -183,6 +183,17 @@ def test_evaluates_a_folder(run, scored, tmp_path):
     assert Image.open(folder / "preview.png").size == (100, 100)
     about = json.loads((folder / "eval_metadata.json").read_text())
     assert about["seed"] == 42 and about["features"] == scored.digest and about["setting"]["width"] == 8
+
+
+def test_a_curve_is_redrawn_with_every_row(run, scored, tmp_path):
+    seen, file = [], tmp_path / "curve.png"
+
+    def draw(rows):
+        figures.step_curve(rows, "fd_heldout", file)
+        seen.append(file.read_bytes())
+
+    evaluation.evaluate(run, tmp_path / "out", scored, num_samples=20, draw=draw)
+    assert Image.open(file).width > 100 and len(set(seen)) == 3
 
 
 def test_same_seed_same_samples_whatever_was_there(run, scored, tmp_path):

@@ -42,7 +42,7 @@ class SetField(nn.Module):
             self.project = nn.Linear(dim, inner, bias=False) if projection else None
             self.back = nn.Linear(inner, dim, bias=False) if projection else None
             self.of_x, self.of_y = nn.Linear(inner, hidden), nn.Linear(inner, hidden, bias=False)
-            self.of_distance = nn.Linear(1, hidden, bias=False)
+            self.of_distance = nn.Parameter(torch.empty(hidden).uniform_(-1, 1))
             self.score = nn.Sequential(nn.GELU(), nn.Linear(hidden, 1, bias=False))
             if projection:
                 nn.init.orthogonal_(self.project.weight)
@@ -56,8 +56,9 @@ class SetField(nn.Module):
         A linear layer of g(y) - g(x) is one of g(y) minus one of g(x): no (N, M, D) tensor is needed.
         """
         distance = torch.cdist(gx, gy)
-        hidden = self.of_x(gx)[..., :, None, :] + self.of_y(gy)[..., None, :, :]
-        logit = kernel.at_least_single(self.score(hidden + self.of_distance(distance[..., None])).squeeze(-1))
+        of_both = self.of_x(gx)[..., :, None, :] + self.of_y(gy)[..., None, :, :]
+        hidden = torch.addcmul(of_both, distance[..., None].to(of_both), self.of_distance.to(of_both))
+        logit = kernel.at_least_single(self.score(hidden).squeeze(-1))
         return torch.stack([logit - distance / tau for tau in self.taus] or [logit])
 
     def fields(
