@@ -34,9 +34,10 @@ def test_scores_refuse_what_does_not_fit(wrong):
         scores(np.arange(3.0), wrong)
 
 
+@pytest.mark.parametrize("features", [8, 90])
 @pytest.mark.parametrize("alpha", [0.1, 10.0, 1000.0])
-def test_ridge_agrees_with_scikit_learn(alpha):
-    (x, y), (new, _) = data(), data(seed=1)
+def test_ridge_agrees_with_scikit_learn(alpha, features):
+    (x, y), (new, _) = data(features=features), data(features=features, seed=1)
     scaler = StandardScaler().fit(x)
     peer = Ridge(alpha=alpha).fit(scaler.transform(x), y)
     np.testing.assert_allclose(

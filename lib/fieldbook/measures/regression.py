@@ -46,7 +46,8 @@ def ridge(
 ) -> Linear:
     """Ridge regression on standardised features, with the penalty that predicts a validation split best.
 
-    One Gram matrix serves all penalties, which is why this is not scikit-learn's `Ridge`: that forms it anew for each.
+    One Gram matrix, of the features or of the samples, whichever are fewer, serves all penalties, which is why this is
+    not scikit-learn's `Ridge`: that forms it anew for each.
 
     Args:
         features: (n, features); constant ones get no weight. `target`: (n,).
@@ -63,7 +64,9 @@ def ridge(
     standard = features - mean.astype(features.dtype)
     standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
-    gram, moment = (standard.T @ standard).astype(float), (standard.T @ (target - centre)).astype(float)
+    wide, deviation = len(standard) < standard.shape[1], target - centre
+    rows = standard if wide else standard.T  # if wide, the dual problem: the weights are sums of samples
+    gram, moment = (rows @ rows.T).astype(float), (deviation if wide else rows @ deviation).astype(float)
     if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
         raise ValueError("features or target hold NaN or infinity; look for them before fitting")
 
@@ -72,7 +75,8 @@ def ridge(
             factor = cho_factor(gram + alpha * np.eye(len(gram)), overwrite_a=True)
         except np.linalg.LinAlgError:  # collinear features, and a penalty below their rounding errors
             return None
-        weights = cho_solve(factor, moment) * scale
+        solved = cho_solve(factor, moment)
+        weights = (rows.T @ solved if wide else solved) * scale
         return Linear(weights, centre - float(mean @ weights), alpha)
 
     def error(model: Linear) -> float:
