@@ -18,7 +18,7 @@
 # A one-step generator turns noise into a sample in a single pass. Deng et al. {cite}`deng2026` train one without
 # adversary and without diffusion: a **drifting field** says where each generated sample should go, towards data and away
 # from other generated samples, and the generator follows. A research log built on that asked whether the field can be
-# learned. It cannot in the way the log tried, since no gradient ever reached its parameters; this chapter shows that, and a field that does learn.
+# learned. It cannot in the way the log tried, since no gradient ever reached its parameters. This chapter shows that, and a field that does learn: its digits are as near to held-out ones as the kernel's, and more varied.
 #
 # *What you will see:* {ref}`toys at the floor that real data set <drifting-toys>`, {ref}`digits from noise
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
@@ -311,7 +311,8 @@ checkpoints, guidance = checkpoint_table.frame(), guidance_table.frame()
 #
 # Each row of panels is one distribution in the plane: data, generated points with styles and without, and the field around points that are only half-way there. Without styles, threads of points
 # join what should be apart. Arrows lead from the middle out to the data, and they die away where data and samples agree. The table gives the sliced Wasserstein distance {cite}`bonneel2015` to real samples, beside that of
-# other real samples, and the share of strays: points farther from the data than 99 % of real ones are. The distance hardly sees what the strays and the eye do.
+# other real samples, and the share of strays: points farther from the data than 99 % of real ones are. The distance hardly sees what the strays and the eye do. The squares of the checkerboard keep soft edges:
+# a generator must be steep to be sharp.
 
 # %%
 shown = toy_runs.set_index(["toy", "styles"]).rename(columns={"w2": "generated", "floor": "real"})
@@ -491,6 +492,7 @@ figures.save(figure, "drifting", profile, "sheets")
 # Each variant changes one thing and is trained for a shorter time, all alike. Large dots are means over the seeds, small ones single seeds; the grey line is `kernel`. Forces that are out of balance, `pull_1.5` and `push_1.5`, move the point
 # at which the field vanishes away from the data. `set_16` and `set_64` have half and twice as many samples per class, hence another estimate of the same field.
 # `start_of_two_means` is where `two_means` begins: equations 8 to 10 at one temperature. From `axes_separate` to `axes_y` there is but the factor $a(1-a)$: it makes nearly all of the difference between Eq. 8 to 10 and Alg. 2.
+# The log's form of a learned field lacks this factor as well as further temperatures, and stays behind however far it gets from its start.
 
 # %%
 short = runs[runs.group == "ablation"]
@@ -505,7 +507,7 @@ ax.plot(means, means.index, "o", color=figures.COLORS["headline"], ms=6, label="
 ax.plot(short.fd_heldout, short.variant, "k.", ms=3, label="one seed")
 ax.axvspan(*floor_band, color="0.85", lw=0, label="real digits")
 if "kernel" in means:
-    ax.axvline(means["kernel"], color="0.5", lw=0.8)
+    ax.axvline(means["kernel"], color="0.5", lw=0.8, zorder=0)
 figures.power_ticks(ax, "x")
 ax.set(xlabel=f"FD-{dataset}, held-out")
 ax.legend(loc="upper right")
@@ -564,9 +566,10 @@ def add_claim(text, source, ours, verdict, counts=True):
     claims.append(results.claim(text, source, ours, verdict if counts else None))
 
 
-def spread(values):
+def spread(values, digits=2):
     """`mean ± sd`"""
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
 # %% tags=["hide-input"]
@@ -594,7 +597,7 @@ good = one.coverage.mean() >= 0.9 and one.accuracy.mean() >= 0.95
 text = "samples cover held-out data (0.9) and are of their class (0.95)"
 add_claim(text, "not given", ours, good, tested)
 text = "samples are no copies (nearest training image at least 0.8 as far as for held-out ones)"
-add_claim(text, f"{PAPER}novel images", spread(one.nearest), one.nearest.mean() > 0.8, tested)
+add_claim(text, f"{PAPER}novel images", spread(one.nearest, 3), one.nearest.mean() >= 0.8, tested)
 
 # %% tags=["hide-input"]
 later = checkpoints.query("group == 'main' and variant == 'kernel' and step > 0")
@@ -610,10 +613,10 @@ add_claim(text, f"{PAPER}V = 0 leads to q = p", ours, drift["class means"] > dri
 
 
 # %% tags=["hide-input"]
-def versus(variant):
-    """Held-out distances of a variant and of the kernel, as text, and their ratio."""
-    other, base = score[variant].fd_heldout, score["kernel"].fd_heldout
-    return f"{spread(other)} against {spread(base)}", other.mean() / base.mean()
+def versus(variant, name):
+    """A measure of a variant beside the kernel's, as text, and both."""
+    other, base = score[variant][name], score["kernel"][name]
+    return f"{spread(other)} against {spread(base)}", other, base
 
 
 # %% tags=["hide-input"]
@@ -621,9 +624,11 @@ if "frozen" in main:
     moved = score["frozen"].changed.mean()
     ours = f"{moved:.0%} of its tensors change"
     add_claim("the log's learned field is trained", f"{LOG}in the optimiser", ours, moved > 0)
-    ours, ratio = versus("frozen")
-    text = "a field that is never trained comes near the kernel (within 5x)"
-    add_claim(text, f"{LOG}ablations planned", ours, ratio < 5, tested)
+    frozen = score["frozen"].fd_heldout.sort_values()
+    ours = f"{', '.join(f'{fd:.0f}' for fd in frozen)} against {spread(score['kernel'].fd_heldout)}"
+    text = "a field that is never trained comes near the kernel (within 5x, with every seed)"
+    near = frozen.max() < 5 * score["kernel"].fd_heldout.mean()
+    add_claim(text, f"{LOG}ablations planned", ours, near, tested)
 
 # %% tags=["hide-input"]
 if "look_ahead" in main:
@@ -631,12 +636,12 @@ if "look_ahead" in main:
     ours = f"{one.changed.mean():.0%} of its tensors change; energy distance times {one.reach.mean():.2f}"
     text = "the look-ahead field is trained, and a step of it brings samples nearer (to 0.2)"
     add_claim(text, "not given", ours, one.changed.min() == 1 and one.reach.max() < 0.2)
-    ours, ratio = versus("look_ahead")
-    text = "the look-ahead field is at least as good as the kernel"
-    add_claim(text, f"{LOG}hoped for", ours, ratio <= 1, tested)
-    text, base = "its samples are more varied (recall, for every seed)", score["kernel"].recall
-    ours = f"{spread(one.recall)} against {spread(base)}"
-    add_claim(text, "not given", ours, one.recall.min() > base.max(), tested)
+    ours, learned_fd, kernel_fd = versus("look_ahead", "fd_heldout")
+    text = "the look-ahead field is at least as good as the kernel (mean held-out distance)"
+    add_claim(text, f"{LOG}hoped for", ours, learned_fd.mean() <= kernel_fd.mean(), tested)
+    ours, learned_recall, kernel_recall = versus("look_ahead", "recall")
+    text = "its samples are more varied (recall, every seed above every seed of the kernel's)"
+    add_claim(text, "not given", ours, learned_recall.min() > kernel_recall.max(), tested)
 
 # %% [markdown]
 # An ablation wins if it does so with every seed; shown are the means. A claim appears if its variants were run.
