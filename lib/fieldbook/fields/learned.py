@@ -66,7 +66,7 @@ class SetField(nn.Module):
         axes: Sequence[kernel.Axes], mask_self: bool = True,
     ) -> list[Tensor]:  # fmt: skip
         """V(x; pos, neg), (T, ..., N, D), for each kind of softmax; arguments as in `fieldbook.fields.kernel.field`."""
-        g = self.project or nn.Identity()
+        g, back = self.project or nn.Identity(), self.back or nn.Identity()
         gx, gp, gn = g(x), g(pos), g(neg)
         p = pos.shape[-2]
         logit = self.logits(gx, torch.cat((gp, gn), -2))
@@ -76,9 +76,10 @@ class SetField(nn.Module):
         columns = logit.logsumexp(-2, keepdim=True)
         if weight is not None:
             logit = logit + nn.functional.pad(weight.clamp_min(1e-30).log(), (p, 0))[..., None, :]
-        a = (kernel.affinities(logit, p, kind, columns).to(gx) for kind in axes)
-        back = self.back or nn.Identity()
-        return [back(kernel.balance(one, gx, gp, gn)) for one in a]
+        with torch.autocast(x.device.type, enabled=False):  # a difference of means needs all 24 bits
+            parts = [kernel.at_least_single(part) for part in (gx, gp, gn)]
+            found = [kernel.balance(kernel.affinities(logit, p, kind, columns), *parts) for kind in axes]
+        return [back(v) for v in found]
 
     def forward(
         self, x: Tensor, pos: Tensor, neg: Tensor, weight: Tensor | None = None, *, mask_self: bool = True
