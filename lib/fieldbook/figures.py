@@ -46,6 +46,16 @@ def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
         atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
 
 
+def step_curve(frame: pd.DataFrame, name: str, file: Path) -> None:
+    """Write a column over its `step` as PNG, to be looked at while rows are still coming."""
+    one = frame.sort_values("step")
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.2))
+    axes.plot(one.step, one[name], marker="o")
+    axes.set(xlabel="step", ylabel=name)
+    atomic_write(file, partial(figure.savefig, format="png", metadata={"Software": None}))
+    plt.close(figure)
+
+
 def power_ticks(axes: Axes, which: str = "y") -> None:
     """Make an axis logarithmic with ticks written $10^n$, at most seven of them."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")

@@ -1,0 +1,375 @@
+"""Generators trained in a drifting field: settings, training with checkpoints that rebuild themselves, sampling."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from fieldbook import training
+from fieldbook.checkpoints import atomic_write, cpu_copy
+from fieldbook.data import images as image_data
+from fieldbook.data.images import Images
+from fieldbook.data.toys import TOYS
+from fieldbook.fields import kernel
+from fieldbook.fields.learned import FieldBank, Objective
+from fieldbook.fields.loss import Sets, draw_alpha, drifting_loss, guidance_weight
+from fieldbook.models.encoder import Autoencoder
+from fieldbook.models.generator import DiTGenerator, MLPGenerator
+from fieldbook.recipe import Positive, Recipe, learning_rate, require, stream
+from fieldbook.tables import Table
+
+METRICS = ("loss", "field_loss", "drift_norm", "grad_norm", "feature_dist_mean", "feature_dist_var", "lr")
+"""What is recorded at every update."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
+class Setting:
+    """Everything that determines a trained generator; each checkpoint stores it.
+
+    Attributes:
+        data: a toy, or images; `folder`: of the files of `mnist` and `cifar10`.
+        generator: `mlp` or `dit`, with their options `width`, `depth`, and `noise_dim`, `codebook` (mlp) or `patch`
+            (dit).
+        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `axes`, `projection`
+            and `prior`: begin as the kernel field with `taus`, or at random.
+        encoder: drift in the features of an autoencoder, too, and not in pixels alone.
+        set_size: generated samples per class and update; `positives`: real ones; `groups`: classes per update.
+        cfg: `none`; `one_pass`, with `unconditional` real negatives per class and strengths drawn on [1, `alpha_max`];
+            `two_pass`, which trains one more group without class and extrapolates when sampling.
+        steps, lr, ..: of the `Recipe`; `ema_share`: the averaged weights look back on this share of the run;
+            `field_lr`: factor on the learning rate for a learned field.
+    """
+
+    data: Literal["checkerboard", "ring", "swiss_roll", "digits", "mnist", "cifar10"]
+    folder: str = ""
+    generator: Literal["mlp", "dit"] = "mlp"
+    width: PositiveInt = 64
+    depth: PositiveInt = 2
+    noise_dim: PositiveInt = 6
+    codebook: NonNegativeInt = 0
+    patch: PositiveInt = 4
+    field: Literal["kernel", "learned"] = "kernel"
+    objective: Objective = "look_ahead"
+    taus: tuple[Positive, ...] = kernel.TAUS
+    axes: kernel.Axes = "both"
+    pull: Positive = 1.0
+    push: Positive = 1.0
+    prior: bool = True
+    projection: bool = False
+    encoder: bool = False
+    set_size: Annotated[int, Field(ge=2)] = 32
+    positives: PositiveInt = 32
+    groups: PositiveInt = 10
+    cfg: Literal["none", "one_pass", "two_pass"] = "none"
+    unconditional: PositiveInt = 16
+    alpha_max: Annotated[float, Field(gt=1)] = 4.0
+    steps: PositiveInt = 1000
+    lr: Positive = 6e-3
+    field_lr: Positive = 0.3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: NonNegativeInt = 50
+    clip: Positive = 1.0
+    ema_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_every: PositiveInt = 200
+    seed: NonNegativeInt = 0
+
+    def recipe(self) -> Recipe:
+        """The recipe of `fieldbook.training.fit`."""
+        scale = {"field.": self.field_lr} if self.field == "learned" else {}
+        return Recipe(
+            steps=self.steps, batch_size=self.set_size * self.groups, lr=self.lr, schedule=self.schedule,
+            warmup=min(self.warmup, self.steps), clip=self.clip, ema=1 - 1 / max(self.ema_share * self.steps, 2),
+            precision=self.precision, eval_every=self.eval_every, seed=self.seed, lr_scale=scale,
+        )  # fmt: skip
+
+
+class Reals:
+    """Real samples on a device: of given classes, or of all."""
+
+    def __init__(self, setting: Setting, device: torch.device | str = "cpu"):
+        self.toy = TOYS.get(setting.data)
+        self.images = None if self.toy else load_images(setting.data, setting.folder)
+        self.classes, self.shape, self.count = 0, (2,), setting.set_size * setting.groups
+        if self.images is not None:
+            self.x, label = self.images.train.to(device), self.images.train_label
+            self.classes, self.shape, self.count = self.images.classes, tuple(self.x.shape[1:]), len(self.x)
+            self.members = [(label == c).nonzero()[:, 0].to(device) for c in range(self.classes)]
+            self.members.append(torch.arange(len(self.x), device=device))  # of no class: any
+
+    @property
+    def labels(self) -> list[int]:
+        """Every class."""
+        return list(range(self.classes))
+
+    @property
+    def any_label(self) -> int:
+        """The label that stands for no class, of which `draw` takes any."""
+        return self.classes
+
+    def draw(self, labels: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
+        """n of each label, (len(labels), n, *shape); `any_label` takes from all."""
+        if self.toy:
+            return torch.stack([self.toy(n, generator) for _ in labels])
+        size = torch.tensor([len(self.members[c]) for c in labels], device=generator.device)
+        place = (torch.rand(len(labels), n, generator=generator, device=generator.device) * size[:, None]).long()
+        return torch.stack([self.x[self.members[c][row]] for c, row in zip(labels, place, strict=True)])
+
+
+def load_images(data: str, folder: str = "") -> Images:
+    """The images named `digits`, `mnist` or `cifar10`."""
+    if data == "digits":
+        return image_data.digits()
+    return {"mnist": image_data.mnist, "cifar10": image_data.cifar10}[data](Path(folder))
+
+
+class Drifter(nn.Module):
+    """A generator with its field, if that is learned; `seen` counts the samples it was trained on."""
+
+    def __init__(self, setting: Setting, shape: Sequence[int], classes: int, dims: Sequence[int]):
+        super().__init__()
+        options = {"classes": classes, "width": setting.width, "depth": setting.depth, "seed": setting.seed}
+        mlp = setting.generator == "mlp"
+        vector = {"noise_dim": setting.noise_dim, "codebook": setting.codebook}
+        options |= vector if mlp else {"patch": setting.patch}
+        self.generator = (MLPGenerator if mlp else DiTGenerator)(shape, **options)
+        self.field = None
+        if setting.field == "learned":
+            taus = setting.taus if setting.prior else ()
+            bank = {"projection": setting.projection, "taus": taus, "axes": setting.axes, "seed": setting.seed + 1}
+            self.field = FieldBank(dims, **bank)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.setting, self.classes = setting, classes
+
+    def sample(self, label: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+        """One sample per label (n,), in one pass; in two, extrapolated from no class, under `two_pass`."""
+        noise = torch.randn(len(label), self.generator.noise_dim, generator=generator, device=label.device)
+        one = torch.ones(len(label), device=label.device)
+        if self.setting.cfg != "two_pass":
+            return self.generator(noise, label, one * (alpha if self.setting.cfg == "one_pass" else 1.0))
+        x, free = (self.generator(noise, y, one) for y in (label, torch.full_like(label, self.classes)))
+        return free + alpha * (x - free)
+
+
+def build(setting: Setting, reals: Reals) -> tuple[Drifter, Autoencoder | None]:
+    """The untrained model, and the encoder trained for its features, if the setting wants one."""
+    encoder = None
+    dims = [math.prod(reals.shape)]
+    if setting.encoder:
+        require(reals.images is not None, "encoder", True, "False for toys")
+        encoder = train_encoder(reals, seed=stream("encoder", setting.seed) % 2**31)
+        with torch.no_grad():
+            dims = [f.shape[1] for f in encoder.features(reals.x[:1])]
+    return Drifter(setting, reals.shape, reals.classes, dims), encoder
+
+
+def train_encoder(reals: Reals, seed: int, steps: int = 600) -> Autoencoder:
+    """An autoencoder of the training images, frozen."""
+    widths = (16, 32) if reals.shape[-1] <= 8 else (32, 64, 128)[: 3 if reals.shape[-1] % 8 == 0 else 2]
+    encoder = Autoencoder(reals.shape, widths=widths, seed=seed).to(reals.x.device)
+    recipe = Recipe(steps=steps, batch_size=128, lr=2e-3, schedule="cosine", seed=seed)
+    training.fit(encoder, lambda m, i, g: m.loss(reals.x[i.to(g.device)], g), len(reals.x), recipe, progress=False)
+    return encoder.eval().requires_grad_(False)
+
+
+def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Callable[..., tuple[Tensor, dict]]:
+    """The loss of one update: (model, how many samples, generator) -> (0-d, metrics).
+
+    Each class is a group with samples, positives and negatives of its own.
+    """
+    n, groups = setting.set_size, setting.groups
+
+    def features(x: Tensor) -> list[Tensor]:
+        """(group, n, *shape) -> per scale (group, n, D)."""
+        flat = x.flatten(0, 1)
+        found = [flat.flatten(1)] if encoder is None else encoder.features(flat)
+        return [f.unflatten(0, x.shape[:2]) for f in found]
+
+    def real(labels: Sequence[int], count: int, generator: torch.Generator) -> list[Tensor]:
+        with torch.no_grad():
+            return features(reals.draw(labels, count, generator))
+
+    def loss(model: Drifter, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        device = generator.device
+        order = torch.randperm(max(reals.classes, 1), generator=generator, device=device).tolist()
+        labels = (order * groups)[: max(count // n, 1)]
+        if setting.cfg == "two_pass":
+            labels[-1] = reals.classes
+        alpha, weight, unconditional = torch.ones(len(labels), device=device), None, None
+        if setting.cfg == "one_pass":
+            alpha = draw_alpha((len(labels),), generator, setting.alpha_max)
+            weight = guidance_weight(alpha, n, setting.unconditional)
+            unconditional = real([reals.classes] * len(labels), setting.unconditional, generator)
+        label = torch.tensor(labels, device=device).repeat_interleave(n)
+        noise = torch.randn(len(label), model.generator.noise_dim, generator=generator, device=device)
+        x = features(model.generator(noise, label, alpha.repeat_interleave(n)).unflatten(0, (len(labels), n)))
+        positive = real(labels, setting.positives, generator)
+        fresh = real(labels, setting.positives, generator) if model.field is not None else [None] * len(x)
+        extra = unconditional or [None] * len(x)
+        sets = [Sets(a, p, u, weight, f) for a, p, u, f in zip(x, positive, extra, fresh, strict=True)]
+        options = {"taus": setting.taus, "axes": setting.axes, "pull": setting.pull, "push": setting.push}
+        return drifting_loss(sets, model.field, objective=setting.objective, **options)
+
+    return loss
+
+
+def train(
+    setting: Setting, folder: Path, *, device: str = "cpu", start: Path | None = None, allow_fresh_field: bool = False,
+    logger: Any = None, deterministic: bool = False, progress: bool = False,
+) -> training.Fit:  # fmt: skip
+    """Train a generator; continue a killed run bit-identically.
+
+    Args:
+        folder: of `step_0000200.safetensors`, .., one checkpoint per evaluation; `steps.csv`, `METRICS` of every
+            update; and what a resume needs.
+        start: a checkpoint to start from in place of random weights; `allow_fresh_field`: even if it has no field.
+        logger: anything with `log(metrics, step=..)`, such as a run of Weights & Biases or of trackio.
+        deterministic: refuse operations without a deterministic implementation.
+    Raises:
+        ValueError: `start` has no learned field, or is of another shape.
+    """
+    reals = Reals(setting, device)
+    model, encoder = build(setting, reals)
+    if start is not None:
+        _copy_weights(model, read_checkpoint(start), allow_fresh_field)
+        model.seen.zero_()
+    model.to(device)
+    of_batch, recipe = loss_of(setting, reals, encoder), setting.recipe()
+    table, waiting, squares = Table(folder / "steps.csv", ["step"]), [], {}
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: squares.update({name: p.grad.square().sum()}))
+
+    def flush() -> None:
+        if waiting and squares:
+            waiting[-1]["grad_norm"] = torch.stack(list(squares.values())).sum().sqrt()
+            squares.clear()
+
+    def loss(network: Drifter, index: Tensor, generator: torch.Generator) -> Tensor:
+        flush()
+        step = int(network.seen) // recipe.batch_size
+        total, metrics = of_batch(network, len(index), generator)
+        network.seen += len(index)
+        if waiting and waiting[-1]["step"] == step + 1:
+            waiting.pop()  # an earlier micro-batch of this update
+        waiting.append(
+            {"step": step + 1, **dict.fromkeys(METRICS, math.nan), **metrics, "lr": learning_rate(recipe, step)}
+        )
+        return total
+
+    def evaluate(averaged: Drifter, step: int) -> dict[str, float]:
+        flush()
+        rows = [{"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in waiting]
+        waiting.clear()
+        table.append(*rows)
+        for row in rows if logger else []:
+            logger.log({f"train/{name}": row[name] for name in METRICS}, step=row["step"])
+        last = rows[-1] if rows else dict.fromkeys(METRICS, math.nan)
+        last = {name: last[name] for name in METRICS}
+        epoch = step * recipe.batch_size / reals.count
+        save_checkpoint(folder / f"step_{step:07d}.safetensors", model, averaged, step, epoch, last)
+        return {"drift_norm": last["drift_norm"]}
+
+    with _determinism(deterministic):
+        return training.fit(
+            model, loss, reals.count, recipe,
+            evaluate=evaluate, checkpoint=folder, progress=progress, description=folder.name,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+class Checkpoint(NamedTuple):
+    """A file's content: what the model was, when, how training went, and its weights, raw and averaged."""
+
+    setting: Setting
+    shape: tuple[int, ...]
+    classes: int
+    dims: list[int]
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+
+
+def save_checkpoint(
+    path: Path, model: Drifter, ema: Drifter, step: int, epoch: float, metrics: dict[str, float]
+) -> None:
+    """Write weights, field and averaged weights as safetensors, atomically, with all else as its metadata."""
+    tensors = {f"{part}.{name}": t for part, m in (("model", model), ("ema", ema)) for name, t in cpu_copy(m).items()}
+    dims = [
+        field.of_x.in_features if field.project is None else field.project.in_features for field in model.field or ()
+    ]
+    facts = {
+        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes, "dims": dims,
+        "step": step, "epoch": epoch, "metrics": metrics,
+    }  # fmt: skip
+    content = safetensors.torch.save(tensors, {"drifting": json.dumps(facts)})
+    atomic_write(path, lambda file: file.write(content))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or something else; names it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["drifting"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        parts = {p: {k[len(p) + 1 :]: t for k, t in tensors.items() if k.startswith(f"{p}.")} for p in ("model", "ema")}
+        facts |= {"setting": Setting(**facts["setting"]), "shape": tuple(facts["shape"])}
+        return Checkpoint(**facts, **parts)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint of a drifting run ({error})") from None
+
+
+def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:
+    """The model of a checkpoint, rebuilt from what it stores, in eval mode; with the averaged weights unless told."""
+    saved = read_checkpoint(path)
+    model = Drifter(saved.setting, saved.shape, saved.classes, saved.dims)
+    try:
+        model.load_state_dict(saved.ema if ema else saved.model)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of its own setting ({error})") from None
+    return model.eval(), saved
+
+
+def _copy_weights(model: Drifter, saved: Checkpoint, allow_fresh_field: bool) -> None:
+    """Copy a checkpoint's raw weights, and its field's."""
+    known, found = (
+        {name for name in names if not name.startswith("field.")} for names in (model.state_dict(), saved.model)
+    )
+    require(known == found, "start", sorted(known ^ found)[:1], "a checkpoint of the same generator")
+    missing, _ = model.load_state_dict(saved.model, strict=False)
+    fresh = [name for name in missing if name.startswith("field.")]
+    if fresh and not allow_fresh_field:
+        remedy = "set allow_fresh_field to begin with an untrained one"
+        raise ValueError(f"start: the checkpoint has no learned field ({fresh[0]} is missing); {remedy}")
+
+
+def balanced_labels(n: int, classes: int) -> Tensor:
+    """n labels with every class as often as any other, within one; in order; zeros without classes."""
+    return torch.arange(n) * max(classes, 1) // n

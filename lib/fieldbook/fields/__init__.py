@@ -1,0 +1,1 @@
+"""Drifting fields: where each generated sample should go."""
