@@ -51,8 +51,8 @@ def table() -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     head = "| " + " | ".join(("benchmark", "what", "ours", "peer", "theirs", "ratio", "promised")) + " |"
     lines = [
-        f"| {r.benchmark} | {r.what} | {number(r.ours)} {r.unit} | {r.peer} | {number(r.theirs)} {r.unit} | {r.ratio:.2f}x | "
-        + (f"{r.promised:g}x |" if pd.notna(r.promised) else "|")
+        f"| {r.benchmark} | {r.what} | {number(r.ours)} {r.unit} | {r.peer} | {number(r.theirs)} {r.unit} "
+        f"| {r.ratio:.2f}x | {f'{r.promised:g}x |' if pd.notna(r.promised) else '|'}"
         for r in rows.itertuples()
     ]
     text = "Written by `make bench`. Both sides in one run, medians; a ratio above one means that ours is better."

@@ -23,6 +23,10 @@
 # *What you will see:* {ref}`toys at the floor that real data set <drifting-toys>`, {ref}`digits from noise
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
 # was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
+#
+# *In the library:* {mod}`drift_report <fieldbook.drift_report>`, {mod}`drifting <fieldbook.drifting>`, {mod}`evaluation <fieldbook.evaluation>`,
+# {mod}`networks <fieldbook.networks>`, {mod}`fields.kernel <fieldbook.fields.kernel>`,
+# {mod}`measures.image_features <fieldbook.measures.image_features>`.
 
 # %% [markdown]
 # ## Parameters
@@ -65,7 +69,7 @@ fid_mode: str = "none"  # of clean-fid; one of {none, clean, legacy_tensorflow, 
 dataset_split: str = "train"  # of clean-fid's statistics; one of {train, test}
 judge_steps: int = 300  # updates of the classifier whose features judge, in [10, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: train every n-th variant from the i-th; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 import math
@@ -555,15 +559,10 @@ LOG_FID.rename_axis("updates").rename("the log's FID").to_frame().T
 # Claims about quality are tested where training is long enough for digits to appear, from the profile *laptop* on.
 
 # %% tags=["hide-input"]
-claims, tested = [], steps >= 500 and seeds >= 3
+tested = steps >= 500 and seeds >= 3
 PAPER, LOG = "Deng et al. 2026: ", "the log: "
 final = runs[runs.group == "main"].set_index("variant")
 score = {v: final.loc[[v]] for v in main}
-
-
-def add_claim(text, source, ours, verdict, counts=True):
-    """Append a row; a claim that this run cannot test keeps its numbers and gets no verdict."""
-    claims.append(results.claim(text, source, ours, verdict if counts else None))
 
 
 def spread(values, digits=2):
@@ -575,29 +574,29 @@ def spread(values, digits=2):
 # %% tags=["hide-input"]
 text = "row-softmax Alg. 2 is a(1 - a) times Eq. 8-10, and Alg. 2 is antisymmetric (1e-12)"
 ours = f"off by {identity:.0e} and {antisymmetry:.0e}"
-add_claim(text, f"{PAPER}antisymmetric", ours, max(identity, antisymmetry) < 1e-12)
+run.claim(text, f"{PAPER}antisymmetric", ours, max(identity, antisymmetry) < 1e-12)
 styled = toy_runs[toy_runs.styles == 32]
 excess = (styled.w2 - styled.floor) / np.hypot(styled.w2_sd, styled.floor_sd)
 ours = ", ".join(f"{r.toy} {r.w2:.3f} (real {r.floor:.3f})" for r in styled.itertuples())
 text = "toys reach the distance between real samples (within 3 standard deviations)"
-add_claim(text, "not given", ours, excess.max() < 3, toy_steps >= 500)
+run.claim(text, "not given", ours, excess.max() < 3, toy_steps >= 500)
 text = "where data lie in pieces, styles keep samples from straying"
 stray = toy_runs.pivot(index="toy", columns="styles", values="stray")
 stray = stray.loc[[toy for toy in toys if toy != "swiss_roll"]]
 ours = ", ".join(f"{toy} {row[32]:.1%} against {row[0]:.1%}" for toy, row in stray.iterrows())
-add_claim(text, f"{PAPER}random styles", ours, (stray[32] < stray[0]).all(), toy_steps >= 500)
+run.claim(text, f"{PAPER}random styles", ours, (stray[32] < stray[0]).all(), toy_steps >= 500)
 
 # %% tags=["hide-input"]
 one = score["kernel"]
 ours = f"{spread(one.fd_heldout)}, floor {floor.floor:.2f} ± {floor.floor_sd:.2f}"
 text = "digits: held-out FD-digits is at most 12"
-add_claim(text, "not given", ours, one.fd_heldout.mean() <= 12, tested and dataset == "digits")
+run.claim(text, "not given", ours, one.fd_heldout.mean() <= 12, tested and dataset == "digits")
 ours = f"coverage {spread(one.coverage)}, accuracy {spread(one.accuracy)}"
 good = one.coverage.mean() >= 0.9 and one.accuracy.mean() >= 0.95
 text = "samples cover held-out data (0.9) and are of their class (0.95)"
-add_claim(text, "not given", ours, good, tested)
+run.claim(text, "not given", ours, good, tested)
 text = "samples are no copies (nearest training image at least 0.8 as far as for held-out ones)"
-add_claim(text, f"{PAPER}novel images", spread(one.nearest, 3), one.nearest.mean() >= 0.8, tested)
+run.claim(text, f"{PAPER}novel images", spread(one.nearest, 3), one.nearest.mean() >= 0.8, tested)
 
 # %% tags=["hide-input"]
 later = checkpoints.query("group == 'main' and variant == 'kernel' and step > 0")
@@ -606,10 +605,10 @@ moves = path.iloc[0] / path.iloc[-1]
 text = "the training loss tells the quality of samples (falls by half as much, or more)"
 ours = f"FD falls by {moves.fd_heldout:.1f}x, the loss by {moves.loss:.2f}x"
 source = f"{PAPER}falling |V|² goes with quality"
-add_claim(text, source, ours, moves.loss > 0.5 * moves.fd_heldout, tested)
+run.claim(text, source, ours, moves.loss > 0.5 * moves.fd_heldout, tested)
 text = "a small drift means good samples (class means drift more than real images)"
 ours = ", ".join(f"{case} {value:.2g}" for case, value in drift.items())
-add_claim(text, f"{PAPER}V = 0 leads to q = p", ours, drift["class means"] > drift["real images"])
+run.claim(text, f"{PAPER}V = 0 leads to q = p", ours, drift["class means"] > drift["real images"])
 
 
 # %% tags=["hide-input"]
@@ -623,25 +622,25 @@ def versus(variant, name):
 if "frozen" in main:
     moved = score["frozen"].changed.mean()
     ours = f"{moved:.0%} of its tensors change"
-    add_claim("the log's learned field is trained", f"{LOG}in the optimiser", ours, moved > 0)
+    run.claim("the log's learned field is trained", f"{LOG}in the optimiser", ours, moved > 0)
     frozen = score["frozen"].fd_heldout.sort_values()
     ours = f"{', '.join(f'{fd:.0f}' for fd in frozen)} against {spread(score['kernel'].fd_heldout)}"
     text = "a field that is never trained comes near the kernel (within 5x, with every seed)"
     near = frozen.max() < 5 * score["kernel"].fd_heldout.mean()
-    add_claim(text, f"{LOG}ablations planned", ours, near, tested)
+    run.claim(text, f"{LOG}ablations planned", ours, near, tested)
 
 # %% tags=["hide-input"]
 if "look_ahead" in main:
     one = score["look_ahead"]
     ours = f"{one.changed.mean():.0%} of its tensors change; energy distance times {one.reach.mean():.2f}"
     text = "the look-ahead field is trained, and a step of it brings samples nearer (to 0.2)"
-    add_claim(text, "not given", ours, one.changed.min() == 1 and one.reach.max() < 0.2)
+    run.claim(text, "not given", ours, one.changed.min() == 1 and one.reach.max() < 0.2)
     ours, learned_fd, kernel_fd = versus("look_ahead", "fd_heldout")
     text = "the look-ahead field is at least as good as the kernel (mean held-out distance)"
-    add_claim(text, f"{LOG}hoped for", ours, learned_fd.mean() <= kernel_fd.mean(), tested)
+    run.claim(text, f"{LOG}hoped for", ours, learned_fd.mean() <= kernel_fd.mean(), tested)
     ours, learned_recall, kernel_recall = versus("look_ahead", "recall")
     text = "its samples are more varied (recall, every seed above every seed of the kernel's)"
-    add_claim(text, "not given", ours, learned_recall.min() > kernel_recall.max(), tested)
+    run.claim(text, "not given", ours, learned_recall.min() > kernel_recall.max(), tested)
 
 # %% [markdown]
 # An ablation wins if it does so with every seed; shown are the means. A claim appears if its variants were run.
@@ -663,14 +662,14 @@ for text, (winner, others) in CONTESTS.items():
     if {winner, *others} <= set(brief.index):
         ours = f"{brief[winner]:.1f} against " + ", ".join(f"{brief[o]:.1f}" for o in others)
         won = (by_seed[winner] < by_seed[others].min(axis=1)).all()
-        add_claim(text, f"{PAPER}ablations", ours, won, tested)
+        run.claim(text, f"{PAPER}ablations", ours, won, tested)
 
 # %% tags=["hide-input"]
 if {"distill", "tau_0.2"} <= set(brief.index):
     text = "positive control: a field that imitates the kernel's serves as well (within 1.5x)"
     ours = f"{brief['distill']:.1f} against {brief['tau_0.2']:.1f}"
     good = brief["distill"] < 1.5 * brief["tau_0.2"]
-    add_claim(text, "not given", ours, good, tested)
+    run.claim(text, "not given", ours, good, tested)
 
 # %% tags=["hide-input"]
 if len(RULES) == 2:
@@ -678,12 +677,12 @@ if len(RULES) == 2:
     text = f"at strength {max(alphas):g} one pass stays nearer to the data than two"
     ours = f"{ends['one_pass']:.1f} against {ends['two_pass']:.1f}"
     source = f"{PAPER}guidance at training time"
-    add_claim(text, source, ours, ends["one_pass"] < ends["two_pass"], tested)
+    run.claim(text, source, ours, ends["one_pass"] < ends["two_pass"], tested)
 text = "FID on CIFAR-10 below 79.92 after 9750 updates"
-add_claim(text, f"{LOG}79.92", "not run yet: for a GPU", None)
+run.claim(text, f"{LOG}79.92", "not run yet: for a GPU", None)
 
 # %%
-claims = run.claims(claims)
+claims = run.claims()
 claims.set_index("claim").rename_axis(None)
 
 # %% tags=["nbval-check-output", "remove-cell"]

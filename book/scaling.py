@@ -78,7 +78,7 @@ stride: int = 12  # patches between windows, in [1, 60]
 margin: float = 0.05  # relative difference up to which two losses count as equal, in (0, 1)
 draws: int = 20  # bootstrapped laws, in [20, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
-shard: list[int] = [0, 1]  # [i, n]: train every n-th run of a stage from the i-th; each in [0, inf)
+shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
 from functools import partial

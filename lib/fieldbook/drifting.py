@@ -167,13 +167,13 @@ def build(setting: Setting, reals: Reals) -> tuple[Drifter, Autoencoder | None]:
     dims = [math.prod(reals.shape)]
     if setting.encoder:
         require(reals.images is not None, "encoder", True, "False for toys")
-        encoder = train_encoder(reals, seed=stream("encoder", setting.seed) % 2**31)
+        encoder = _train_encoder(reals, seed=stream("encoder", setting.seed) % 2**31)
         with torch.no_grad():
             dims = [f.shape[1] for f in encoder.features(reals.x[:1])]
     return Drifter(setting, reals.shape, reals.classes, dims), encoder
 
 
-def train_encoder(reals: Reals, seed: int, steps: int = 600) -> Autoencoder:
+def _train_encoder(reals: Reals, seed: int, steps: int = 600) -> Autoencoder:
     """An autoencoder of the training images, frozen."""
     widths = (16, 32) if reals.shape[-1] <= 8 else (32, 64, 128)[: 3 if reals.shape[-1] % 8 == 0 else 2]
     encoder = Autoencoder(reals.shape, widths=widths, seed=seed).to(reals.x.device)

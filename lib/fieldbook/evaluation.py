@@ -102,7 +102,7 @@ def _evaluate_one(
         frechet.require_fid(data, saved.shape[-1], key["dataset_split"], mode)
     label = balanced_labels(key["num_samples"], saved.classes)
     x = sample(model, label, key["alpha"], key["seed"], batch_size)
-    write_images(x, folder / "generated")
+    _write_images(x, folder / "generated")
     atomic_write(folder / "preview.png", lambda file: Image.fromarray(sheet(x)).save(file, "PNG"))
     found: dict[str, Any] = dict.fromkeys(MEASURES, math.nan)
     if judge:
@@ -129,7 +129,7 @@ def sample(model: Drifter, label: Tensor, alpha: float, seed: int, batch_size: i
     return x.clamp(-1, 1) if x.ndim == 4 else x
 
 
-def write_images(x: Tensor, folder: Path) -> None:
+def _write_images(x: Tensor, folder: Path) -> None:
     """Write images (n, channels, height, width) in [-1, 1] as numbered PNG files, in place of those there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

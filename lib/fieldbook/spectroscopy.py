@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fieldbook import paths, training
@@ -96,9 +97,11 @@ def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, se
     for split, size in sizes.items():
         for shard, start in enumerate(range(0, size, SHARD)):
             file = folder / f"{split}_{shard}" / "dataset.h5"
-            if not file.exists():
-                stars = min(SHARD, size - start)
-                spectra_hdf5.write(file, *observe(stars, stream(split, shard, seed), emulator, rv_kms=rv_kms))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):  # jobs that start together share the work
+                if not file.exists():
+                    stars = min(SHARD, size - start)
+                    spectra_hdf5.write(file, *observe(stars, stream(split, shard, seed), emulator, rv_kms=rv_kms))
     return folder
 
 
