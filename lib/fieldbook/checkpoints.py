@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training run."""
 
 import contextlib
+import fcntl
 import io
 import os
 import uuid
@@ -55,7 +56,7 @@ def save_weights(weights: nn.Module | dict[str, Tensor], path: Path) -> None:
         OSError: the file could not be written; names the path.
     """
     weights = cpu_copy(weights) if isinstance(weights, nn.Module) else weights
-    atomic_write(path, lambda file: file.write(safetensors.torch.save(weights)))
+    atomic_write(path, _in_use(safetensors.torch.save(weights)))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -87,25 +88,26 @@ def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None
     """
     buffer = io.BytesIO()  # torch.save straight onto a full disk would hide the reason
     torch.save({"identity": identity, "content": content}, buffer)
-    atomic_write(path, lambda file: file.write(buffer.getbuffer()))
+    atomic_write(path, _in_use(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     """Read what `save_checkpoint` wrote onto the CPU; None if there is no file.
 
-    The folder is the run's own: unfinished files of `atomic_write`, left by a kill, are removed from it.
+    Unfinished files that a kill has left are removed from the folder. Two processes that train one network there at
+    once do not harm each other: both come to the same weights.
 
     Raises:
         ValueError: the file is damaged, or its identity differs; names the file, the first difference and the remedy.
     """
     path = Path(path)
     for leftover in path.parent.glob(".*.tmp"):
-        leftover.unlink()
+        _remove_unless_in_use(leftover)
     if not path.exists():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, content = saved["identity"], saved["content"]
+        theirs, content = dict(saved["identity"]), dict(saved["content"])
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to train from the start") from error
     if name := _first_difference(identity, theirs):
@@ -113,6 +115,23 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
         remedy = "delete it to train from the start, or choose another folder"
         raise ValueError(f"{path} is of another run: {name} is {found} there, {wanted} here; {remedy}")
     return content
+
+
+def _in_use(data: bytes | memoryview) -> Callable[[BinaryIO], object]:
+    """A writer that holds a lock on the unfinished file, which is gone with its process."""
+
+    def write(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        file.write(data)
+
+    return write
+
+
+def _remove_unless_in_use(partial: Path) -> None:
+    """Remove an unfinished file, unless another process is writing it."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(partial, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink()
 
 
 def _first_difference(ours: dict, theirs: dict) -> str | None:

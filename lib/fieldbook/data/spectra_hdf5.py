@@ -32,6 +32,7 @@ PARAMS = "dataset/params"
 REQUIRED = ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "redshift")
 """Columns that a table must have unless told otherwise; a missing `snr` is computed."""
 
+ANGSTROM = (900.0, 3e5)  # wavelengths that stars are observed at; those in nm, microns or metres lie below
 BUFFER = 2**26  # bytes of float32 in memory at a time, for flux and for error
 VERSION = 1  # of the converted folder; a change converts anew
 
@@ -138,6 +139,8 @@ def _inspect(file: Path) -> _Shard:
         wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
     rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
     _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
+    reach = f"reaches from {wave[0]:g} to {wave[-1]:g}; expected Angstrom, {ANGSTROM[0]:g} to {ANGSTROM[1]:g}"
+    _check(ANGSTROM[0] <= wave[0] and wave[-1] <= ANGSTROM[1], file, WAVE, reach)
     fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
     _check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
     _check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
