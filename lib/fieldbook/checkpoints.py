@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import glob
 import io
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,20 +19,24 @@ from torch import Tensor, nn
 def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: under another name, flushed to disk, then renamed onto `path`.
 
+    Unfinished files of the same path that an earlier kill has left are removed.
+
     Args:
         writer: called with the open binary file, e.g. `lambda file: file.write(data)`.
     Raises:
         OSError: writing failed (disk full, no permission); names the path, whose old content is intact.
     """
     path = Path(path)
+    _remove_unfinished(path.parent, f".{glob.escape(path.name)}.*.tmp", age=60.0)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "xb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # says that this process is writing it, until it ends
             writer(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name, too, survives a power cut
@@ -56,7 +62,7 @@ def save_weights(weights: nn.Module | dict[str, Tensor], path: Path) -> None:
         OSError: the file could not be written; names the path.
     """
     weights = cpu_copy(weights) if isinstance(weights, nn.Module) else weights
-    atomic_write(path, _in_use(safetensors.torch.save(weights)))
+    atomic_write(path, lambda file: file.write(safetensors.torch.save(weights)))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -88,7 +94,7 @@ def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None
     """
     buffer = io.BytesIO()  # torch.save straight onto a full disk would hide the reason
     torch.save({"identity": identity, "content": content}, buffer)
-    atomic_write(path, _in_use(buffer.getbuffer()))
+    atomic_write(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
@@ -101,8 +107,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
         ValueError: the file is damaged, or its identity differs; names the file, the first difference and the remedy.
     """
     path = Path(path)
-    for leftover in path.parent.glob(".*.tmp"):
-        _remove_unless_in_use(leftover)
+    _remove_unfinished(path.parent, ".*.tmp")
     if not path.exists():
         return None
     try:
@@ -117,21 +122,18 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     return content
 
 
-def _in_use(data: bytes | memoryview) -> Callable[[BinaryIO], object]:
-    """A writer that holds a lock on the unfinished file, which is gone with its process."""
+def _remove_unfinished(folder: Path, pattern: str, age: float = 0.0) -> None:
+    """Remove what kills have left, not what another process has just made or is writing.
 
-    def write(file: BinaryIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        file.write(data)
-
-    return write
-
-
-def _remove_unless_in_use(partial: Path) -> None:
-    """Remove an unfinished file, unless another process is writing it."""
-    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(partial, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        partial.unlink()
+    Args:
+        age: seconds since the last change; for files that HDF5 writes, whose own locks come and go.
+    """
+    for partial in folder.glob(pattern):
+        with contextlib.suppress(OSError), open(partial, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(file.fileno())
+            if status.st_size and time.time() - status.st_mtime >= age:
+                partial.unlink()
 
 
 def _first_difference(ours: dict, theirs: dict) -> str | None:

@@ -6,6 +6,7 @@ read can run code, though pandas keeps the names of columns as pickles.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -72,17 +74,18 @@ def write(path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, par
     arrays = {WAVE: np.asarray(wave), FLUX: np.asarray(flux), ERROR: np.asarray(error)}
     Spectra(*arrays.values(), params)  # checks the shapes
 
-    def fill(partial: str) -> None:
-        with h5py.File(partial, "w") as file:
+    def fill(partial: BinaryIO) -> None:
+        fcntl.flock(partial, fcntl.LOCK_UN)  # HDF5 takes a lock of its own
+        with h5py.File(partial.name, "w") as file:
             for name, array in arrays.items():
                 file[name] = array
             file.flush()
         try:
-            params.to_hdf(partial, key=PARAMS, format="table", mode="a")
+            params.to_hdf(partial.name, key=PARAMS, format="table", mode="a")
         except HDF5ExtError as failure:
             raise OSError(str(failure)) from failure
 
-    atomic_write(path, lambda file: fill(file.name))
+    atomic_write(path, fill)
 
 
 def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUIRED) -> Spectra:
