@@ -1,10 +1,11 @@
 """Runs of every kind, killed at random moments with all of their processes, end with the bytes of a run left alone.
 
-`FIELDBOOK_KILLS` is the number of kills in all, 100 unless given.
+`FIELDBOOK_KILLS` is the number of kills in all, 30 unless given.
 """
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -35,7 +36,7 @@ from fieldbook.samplers.energies import harmonic
 from fieldbook.tables import Table
 from fieldbook.training import fit
 
-KILLS = int(os.environ.get("FIELDBOOK_KILLS", "100"))
+KILLS = int(os.environ.get("FIELDBOOK_KILLS", "30"))
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["torch._dynamo", "fieldbook.grokking", "fieldbook.patch_runs", "fieldbook.spectroscopy"]
@@ -235,7 +236,7 @@ def test_kills_change_no_byte(tmp_path, go):
     assert straight.exitcode == 0 and expected
 
     root, rng, kills, midway = tmp_path / "killed", random.Random(go.__name__), 0, 0
-    count = max(round(KILLS * SERIES[go] / sum(SERIES.values())), 2)
+    count = max(math.ceil(KILLS * SERIES[go] / sum(SERIES.values())), 2)
     while kills < count:
         process = started(go, root)
         process.join(timeout=rng.uniform(0, 0.8 * needs))

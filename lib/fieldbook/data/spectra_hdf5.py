@@ -138,7 +138,8 @@ def _inspect(file: Path) -> _Shard:
         for name in (WAVE, FLUX, ERROR):
             dataset = h5.get(name)
             _check(isinstance(dataset, h5py.Dataset), file, name, "is missing; expected a dataset")
-            _check(dataset.dtype.kind in "fiu", file, name, f"is of type {dataset.dtype}; expected real numbers")
+            real = dataset.dtype.kind in "fiu" and dataset.shape is not None
+            _check(real, file, name, f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers")
         wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
     rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
     _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
