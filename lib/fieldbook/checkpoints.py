@@ -1,8 +1,11 @@
 """Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training run."""
 
 import contextlib
+import fcntl
+import glob
 import io
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +19,24 @@ from torch import Tensor, nn
 def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: under another name, flushed to disk, then renamed onto `path`.
 
+    Unfinished files of the same path that an earlier kill has left are removed.
+
     Args:
         writer: called with the open binary file, e.g. `lambda file: file.write(data)`.
     Raises:
         OSError: writing failed (disk full, no permission); names the path, whose old content is intact.
     """
     path = Path(path)
+    _remove_unfinished(path.parent, f".{glob.escape(path.name)}.*.tmp", age=60.0)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "xb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # says that this process is writing it, until it ends
             writer(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name, too, survives a power cut
@@ -93,19 +100,19 @@ def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     """Read what `save_checkpoint` wrote onto the CPU; None if there is no file.
 
-    The folder is the run's own: unfinished files of `atomic_write`, left by a kill, are removed from it.
+    Unfinished files that a kill has left are removed from the folder. Two processes that train one network there at
+    once do not harm each other: both come to the same weights.
 
     Raises:
         ValueError: the file is damaged, or its identity differs; names the file, the first difference and the remedy.
     """
     path = Path(path)
-    for leftover in path.parent.glob(".*.tmp"):
-        leftover.unlink()
+    _remove_unfinished(path.parent, ".*.tmp")
     if not path.exists():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, content = saved["identity"], saved["content"]
+        theirs, content = dict(saved["identity"]), dict(saved["content"])
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to train from the start") from error
     if name := _first_difference(identity, theirs):
@@ -113,6 +120,20 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
         remedy = "delete it to train from the start, or choose another folder"
         raise ValueError(f"{path} is of another run: {name} is {found} there, {wanted} here; {remedy}")
     return content
+
+
+def _remove_unfinished(folder: Path, pattern: str, age: float = 0.0) -> None:
+    """Remove what kills have left, not what another process has just made or is writing.
+
+    Args:
+        age: seconds since the last change; for files that HDF5 writes, whose own locks come and go.
+    """
+    for partial in folder.glob(pattern):
+        with contextlib.suppress(OSError), open(partial, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(file.fileno())
+            if status.st_size and time.time() - status.st_mtime >= age:
+                partial.unlink()
 
 
 def _first_difference(ours: dict, theirs: dict) -> str | None:

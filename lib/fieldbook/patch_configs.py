@@ -135,7 +135,9 @@ def read(file: Path) -> Config:
     """
     try:
         return Config(**yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # PyYAML, pydantic and torch refuse what is not a configuration in many ways
         raise ValueError(f"{file}: not a valid configuration: {error}") from error
 
 

@@ -27,6 +27,7 @@ from fieldbook.tables import Row, Table, sweep
 
 EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
 MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float, "csv_sha256": dict}
+CLAIM = ["claim", "source", "ours", "verdict"]
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
 
 
@@ -120,7 +121,7 @@ class Run:
 
     def claims(self) -> pd.DataFrame:
         """Write all claims to `claims.csv` and return them as a frame."""
-        frame = pd.DataFrame(self._claims.values(), columns=["claim", "source", "ours", "verdict"])
+        frame = pd.DataFrame(self._claims.values(), columns=CLAIM)
         with self._lock():
             if not paths.frozen():
                 self._own_manifest()
@@ -198,7 +199,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest in a folder of results; {} if there is none, or it is damaged."""
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -212,11 +213,26 @@ def _difference(old: Row, new: Row) -> str:
 
 
 def ledger(profile: str) -> pd.DataFrame:
-    """The claims of every chapter that has finished a profile: chapter, claim, source, ours, verdict."""
+    """The claims of every chapter that has finished a profile: chapter, claim, source, ours, verdict.
+
+    Raises:
+        ValueError: a table of claims is damaged; names it.
+    """
     files = sorted(paths.results().glob(f"data/*/{profile}/claims.csv"))
-    frames = [pd.read_csv(file, dtype=str, keep_default_na=False).assign(chapter=file.parts[-3]) for file in files]
     columns = ["chapter", "claim", "source", "ours", "verdict"]
-    return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+    frames = [_read_claims(file).assign(chapter=file.parts[-3])[columns] for file in files]
+    return pd.concat(frames) if frames else pd.DataFrame(columns=columns)
+
+
+def _read_claims(file: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{file} is no table of claims ({error}); run its chapter again") from error
+    if list(frame) != CLAIM or not set(frame.verdict) <= set(VERDICTS.values()):
+        expected = f"expected the columns {', '.join(CLAIM)}, the last one of {', '.join(VERDICTS.values())}"
+        raise ValueError(f"{file} is no table of claims: {expected}; run its chapter again")
+    return frame
 
 
 def costs(profile: str) -> pd.DataFrame:

@@ -5,10 +5,13 @@ import csv
 import hashlib
 import io
 import math
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -128,10 +131,13 @@ class Table:
             places = [header.index(name) for name in self.keys]
             if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
                 raise ValueError("not every line is a row with the header's fields")
+            keys = [tuple(row[i] for i in places) for row in rows]
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")
         except (ValueError, csv.Error) as error:
             remedy = "restore the file, or delete it to compute it again"
             raise ValueError(f"{self.path} is no table keyed by {', '.join(self.keys)} ({error}); {remedy}") from None
-        return lines, [tuple(row[i] for i in places) for row in rows]
+        return lines, keys
 
     def _sorted(self, order: Sequence[Row]) -> list[str]:
         lines, keys = self._read()
@@ -203,6 +209,7 @@ def sweep(
 def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) -> bool:
     """Append one job's row, unless it is there; False if another process is at it for all of `patience` seconds."""
     torch.set_num_threads(1)
+    _end_with_parent()
     digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
     path = table.path.with_name(f".{table.path.name}.{digest}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,3 +229,17 @@ def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) 
             raise
         path.unlink(missing_ok=True)  # whoever waits for it will find the row
     return True
+
+
+@cache
+def _end_with_parent() -> None:
+    """Let a worker of joblib end once whoever started it has been killed; by itself it would live on for minutes."""
+    if multiprocessing.current_process().name.startswith("LokyProcess"):
+        parent = multiprocessing.parent_process().pid
+        threading.Thread(target=_exit_without, args=[parent], daemon=True).start()
+
+
+def _exit_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

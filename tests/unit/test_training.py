@@ -650,6 +650,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         def __init__(self, file):
             self.file = file
 
+        def fileno(self):
+            return self.file.fileno()
+
         def __enter__(self):
             return self
 

@@ -140,14 +140,18 @@ def open_patches(folder: Path) -> Patches:
 
     Raises:
         FileNotFoundError: it has not; names the folder.
+        ValueError: a file is damaged; names the folder.
     """
     folder = Path(folder)
     if not (folder / "targets.npz").exists():
         raise FileNotFoundError(f"no patches in {folder}; write_patches makes them")
-    facts = np.load(folder / "targets.npz")
-    items = pd.DataFrame({name: facts[name] for name in ("instrument", "day", "split")})
-    target, mean = ({level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean"))
-    return Patches(items, np.load(folder / "features.npy", mmap_mode="r"), target, mean)
+    try:
+        facts = np.load(folder / "targets.npz")
+        items = pd.DataFrame({name: facts[name] for name in ("instrument", "day", "split")})
+        target, mean = ({level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean"))
+        return Patches(items, np.load(folder / "features.npy", mmap_mode="r"), target, mean)
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{folder} is damaged ({error}); delete it, and write_patches makes it anew") from error
 
 
 def data_key(world: ticks.World, layout: Layout) -> dict[str, float]:

@@ -73,7 +73,7 @@ class Spectra:
             raise FileNotFoundError(
                 f"no converted spectra in {folder} ({missing}); convert the files first"
             ) from missing
-        except (ValueError, OSError) as damage:
+        except (ValueError, OSError, EOFError) as damage:
             raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
 
     def __len__(self) -> int:

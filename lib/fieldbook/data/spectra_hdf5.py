@@ -6,6 +6,7 @@ read can run code, though pandas keeps the names of columns as pickles.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -32,6 +34,7 @@ PARAMS = "dataset/params"
 REQUIRED = ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "redshift")
 """Columns that a table must have unless told otherwise; a missing `snr` is computed."""
 
+ANGSTROM = (900.0, 3e5)  # wavelengths that stars are observed at; those in nm, microns or metres lie below
 BUFFER = 2**26  # bytes of float32 in memory at a time, for flux and for error
 VERSION = 1  # of the converted folder; a change converts anew
 
@@ -71,17 +74,18 @@ def write(path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, par
     arrays = {WAVE: np.asarray(wave), FLUX: np.asarray(flux), ERROR: np.asarray(error)}
     Spectra(*arrays.values(), params)  # checks the shapes
 
-    def fill(partial: str) -> None:
-        with h5py.File(partial, "w") as file:
+    def fill(partial: BinaryIO) -> None:
+        fcntl.flock(partial, fcntl.LOCK_UN)  # HDF5 takes a lock of its own
+        with h5py.File(partial.name, "w") as file:
             for name, array in arrays.items():
                 file[name] = array
             file.flush()
         try:
-            params.to_hdf(partial, key=PARAMS, format="table", mode="a")
+            params.to_hdf(partial.name, key=PARAMS, format="table", mode="a")
         except HDF5ExtError as failure:
             raise OSError(str(failure)) from failure
 
-    atomic_write(path, lambda file: fill(file.name))
+    atomic_write(path, fill)
 
 
 def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUIRED) -> Spectra:
@@ -134,10 +138,13 @@ def _inspect(file: Path) -> _Shard:
         for name in (WAVE, FLUX, ERROR):
             dataset = h5.get(name)
             _check(isinstance(dataset, h5py.Dataset), file, name, "is missing; expected a dataset")
-            _check(dataset.dtype.kind in "fiu", file, name, f"is of type {dataset.dtype}; expected real numbers")
+            real = dataset.dtype.kind in "fiu" and dataset.shape is not None
+            _check(real, file, name, f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers")
         wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
     rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
     _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
+    reach = f"reaches from {wave[0]:g} to {wave[-1]:g}; expected Angstrom, {ANGSTROM[0]:g} to {ANGSTROM[1]:g}"
+    _check(ANGSTROM[0] <= wave[0] and wave[-1] <= ANGSTROM[1], file, WAVE, reach)
     fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
     _check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
     _check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")

@@ -144,10 +144,14 @@ def split_days(days: int, test: int, validation: int) -> dict[str, range]:
 def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.ndarray]:
     """Real data: each Parquet or CSV file of a folder is one instrument's day, in the order of the files' names.
 
+    Missing values stay NaN, as `transform` expects them. Of other columns `time` alone is looked at, as is the index.
+
     Returns:
         (tick, 13) per file, by its stem.
     Raises:
-        FileNotFoundError: there is no such file; `ValueError`: a file lacks a channel; both name the path.
+        FileNotFoundError: there is no such file.
+        ValueError: a file is damaged, lacks a channel or its numbers, or its times fall; two files are of one day. Both
+            name the path.
     """
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     files = sorted(file for file in Path(folder).glob("*") if file.suffix in readers)
@@ -155,9 +159,18 @@ def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.nda
         raise FileNotFoundError(f"{folder} holds no .parquet or .csv file; expected one per instrument and day")
     days = {}
     for file in files:
-        frame = readers[file.suffix](file)
+        require(file.stem not in days, "file", str(file), "one file per instrument and day; another has this name")
+        try:
+            frame = readers[file.suffix](file)
+        except Exception as error:  # a damaged file fails in many ways
+            raise ValueError(f"{file} is not a readable table ({error})") from error
         if missing := [name for name in names if name not in frame]:
             raise ValueError(f"{file} lacks the columns {missing}; expected {', '.join(names)}")
+        times = frame.get("time", frame.index)
+        require(times.is_monotonic_increasing, f"time in {file}", "not rising", "ticks in their order")
+        for name in names:
+            numeric = pd.api.types.is_numeric_dtype(frame[name])
+            require(numeric and frame[name].notna().any(), f"column {name} of {file}", frame[name].dtype, "numbers")
         days[file.stem] = frame[list(names)].to_numpy(float)
     return days
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PREFIX = "model."
 
@@ -34,7 +34,7 @@ def load_lightning(model: nn.Module, path: Path) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"{path} has no dictionary 'state_dict'; expected a checkpoint of PyTorch Lightning")
     ours = {PREFIX + name: tuple(t.shape) for name, t in model.state_dict().items()}
-    theirs = {name: tuple(getattr(t, "shape", ())) for name, t in weights.items()}
+    theirs = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in weights.items()}
     differences = [
         *(f"unknown {name}" for name in theirs.keys() - ours.keys()),
         *(f"missing {name}" for name in ours.keys() - theirs.keys()),
