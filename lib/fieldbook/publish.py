@@ -11,7 +11,7 @@ from fieldbook.results import read_manifest, sha256
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 
 
-def _verify(folder: Path) -> None:
+def verify(folder: Path) -> None:
     """Raise ValueError or FileNotFoundError, naming the file, unless a folder's results are finished and intact."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
@@ -65,7 +65,7 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
         raise FileNotFoundError(f"{source / 'data'}: no results of profile {profile}; compute them first")
     copies: dict[Path, dict[str, Path]] = {}
     for chapter in chapters:
-        _verify(source / "data" / chapter / profile)
+        verify(source / "data" / chapter / profile)
         for kind, patterns in KEPT.items():
             folder = Path(kind, chapter, profile)
             copies[target / folder] = {f.name: f for pattern in patterns for f in (source / folder).glob(pattern)}
