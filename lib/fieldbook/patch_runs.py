@@ -107,7 +107,7 @@ def execute(run: Run | Baseline, patches: Patches, folder: Path, device: torch.d
         state = _train(run, model, patches, samples, read, recipe, folder / run.run_id, device)
         predictions = {split: _predict(model, read, _evaluated(patches, run, split), recipe) for split in SPLITS}
     except (FloatingPointError, RuntimeError) as error:
-        status = _failure(error)
+        status, state = _failure(error), getattr(error, "fit", state)
     if run.level == 1 and status == "ok":
         save_weights(model, folder / f"{run.run_id}.safetensors")
     shutil.rmtree(folder / run.run_id, ignore_errors=True)

@@ -58,6 +58,14 @@ class Fit:
     loss_count: int = 0
 
 
+class Diverged(FloatingPointError):
+    """Too many updates were not finite; `fit` is the run up to then."""
+
+    def __init__(self, fit: Fit, message: str):
+        super().__init__(message)
+        self.fit = fit
+
+
 def fit(
     model: nn.Module,
     loss_fn: LossFn,
@@ -95,7 +103,7 @@ def fit(
     Raises:
         ValueError: the checkpoint is damaged or of another recipe, model or data size; the loss is not 0-d; the
             monitored metric is missing; the model has no trainable parameter.
-        FloatingPointError: too many updates were not finite.
+        Diverged: too many updates were not finite.
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
     """
@@ -209,10 +217,11 @@ class _Run:
             fit.skipped, fit.skipped_in_row = fit.skipped + 1, fit.skipped_in_row + 1
             tolerated = max(recipe.max_skipped_in_row, recipe.max_skipped_share * (fit.step + 1))
             if fit.skipped_in_row > recipe.max_skipped_in_row or fit.skipped > tolerated:
-                raise FloatingPointError(
+                raise Diverged(
+                    fit,
                     f"step {fit.step}: loss {loss}, gradient norm {norm}; skipped {fit.skipped_in_row} updates in a "
                     f"row (max_skipped_in_row = {recipe.max_skipped_in_row}), {fit.skipped} in all (max_skipped_share "
-                    f"= {recipe.max_skipped_share}). Lower lr, add warmup or clip, or look for NaN in the data."
+                    f"= {recipe.max_skipped_share}). Lower lr, add warmup or clip, or look for NaN in the data.",
                 )
         self.scaler.update()
         fit.step += 1

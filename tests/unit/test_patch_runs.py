@@ -142,9 +142,8 @@ def test_infinite_targets_are_skipped_and_counted_and_too_many_leave_a_row(data,
     assert rows.status.eq("ok").all() and rows.mse.lt(10).all() and rows.n_skipped.gt(0).all()
     y[1:12, 10:] = np.inf
     rows = pr.execute(a_run(), replace(data, target=data.target | {1: y}), tmp_path, CPU)["scores"]
-    assert (
-        pr.checked(rows, "x").status.eq("diverged").all() and rows.excess_risk.isna().all() and rows.n_eval.gt(0).all()
-    )
+    assert pr.checked(rows, "x").status.eq("diverged").all() and rows.excess_risk.isna().all()
+    assert rows.n_eval.gt(0).all() and rows.n_skipped.gt(0).all()
 
 
 @pytest.mark.parametrize(
