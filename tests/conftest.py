@@ -4,6 +4,7 @@ Every process of a test run computes with one thread, as workers of a sweep do: 
 depends on the number of threads.
 """
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -12,6 +13,10 @@ import pytest
 from hypothesis import settings
 
 os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+
+# What the processes that tests start have in memory from the beginning; there is one server of processes for all tests.
+IMPORTS = ["torch._dynamo", "fieldbook.grokking", "fieldbook.patch_runs", "fieldbook.spectroscopy"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTS)
 
 settings.register_profile("ci", derandomize=True)  # a failure there must be the change's, not the dice's
 if os.environ.get("CI"):

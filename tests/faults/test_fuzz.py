@@ -22,7 +22,6 @@ from fieldbook import parameters
 from fieldbook.data.spectra_hdf5 import ERROR, FLUX, PARAMS, REQUIRED, WAVE, convert, write
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fieldbook.data.spectra_hdf5", "hypothesis"])
 FUZZ = settings(
     deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

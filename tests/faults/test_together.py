@@ -17,7 +17,6 @@ from fieldbook.tables import Table, sweep
 from fieldbook.training import fit
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch._dynamo", "fieldbook.training", "fieldbook.tables"])
 
 
 def fill(folder: Path, who: int) -> None:

@@ -20,7 +20,6 @@ from fieldbook.training import fit
 
 N = 53  # no batch size below divides it
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fieldbook.training"])
 
 
 def make_model(dtype=torch.float32, dropout=0.0, norm=False):
