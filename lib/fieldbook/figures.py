@@ -57,7 +57,7 @@ def step_curve(frame: pd.DataFrame, name: str, file: Path) -> None:
 
 
 def power_ticks(axes: Axes, which: str = "y") -> None:
-    """Make an axis logarithmic with ticks written $10^n$, at most seven of them."""
+    """Make an axis logarithmic with ticks written `10^n`, at most seven of them."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(base=10, numticks=7))
