@@ -41,6 +41,16 @@ def test_a_finished_profile_replaces_the_published_one(build: Path, tmp_path: Pa
     assert files(tmp_path / "out") == sorted([*expected, "data/agop/paper/rows.csv"])
 
 
+def test_costs_and_the_front_page_are_published_too(build: Path, tmp_path: Path) -> None:
+    for name in ("benchmark/agop.tsv", "figures/front/laptop/overview.png"):
+        (build / name).parent.mkdir(parents=True, exist_ok=True)
+        (build / name).write_text(name)
+    publish("laptop", build, tmp_path / "out")
+    assert (tmp_path / "out/data/agop/laptop/benchmark.tsv").read_text() == "benchmark/agop.tsv"
+    assert (tmp_path / "out/figures/front/laptop/overview.png").is_file()
+    assert not (tmp_path / "out/data/entropy/laptop/benchmark.tsv").exists()
+
+
 def damage_rows(folder: Path) -> None:
     (folder / "rows.csv").write_text("step,loss\n1,3\n")
 

@@ -577,6 +577,23 @@ def test_without_git_a_run_still_finishes(root, monkeypatch):
     assert run().finish()["git"] == {"revision": None, "dirty": None}
 
 
+@pytest.mark.parametrize("place", ["data/agop/test/benchmark.tsv", "benchmark/agop.tsv"])
+@pytest.mark.parametrize(
+    "seconds, known", [(590, True), (20, False)], ids=["the run", "a later one that found its rows"]
+)
+def test_costs_are_those_of_the_run_that_made_the_rows(root, place, seconds, known):
+    one = run()
+    one.finish()
+    manifest = one.folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"wall_s": 600.0, "device": "cpu"}))
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / place).write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t2048.0\t1080.0\n")
+    (row,) = results.costs("test").to_dict("records")
+    assert (row["chapter"], row["minutes"], row["device"]) == ("agop", 10.0, "cpu")
+    measured = [row["cpu_minutes"], row["memory_gb"]]
+    assert measured == [18.0, 2.0] if known else np.isnan(measured).all()
+
+
 def test_claims_keep_words_that_pandas_reads_as_missing(root):
     one = run()
     one.claim("it groks", "n/a", "None", True)
