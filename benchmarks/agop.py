@@ -17,11 +17,12 @@ from torch import Tensor
 
 from fieldbook.checkpoints import load_weights
 from fieldbook.data.modular import task
+from fieldbook.hardware import keep_freed_memory, resolve_precision
 from fieldbook.measures.agop import agop, agop_sketch, one_hot_blocks
 from fieldbook.measures.circulant import circulant_score
 from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import Recipe, resolve_precision
-from fieldbook.training import fit, keep_freed_memory
+from fieldbook.recipe import Recipe
+from fieldbook.training import fit
 
 P, K, REPEATS = 97, 4, 5
 

@@ -30,12 +30,13 @@ import torch
 from record import record
 from torch import Tensor, nn
 
-from fieldbook import networks, paths
+from fieldbook import paths
+from fieldbook.experiments import networks
+from fieldbook.hardware import keep_freed_memory
 from fieldbook.recipe import indices
 from fieldbook.samplers import llc
 from fieldbook.samplers.preconditioners import sgld
 from fieldbook.samplers.sgmcmc import Gradient, chain
-from fieldbook.training import keep_freed_memory
 
 BATCH, EPS, GAMMA, REPEATS, AIM = 64, 3e-6, 100.0, 5, 1.4
 CELLS, CELL_STEPS = 31 * 31 * 16, 1000  # of the paper grid, and the steps that each is taken to need

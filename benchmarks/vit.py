@@ -17,10 +17,10 @@ from record import record
 from torch import Tensor, nn
 
 from fieldbook.compat import importable_torchvision
+from fieldbook.hardware import keep_freed_memory, resolve_precision
 from fieldbook.models.attention import attend
 from fieldbook.models.spectra_vit import SpectraViT
-from fieldbook.recipe import AUTOCAST, resolve_precision
-from fieldbook.training import keep_freed_memory
+from fieldbook.recipe import AUTOCAST
 
 importable_torchvision()
 from transformers import ViTConfig, ViTModel  # noqa: E402

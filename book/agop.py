@@ -29,7 +29,7 @@
 # {ref}`circle appearing in the AGOP <agop-matrices>`, {ref}`the score against its nulls <agop-nulls>`,
 # {ref}`its lead over the accuracy <agop-lead>` and {ref}`the embedding's spectrum <agop-spectrum>`.
 #
-# *In the library:* {mod}`grokking <fieldbook.grokking>`, {mod}`networks <fieldbook.networks>`, {mod}`data.modular <fieldbook.data.modular>`,
+# *In the library:* {mod}`experiments.grokking <fieldbook.experiments.grokking>`, {mod}`experiments.networks <fieldbook.experiments.networks>`, {mod}`data.modular <fieldbook.data.modular>`,
 # {mod}`measures.agop <fieldbook.measures.agop>`, {mod}`measures.circulant <fieldbook.measures.circulant>`.
 
 # %% [markdown]
@@ -74,15 +74,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, grokking, networks, parameters, results
+from fieldbook import figures, hardware, parameters, results
+from fieldbook.experiments import grokking, networks
 from fieldbook.data import modular
 from fieldbook.measures import agop, circulant
-from fieldbook.recipe import resolve_precision
 
 chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
 globals().update(chosen)
 figures.use_style()
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = hardware.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -680,6 +680,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish(precision_used=resolve_precision(precision, device))
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish(precision_used=hardware.resolve_precision(precision, device))

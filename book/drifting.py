@@ -24,8 +24,8 @@
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
 # was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
 #
-# *In the library:* {mod}`drift_report <fieldbook.drift_report>`, {mod}`drifting <fieldbook.drifting>`, {mod}`evaluation <fieldbook.evaluation>`,
-# {mod}`networks <fieldbook.networks>`, {mod}`fields.kernel <fieldbook.fields.kernel>`,
+# *In the library:* {mod}`experiments.drift_report <fieldbook.experiments.drift_report>`, {mod}`experiments.drifting <fieldbook.experiments.drifting>`, {mod}`experiments.drift_evaluation <fieldbook.experiments.drift_evaluation>`,
+# {mod}`fields.kernel <fieldbook.fields.kernel>`,
 # {mod}`measures.image_features <fieldbook.measures.image_features>`.
 
 # %% [markdown]
@@ -79,7 +79,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import drift_report, drifting, evaluation, figures, networks, parameters, paths
+from fieldbook import figures, hardware, parameters, paths
+from fieldbook.experiments import drift_report, drifting, drift_evaluation
 from fieldbook import results
 from fieldbook.fields import kernel
 from fieldbook.measures import image_features
@@ -89,7 +90,7 @@ globals().update(chosen)
 figures.use_style()
 torch.set_num_threads(1)
 pd.set_option("display.max_colwidth", None)
-DEVICE = str(networks.device())
+DEVICE = str(hardware.device())
 
 # %% [markdown]
 # ## The method
@@ -188,7 +189,7 @@ def setting_of(job):
 
 # %% tags=["hide-input"]
 constants = [VARIANTS, BASE, chosen["toys"]]
-modules = [drifting, evaluation, drift_report, image_features]
+modules = [drifting, drift_evaluation, drift_report, image_features]
 JUDGE_SEED, judge = 1_000, None
 if not paths.frozen():
     images = drifting.load_images(dataset, folder)
@@ -230,7 +231,7 @@ def toy_row(job):
 OPTIONS = {"num_samples": num_samples, "device": DEVICE, "skip_existing": True}
 OPTIONS |= {"cleanup_samples": True, "dataset_split": dataset_split}
 OPTIONS |= {"fid_mode": None if fid_mode == "none" else fid_mode}
-MEASURED = [*evaluation.MEASURES, *drifting.METRICS]
+MEASURED = [*drift_evaluation.MEASURES, *drifting.METRICS]
 
 
 # %% tags=["hide-input"]
@@ -239,7 +240,7 @@ def evaluated(job):
     place = run.inputs / "_".join(map(str, job.values()))
     drifting.train(setting_of(job), place, device=DEVICE)
     which = place if job["group"] == "main" else drift_report.checkpoints(place)[-1]
-    return place, evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
+    return place, drift_evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
 
 
 # %% tags=["hide-input"]
@@ -272,7 +273,7 @@ def guide(job):
     place, _ = evaluated({"group": "guided", **job, "seed": 0})
     last = drift_report.checkpoints(place)[-1]
     for alpha in alphas:
-        found = evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
+        found = drift_evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
         row = found[found.alpha == alpha].iloc[-1]
         guidance_table.append({**job, "alpha": alpha, **row[MEASURED]})
     return {**job, "trained": True}
@@ -704,6 +705,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # of variants that are within their spread of each other is no order.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish(judge_seed=JUDGE_SEED, judge_weights=floor.weights)
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish(judge_seed=JUDGE_SEED, judge_weights=floor.weights)

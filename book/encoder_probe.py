@@ -25,7 +25,7 @@
 # *What you will see:* {ref}`a blind spot that is exact <probe-blind>`, {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
 # {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and {ref}`the leak <probe-leak>`.
 #
-# *In the library:* {mod}`spectroscopy <fieldbook.spectroscopy>`, {mod}`data.spectra <fieldbook.data.spectra>`,
+# *In the library:* {mod}`experiments.spectroscopy <fieldbook.experiments.spectroscopy>`, {mod}`data.spectra <fieldbook.data.spectra>`,
 # {mod}`measures.denoising <fieldbook.measures.denoising>`, {mod}`measures.probes <fieldbook.measures.probes>`,
 # {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.blindspot <fieldbook.models.blindspot>`,
 # {mod}`models.heads <fieldbook.models.heads>`, {mod}`models.lightning <fieldbook.models.lightning>`.
@@ -84,7 +84,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from fieldbook import figures, parameters, paths, results, spectroscopy, training
+from fieldbook import figures, hardware, parameters, paths, results, training
+from fieldbook.experiments import spectroscopy
 from fieldbook.checkpoints import load_weights, save_weights
 from fieldbook.data import spectra
 from fieldbook.measures import denoising, probes, regression
@@ -92,12 +93,12 @@ from fieldbook.measures.probes import Probe, View, fingerprint
 from fieldbook.models import blindspot, lightning
 from fieldbook.models.blindspot import BlindSpotUNet, posterior_mean
 from fieldbook.models.heads import head
-from fieldbook.recipe import Recipe, resolve_precision
+from fieldbook.recipe import Recipe
 
 chosen = parameters.load("encoder_probe", globals())
 globals().update(chosen)
 figures.use_style()
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = hardware.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -186,7 +187,7 @@ def pretraining():
     return Recipe(
         steps=steps, batch_size=batch_size, lr=lr, schedule="cosine", warmup=min(20, steps),
         clip=1.0, lr_scale={"nin_layers.2.bn.": lr_output}, eval_every=max(steps // 8, 1),
-        monitor="val_nll", precision=resolve_precision(precision, device),
+        monitor="val_nll", precision=hardware.resolve_precision(precision, device),
     )  # fmt: skip
 
 
@@ -371,7 +372,10 @@ def tuning(job, frozen):
     scale = {} if frozen else {"lr_scale": {"encoder.": tune_encoder}}
     changes = {"steps": tune_steps, "eval_every": max(tune_steps // 6, 1), "lr": tune_lr, **scale}
     changes |= {"schedule": "cosine", "patience": None, "seed": job["seed"]}
-    changes |= {"precision": resolve_precision(precision, device), "warmup": tune_steps // 8}
+    changes |= {
+        "precision": hardware.resolve_precision(precision, device),
+        "warmup": tune_steps // 8,
+    }
     return probes.probe_recipe(job["n_train"], batch_size=tune_batch, **changes)
 
 
@@ -1181,6 +1185,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # Fine-tuning is short, and one choice of rates was tried. Principal components and windows are simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile *paper* holds the log's network and schedule and has not been run.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish(precision=resolve_precision(precision, device))
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish(precision=hardware.resolve_precision(precision, device))

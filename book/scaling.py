@@ -29,7 +29,7 @@
 # predicted <scaling-heldout>`, {ref}`instruments against days <scaling-design>`, and {ref}`two levels against
 # simpler ways <scaling-compare>`.
 #
-# *In the library:* {mod}`patch_configs <fieldbook.patch_configs>`, {mod}`patch_runs <fieldbook.patch_runs>`,
+# *In the library:* {mod}`experiments.patch_configs <fieldbook.experiments.patch_configs>`, {mod}`experiments.patch_runs <fieldbook.experiments.patch_runs>`,
 # {mod}`data.patches <fieldbook.data.patches>`, {mod}`data.ticks <fieldbook.data.ticks>`, {mod}`data.transforms <fieldbook.data.transforms>`,
 # {mod}`measures.scaling_law <fieldbook.measures.scaling_law>`, {mod}`models.patch_transformer <fieldbook.models.patch_transformer>`.
 
@@ -86,10 +86,10 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 
-from fieldbook import figures, parameters, patch_configs, patch_runs, paths, results, tables
+from fieldbook import figures, hardware, parameters, paths, results, tables
+from fieldbook.experiments import patch_configs, patch_runs
 from fieldbook.data import patches, transforms
 from fieldbook.data import ticks as order_book
 from fieldbook.measures import scaling_law
@@ -99,7 +99,7 @@ chosen = parameters.load("scaling", globals())
 globals().update(chosen)
 figures.use_style()
 pd.set_option("display.max_colwidth", None)
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = hardware.device()
 
 # %% [markdown]
 # ## Models and configurations
@@ -136,7 +136,7 @@ table.style.format(thousands=",")
 # %% [markdown]
 # Sixteen YAML files in `parameters/scaling/configs/` hold the runs of the source: eleven for scaling (models MS1, MS3, MS4
 # and data DS1, DS2, in two stages each, and the large factor model FS1) and five to start from, of which the first two
-# are MS2 and DS3 at once. `python -m fieldbook.patch_configs` writes them, byte for byte the same each time. A file is
+# are MS2 and DS3 at once. `python -m fieldbook.experiments.patch_configs` writes them, byte for byte the same each time. A file is
 # refused if it has an unknown key, a wrong type, or a parameter count that is not its network's.
 
 # %%
@@ -949,6 +949,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # about what each could do with more.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish()
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish()

@@ -31,7 +31,7 @@
 # {ref}`identical traces in all cells <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
 # against exact values <sgld-truth>`.
 #
-# *In the library:* {mod}`networks <fieldbook.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
+# *In the library:* {mod}`experiments.networks <fieldbook.experiments.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
 # {mod}`samplers.llc <fieldbook.samplers.llc>`, {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
 # {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`, {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
 
@@ -89,9 +89,9 @@ import pandas as pd
 import torch
 from matplotlib.colors import LogNorm
 
-from fieldbook import figures, parameters, paths, results
+from fieldbook import figures, hardware, parameters, paths, results
 from fieldbook.checkpoints import save_weights
-from fieldbook.networks import load, settings_of, task_of, trained
+from fieldbook.experiments.networks import load, settings_of, task_of, trained
 from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
 from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Sampling
@@ -99,7 +99,7 @@ from fieldbook.samplers.rescaled import Sampling
 chosen = parameters.load("si_sgld", globals())  # checked; 1e-4 read as text is a number again
 globals().update(chosen)
 figures.use_style()
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = hardware.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% tags=["hide-input"]
@@ -876,6 +876,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # of few short chains fluctuate; their standard errors are columns of the tables.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish()
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish()

@@ -26,7 +26,7 @@
 # *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
 # spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
 #
-# *In the library:* {mod}`spectroscopy <fieldbook.spectroscopy>`, {mod}`data.observation <fieldbook.data.observation>`,
+# *In the library:* {mod}`experiments.spectroscopy <fieldbook.experiments.spectroscopy>`, {mod}`data.observation <fieldbook.data.observation>`,
 # {mod}`data.spectra <fieldbook.data.spectra>`, {mod}`measures.information <fieldbook.measures.information>`,
 # {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.spectra_vit <fieldbook.models.spectra_vit>`.
 
@@ -81,17 +81,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, parameters, paths, results, spectroscopy
+from fieldbook import figures, hardware, parameters, paths, results
+from fieldbook.experiments import spectroscopy
 from fieldbook.data import observation, spectra
 from fieldbook.measures import information, regression
 from fieldbook.models.spectra_vit import SpectraViT, parameter_table
-from fieldbook.recipe import Recipe, resolve_precision
-from fieldbook.spectroscopy import OPTIONS
+from fieldbook.recipe import Recipe
+from fieldbook.experiments.spectroscopy import OPTIONS
 
 chosen = parameters.load("spectra_vit", globals())
 globals().update(chosen)
 figures.use_style()
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = hardware.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -185,7 +186,7 @@ def recipe(seed, steps):
     names = ("batch_size", "lr", "lr_min", "weight_decay", "clip", "eval_every", "shuffle_block")
     return Recipe(
         **{name: chosen[name] for name in names}, steps=steps, warmup=min(warmup, steps), seed=seed,
-        schedule="cosine", precision=resolve_precision(precision, device),
+        schedule="cosine", precision=hardware.resolve_precision(precision, device),
         monitor="val_mae_dex", patience=patience,
     )  # fmt: skip
 
@@ -904,6 +905,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # selects both the weights and the penalty, so that the validation scores are slightly too good; those reported are of the test split.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-manifest = run.finish(precision=resolve_precision(precision, device))
-facts = {**manifest["versions"], "device": manifest["device"], "wall time, s": manifest["wall_s"]}
-pd.Series(facts).to_frame("this run")
+run.finish(precision=hardware.resolve_precision(precision, device))

@@ -15,7 +15,12 @@ from hypothesis import settings
 os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 # What the processes that tests start have in memory from the beginning; there is one server of processes for all tests.
-IMPORTS = ["torch._dynamo", "fieldbook.grokking", "fieldbook.patch_runs", "fieldbook.spectroscopy"]
+IMPORTS = [
+    "torch._dynamo",
+    "fieldbook.experiments.grokking",
+    "fieldbook.experiments.patch_runs",
+    "fieldbook.experiments.spectroscopy",
+]
 multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTS)
 
 settings.register_profile("ci", derandomize=True)  # a failure there must be the change's, not the dice's

@@ -15,7 +15,8 @@ import torch
 from fieldbook import paths
 
 PLUMBING = {
-    f"fieldbook.{name}" for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results", "tables")
+    f"fieldbook.{name}"
+    for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results", "tables", "workers")
 }
 
 

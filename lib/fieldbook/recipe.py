@@ -124,15 +124,6 @@ def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
     return max(recipe.lr * factor, recipe.lr_min)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` becomes `bf16` where the device multiplies bfloat16 natively, else `fp32`; other names stay."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
 def stream(*key: object) -> int:
     """Seed of an independent random stream, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")

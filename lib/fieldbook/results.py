@@ -128,30 +128,28 @@ class Run:
             atomic_write(self.folder / "claims.csv", lambda file: file.write(frame.to_csv(index=False).encode()))
         return frame
 
-    def finish(self, **facts: Any) -> dict[str, Any]:
+    def finish(self, **facts: Any) -> pd.DataFrame:
         """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision and wall time.
 
         Args:
             facts: what else was settled at run time, for instance the precision that `auto` became.
+        Returns:
+            Versions, device and wall time of the run that made the rows, to be shown.
         """
-        if paths.frozen():
-            return self.manifest()
-        with self._lock():
-            old = self._own_manifest()
-            tables = sorted(path for path in self.folder.glob("*.csv") if path.name != "claims.csv")  # that is derived
-            hashes = {path.name: sha256(path) for path in tables}
-            if old.get("csv_sha256") == hashes:
-                return old
-            self._write(
-                {
-                    "status": "complete",
-                    "wall_s": round(old["wall_s"] + time.monotonic() - self._started, 1),
-                    "csv_sha256": hashes,
-                    **provenance(),
-                    **facts,
-                }
-            )
-        return self.manifest()
+        if not paths.frozen():
+            with self._lock():
+                self._complete(facts)
+        made = self.manifest()
+        shown = {**made["versions"], "device": made["device"], "wall time, s": made["wall_s"]}
+        return pd.Series(shown).to_frame("this run")
+
+    def _complete(self, facts: Row) -> None:
+        old = self._own_manifest()
+        tables = sorted(path for path in self.folder.glob("*.csv") if path.name != "claims.csv")  # that is derived
+        hashes = {path.name: sha256(path) for path in tables}
+        if old.get("csv_sha256") != hashes:
+            wall_s = round(old["wall_s"] + time.monotonic() - self._started, 1)
+            self._write({"status": "complete", "wall_s": wall_s, "csv_sha256": hashes, **provenance(), **facts})
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".manifest.lock")  # made anew: a run travels to worker processes, a lock cannot

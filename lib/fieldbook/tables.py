@@ -5,13 +5,10 @@ import csv
 import hashlib
 import io
 import math
-import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
+from fieldbook.workers import each
 
 Row = Mapping[str, Any]
 PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks elsewhere
@@ -195,11 +192,11 @@ def sweep(
         raise PermissionError(
             f"{table.path}: results are frozen, and {len(todo)} rows are missing: {dict(todo[0])}, .."
         )
-    parallel = Parallel(n_jobs=min(workers, len(todo)) or 1, return_as="generator_unordered")
     with tqdm(total=len(todo), desc=description, mininterval=1, disable=not todo) as bar:
         patience = 0.0  # at first none, so that no job waits while others are free
         while todo:
-            for finished in parallel(delayed(_do)(job, compute, table, patience) for job in todo):
+            calls = [(job, compute, table, patience) for job in todo]
+            for finished in each(_do, calls, workers, ordered=False):
                 bar.update(finished)
             todo, patience = table.missing(todo), PATIENCE
     table.sort(jobs)
@@ -208,8 +205,6 @@ def sweep(
 
 def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) -> bool:
     """Append one job's row, unless it is there; False if another process is at it for all of `patience` seconds."""
-    torch.set_num_threads(1)
-    _end_with_parent()
     digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
     path = table.path.with_name(f".{table.path.name}.{digest}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,17 +224,3 @@ def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) 
             raise
         path.unlink(missing_ok=True)  # whoever waits for it will find the row
     return True
-
-
-@cache
-def _end_with_parent() -> None:
-    """Let a worker of joblib end once whoever started it has been killed; by itself it would live on for minutes."""
-    if multiprocessing.current_process().name.startswith("LokyProcess"):
-        parent = multiprocessing.parent_process().pid
-        threading.Thread(target=_exit_without, args=[parent], daemon=True).start()
-
-
-def _exit_without(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

@@ -5,8 +5,6 @@ learning rate are pure functions of seed and step, so that a killed run continue
 """
 
 import atexit
-import contextlib
-import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fieldbook.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
+from fieldbook.hardware import keep_freed_memory
 from fieldbook.recipe import AUTOCAST, Recipe, indices, learning_rate, require, stream
 
 LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
@@ -342,14 +341,6 @@ def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
     if recipe.schedule == "plateau" and fit.plateau_stale > recipe.plateau_patience:
         fit.lr_factor, fit.plateau_stale = fit.lr_factor * recipe.plateau_factor, 0
     return False
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed blocks up to 32 MB: every step asks for the same ones, and mapping them anew takes time."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library manages memory its own way
-        c_library = ctypes.CDLL(None)
-        c_library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _seed_global(device: torch.device, *key: object) -> None:

@@ -6,20 +6,20 @@ import random
 import pandas as pd
 import torch
 
-from fieldbook import drifting, evaluation
 from fieldbook.data.images import Images, digits
+from fieldbook.experiments import drift_evaluation, drifting
 from fieldbook.measures.image_features import judge
 
 KILLS = 8
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fieldbook.evaluation"])
+PROCESSES.set_forkserver_preload(["fieldbook.experiments.drift_evaluation"])
 
 
 def go(run, output):
     torch.set_num_threads(1)
     d = digits()
     small = judge(Images(d.train[:100], d.train_label[:100], d.test, d.test_label), steps=5)
-    evaluation.evaluate(run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True)
+    drift_evaluation.evaluate(run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True)
 
 
 def test_kills_change_no_measure(tmp_path):

@@ -24,11 +24,12 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from fieldbook import grokking, patch_configs, patch_runs, results, spectroscopy, tables
+from fieldbook import results, tables
 from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data import patches, ticks
 from fieldbook.data.emulator import emulator
 from fieldbook.data.modular import task
+from fieldbook.experiments import grokking, patch_configs, patch_runs, spectroscopy
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
 from fieldbook.samplers import rescaled, wang_landau

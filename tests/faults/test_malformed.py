@@ -22,11 +22,12 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import patch_configs, results
+from fieldbook import results
 from fieldbook.checkpoints import load_weights, save_weights
 from fieldbook.data import emulator, patches, ticks
 from fieldbook.data.spectra import Spectra
 from fieldbook.data.spectra_hdf5 import ERROR, FLUX, PARAMS, WAVE, convert, splits, write
+from fieldbook.experiments import patch_configs
 from fieldbook.models.lightning import load_lightning
 from fieldbook.parameters import check, check_file
 from fieldbook.publish import verify

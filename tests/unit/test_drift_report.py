@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import drift_report, drifting
 from fieldbook.data.images import digits, to_uint8
 from fieldbook.data.toys import TOYS
+from fieldbook.experiments import drift_report, drifting
 
 SMALL = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 4, "eval_every": 2, "warmup": 0}
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fieldbook import drifting, evaluation, figures
+from fieldbook import figures
 from fieldbook.data.images import Images, digits
+from fieldbook.experiments import drift_evaluation, drifting
 from fieldbook.measures.image_features import Judge, judge
 
 SMALL = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 6, "eval_every": 3, "warmup": 0}
@@ -150,7 +151,7 @@ def test_colour_images_and_a_transformer(tmp_path, monkeypatch):
     monkeypatch.setattr(drifting, "load_images", lambda data, folder: Images(x, label, x[:10], label[:10]))
     s = setting(data="cifar10", generator="dit", encoder=True, width=16, precision="bf16", steps=3)
     drifting.train(s, tmp_path)
-    rows = evaluation.evaluate(tmp_path, tmp_path / "out", None, num_samples=10)
+    rows = drift_evaluation.evaluate(tmp_path, tmp_path / "out", None, num_samples=10)
     assert rows.step.tolist() == [0, 3] and rows.loss.notna().tolist() == [False, True]
     assert Image.open(tmp_path / "out" / "artifacts" / "step_0000003" / "preview.png").mode == "RGB"
 
@@ -170,7 +171,7 @@ def test_two_passes_extrapolate(tmp_path):
 def test_evaluates_a_folder(run, scored, tmp_path):
     drawn = []
     options = {"num_samples": 20, "batch_size": 8, "draw": lambda rows: drawn.append(len(rows))}
-    rows = evaluation.evaluate(run, tmp_path, scored, **options)
+    rows = drift_evaluation.evaluate(run, tmp_path, scored, **options)
     wanted = {
         "checkpoint", "name", "dataset", "epoch", "step", "num_samples", "batch_size", "alpha", "seed", "eval_seconds",
         "fid", "kid", "fd_heldout", "precision", "recall", "density", "coverage", "loss", "drift_norm", "grad_norm",
@@ -192,33 +193,33 @@ def test_a_curve_is_redrawn_with_every_row(run, scored, tmp_path):
         figures.step_curve(rows, "fd_heldout", file)
         seen.append(file.read_bytes())
 
-    evaluation.evaluate(run, tmp_path / "out", scored, num_samples=20, draw=draw)
+    drift_evaluation.evaluate(run, tmp_path / "out", scored, num_samples=20, draw=draw)
     assert Image.open(file).width > 100 and len(set(seen)) == 3
 
 
 def test_same_seed_same_samples_whatever_was_there(run, scored, tmp_path):
-    one, two = (evaluation.evaluate(run, tmp_path / name, scored, num_samples=20) for name in "ab")
-    again = evaluation.evaluate(run, tmp_path / "a", scored, num_samples=20)
-    other = evaluation.evaluate(run / "step_0000006.safetensors", tmp_path / "a", scored, num_samples=20, seed=1)
+    one, two = (drift_evaluation.evaluate(run, tmp_path / name, scored, num_samples=20) for name in "ab")
+    again = drift_evaluation.evaluate(run, tmp_path / "a", scored, num_samples=20)
+    other = drift_evaluation.evaluate(run / "step_0000006.safetensors", tmp_path / "a", scored, num_samples=20, seed=1)
     assert one.fd_heldout.equals(two.fd_heldout) and one.fd_heldout.equals(again.fd_heldout)
     assert len(other) == 4 and other.fd_heldout.iloc[3] != other.fd_heldout.iloc[2]
 
 
 def test_skips_what_it_has_and_cleans_up(run, scored, tmp_path, monkeypatch):
-    evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20)
-    sampled, original = [], evaluation.sample
+    drift_evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20)
+    sampled, original = [], drift_evaluation.sample
 
     def watched(*args):
         sampled.append(1)
         return original(*args)
 
-    monkeypatch.setattr(evaluation, "sample", watched)
+    monkeypatch.setattr(drift_evaluation, "sample", watched)
     options = {"num_samples": 20, "skip_existing": True, "cleanup_samples": True}
-    rows = evaluation.evaluate(run, tmp_path, scored, **options)
+    rows = drift_evaluation.evaluate(run, tmp_path, scored, **options)
     assert len(sampled) == 2 and sorted(rows.step) == [0, 3, 6]
     assert not (tmp_path / "artifacts" / "step_0000006" / "generated").exists()
     assert (tmp_path / "artifacts" / "step_0000006" / "preview.png").exists()
-    evaluation.evaluate(run, tmp_path, scored, **options | {"skip_existing": False})
+    drift_evaluation.evaluate(run, tmp_path, scored, **options | {"skip_existing": False})
     assert len(sampled) == 5
 
 
@@ -228,23 +229,23 @@ def test_a_corrupt_checkpoint_is_named_and_the_rest_goes_on(run, scored, tmp_pat
     bad = folder / "step_0000003.safetensors"
     bad.write_bytes(bad.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="step_0000003"):
-        rows = evaluation.evaluate(folder, tmp_path / "out", scored, num_samples=20)
+        rows = drift_evaluation.evaluate(folder, tmp_path / "out", scored, num_samples=20)
     assert rows.step.tolist() == [0, 6]
     with pytest.raises(ValueError, match="step_0000003"):
-        evaluation.evaluate(bad, tmp_path / "out", scored, num_samples=20)
+        drift_evaluation.evaluate(bad, tmp_path / "out", scored, num_samples=20)
     with pytest.raises(FileNotFoundError):
-        evaluation.evaluate(tmp_path / "nowhere", tmp_path / "out", scored)
+        drift_evaluation.evaluate(tmp_path / "nowhere", tmp_path / "out", scored)
     os.mkdir(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="step_"):
-        evaluation.evaluate(tmp_path / "empty", tmp_path / "out", scored)
+        drift_evaluation.evaluate(tmp_path / "empty", tmp_path / "out", scored)
     with pytest.raises(ValueError, match="alpha"):
-        evaluation.evaluate(folder, tmp_path / "out", scored, alpha=0.5)
+        drift_evaluation.evaluate(folder, tmp_path / "out", scored, alpha=0.5)
 
 
 def test_fid_says_what_is_missing_before_sampling(run, scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "sample", lambda *_: pytest.fail("sampled in vain"))
+    monkeypatch.setattr(drift_evaluation, "sample", lambda *_: pytest.fail("sampled in vain"))
     with pytest.raises(FileNotFoundError, match=r"digits_clean_train_8\.npz"):
-        evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean")
+        drift_evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean")
 
 
 def test_judge_knows_real_from_wrong(scored):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fieldbook import grokking, networks
 from fieldbook.checkpoints import load_weights
 from fieldbook.data.modular import task
+from fieldbook.experiments import grokking, networks
 from fieldbook.measures.agop import agop, one_hot_blocks
 from fieldbook.measures.circulant import circulant_score
 from fieldbook.models.grokker import Grokker

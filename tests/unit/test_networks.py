@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fieldbook import networks, results
+from fieldbook import results
+from fieldbook.experiments import networks
 
 TINY = {"p": 5, "d_model": 8, "n_heads": 2, "d_hidden": 16, "steps": 20, "eval_every": 10, "batch_size": 8}
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fieldbook import patch_configs as pc
-from fieldbook import patch_runs as pr
 from fieldbook.data import patches, ticks
+from fieldbook.experiments import patch_configs as pc
+from fieldbook.experiments import patch_runs as pr
 from fieldbook.models import patch_transformer as pt
 from fieldbook.recipe import indices
 

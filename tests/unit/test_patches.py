@@ -6,9 +6,9 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from fieldbook import patch_configs as pc
 from fieldbook.data import patches, ticks
 from fieldbook.data.transforms import transform
+from fieldbook.experiments import patch_configs as pc
 from fieldbook.models import patch_transformer as pt
 from fieldbook.recipe import Recipe
 from fieldbook.training import fit

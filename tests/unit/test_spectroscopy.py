@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fieldbook import spectroscopy as sp
 from fieldbook.data.emulator import emulator
 from fieldbook.data.spectra import LabelNorm, fixed_noise
+from fieldbook.experiments import spectroscopy as sp
 from fieldbook.measures.regression import scores
 from fieldbook.models.spectra_vit import SpectraViT
 from fieldbook.recipe import Recipe

@@ -19,7 +19,8 @@ from fieldbook.data.atmosphere import (
     stages,
 )  # fmt: skip
 from fieldbook.data.emulator import SMALL, emulator
-from fieldbook.data.observation import CHUNK, draw, signal_to_noise, spectra
+from fieldbook.data.observation import CHUNK, draw, spectra
+from fieldbook.data.spectra import signal_to_noise
 from fieldbook.data.starlight import (
     LABELS,
     LSF_FWHM,
@@ -348,7 +349,7 @@ def test_noise_is_that_of_its_electrons():
 @pytest.mark.parametrize(("mag", "expected"), [(20.5, 18.4), (21.5, 8.1), (22.5, 3.4)])
 def test_signal_to_noise(mag, expected, sun):
     flux = torch.tensor(sun)[None]
-    ratio = float(signal_to_noise(flux, observation.error(flux, torch.tensor([mag]))))
+    ratio = float(signal_to_noise(sun[None], observation.error(flux, torch.tensor([mag])).numpy()).item())
     assert ratio == pytest.approx(expected, rel=0.05)
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fieldbook import landscape
 from fieldbook.data.modular import task
+from fieldbook.experiments import landscape
 from fieldbook.models.grokker import Grokker
 from fieldbook.samplers import wang_landau as wl
 from fieldbook.samplers.energies import harmonic, harmonic_entropy, two_wells, two_wells_entropy

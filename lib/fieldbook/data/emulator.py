@@ -15,7 +15,6 @@ import numpy as np
 import safetensors.numpy
 import torch
 from filelock import FileLock
-from joblib import Parallel, delayed
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import spline_filter1d
 from sklearn.decomposition import PCA
@@ -24,6 +23,7 @@ from torch import Tensor
 from fieldbook.checkpoints import atomic_write
 from fieldbook.data.starlight import LABEL_LIMITS, LABELS, PIXELS, SPEED_OF_LIGHT, STEP, synthesize, wavelength
 from fieldbook.recipe import require
+from fieldbook.workers import each
 
 MARGIN = 24  # pixels beyond both ends, for Doppler shifts
 FASTEST = 300.0  # km/s, what the margin allows
@@ -195,7 +195,7 @@ def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
     """ln(flux / median) of every node, (node, 4096 + 2 MARGIN), the last label running fastest."""
     stars = list(product(*(nodes[name] for name in LABELS)))
     pieces = [stars[i : i + 16] for i in range(0, len(stars), 16)]
-    return np.concatenate(Parallel(n_jobs=workers)(delayed(_log_spectra)(piece) for piece in pieces))
+    return np.concatenate(list(each(_log_spectra, [(piece,) for piece in pieces], workers)))
 
 
 def _compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fieldbook.data.atmosphere import table
 from fieldbook.data.emulator import Emulator
+from fieldbook.data.spectra import signal_to_noise
 from fieldbook.data.starlight import LABELS, SPEED_OF_LIGHT, wavelength
 from fieldbook.recipe import require, stream
 
@@ -62,11 +63,6 @@ def error(flux: Tensor, mag: Tensor, generator: torch.Generator | None = None) -
     electrons = per_flux * flux
     variance = EXPOSURES * (electrons + background + READ_OUT_VARIANCE) + (EXPOSURES * SKY_RESIDUAL * background) ** 2
     return variance.sqrt() / (EXPOSURES * per_flux)
-
-
-def signal_to_noise(flux: Tensor, error: Tensor) -> Tensor:
-    """Median over pixels of flux / error, (star,)."""
-    return (flux / error).median(-1).values
 
 
 def draw(
@@ -122,5 +118,5 @@ def spectra(
         sigma = error(light, magnitude, generator)
         kept = rows.stop - rows.start
         flux[rows], noise[rows] = light[:kept].cpu().numpy(), sigma[:kept].cpu().numpy()
-        ratio[rows] = signal_to_noise(light, sigma)[:kept].cpu().numpy()
+        ratio[rows] = signal_to_noise(flux[rows], noise[rows])
     return emulator.wavelength, flux, noise, full.iloc[:n].assign(snr=ratio)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fieldbook.data.images import Images, to_uint8
 from fieldbook.data.toys import TOYS
-from fieldbook.drifting import Drifter, Reals, Setting, balanced_labels, read_checkpoint, restore
-from fieldbook.evaluation import sample, sheet
+from fieldbook.experiments.drift_evaluation import sample, sheet
+from fieldbook.experiments.drifting import Drifter, Reals, Setting, balanced_labels, read_checkpoint, restore
 from fieldbook.fields import audit, kernel
 from fieldbook.measures.distances import nearest, sliced_w2
 from fieldbook.recipe import stream

@@ -12,13 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldbook import training
 from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data.modular import Task, residue_class, token_order
+from fieldbook.experiments.networks import GROKKED, fit, waiting
 from fieldbook.measures import circulant
 from fieldbook.measures.agop import agop_sketch, loss_gradient_covariance, one_hot_blocks
 from fieldbook.models.grokker import Grokker
-from fieldbook.networks import GROKKED, waiting
 from fieldbook.recipe import Recipe
 from fieldbook.tables import Table
 
@@ -54,11 +53,6 @@ def train(
         The table, with `agop_align` filled in.
     """
     device = model.numbers.device
-    pairs, target = task.pairs[task.train].to(device), task.target[task.train].to(device)
-
-    def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
-        chosen = index.to(device)
-        return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
         generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
@@ -71,10 +65,8 @@ def train(
         table.append(row)
         return waiting(step, row["test_acc"])
 
-    training.fit(
-        model, loss, len(pairs), recipe,
-        evaluate=evaluate, checkpoint=folder, progress=progress, description=folder.name,
-    )  # fmt: skip
+    options = {"evaluate": evaluate, "checkpoint": folder, "progress": progress, "description": folder.name}
+    fit(model, task, recipe, **options)
     if not (folder / "final.safetensors").exists():
         save_weights(model, folder / "final.safetensors")
     return _align(table, folder)

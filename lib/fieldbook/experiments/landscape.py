@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldbook import networks
 from fieldbook.checkpoints import save_weights
 from fieldbook.data.modular import Task
+from fieldbook.experiments import networks
+from fieldbook.hardware import device
 from fieldbook.recipe import stream
 from fieldbook.samplers import wang_landau as wl
 from fieldbook.samplers.llc import flatten, stacked_losses, unflatten
@@ -64,8 +65,8 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
         folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train accuracy above 99 %.
         every: updates between evaluations.
     """
-    t, device = networks.task_of(settings, operation, settings["seeds"][0]), networks.device()
-    pairs, target, train, strict = (a.to(device) for a in (t.pairs, t.target, t.train, t.strict))
+    t, where = networks.task_of(settings, operation, settings["seeds"][0]), device()
+    pairs, target, train, strict = (a.to(where) for a in (t.pairs, t.target, t.train, t.strict))
     memorised = folder / "memorised.safetensors"
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
@@ -176,7 +177,7 @@ def _prepare(
     settings: networks.Settings, operation: str, file: Path
 ) -> tuple[nn.Module, wl.Energy, Callable[[Tensor], Tensor], Tensor]:
     """The trained network, its train loss and strict test accuracy as functions of z, and its own z."""
-    model = networks.load(settings, file).to(networks.device()).requires_grad_(False)
+    model = networks.load(settings, file).to(device()).requires_grad_(False)
     t: Task = networks.task_of(settings, operation, settings["seeds"][0])
     scale = scales(model)
     split: list[Any] = [(t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)]

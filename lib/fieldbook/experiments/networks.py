@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from joblib import Parallel, delayed
 from torch import Tensor
 
 from fieldbook import parameters, paths, training
 from fieldbook.checkpoints import load_weights, save_weights
-from fieldbook.data.modular import Task, task
+from fieldbook.data.modular import Task
+from fieldbook.data.modular import task as build_task
+from fieldbook.hardware import device, resolve_precision
 from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import Recipe, resolve_precision
+from fieldbook.recipe import Recipe
+from fieldbook.workers import each
 
 GROKKED = 0.99  # test accuracy
 Settings = Mapping[str, Any]
@@ -29,7 +31,7 @@ def settings_of(profile: str) -> dict[str, Any]:
 
 def task_of(settings: Settings, operation: str, seed: int) -> Task:
     """The pairs of an operation and their split."""
-    return task(operation, settings["p"], settings["train_fraction"], seed, exclude_zero=settings["exclude_zero"])
+    return build_task(operation, settings["p"], settings["train_fraction"], seed, exclude_zero=settings["exclude_zero"])
 
 
 def network_of(settings: Settings, seed: int) -> Grokker:
@@ -74,7 +76,7 @@ def trained(
         remedy = f"run chapter agop at profile {profile} through Snakemake, or set train_missing"
         raise FileNotFoundError(f"no trained network at {files[missing[0]]}; {remedy}")
     settings = settings_of(profile)
-    Parallel(n_jobs=min(workers, len(missing)) or 1)(delayed(_train)(settings, o, files[o]) for o in missing)
+    list(each(_train, [(settings, operation, files[operation]) for operation in missing], workers))
     return files
 
 
@@ -85,11 +87,6 @@ def load(settings: Settings, file: Path) -> Grokker:
     return model
 
 
-def device() -> torch.device:
-    """The GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def train(settings: Settings, operation: str, folder: Path, evaluate: training.Evaluate) -> Grokker:
     """Train the network of the first seed; a killed call continues from the checkpoint in a folder.
 
@@ -97,21 +94,25 @@ def train(settings: Settings, operation: str, folder: Path, evaluate: training.E
         evaluate: (network, step) -> metrics, `waiting`'s among them.
     """
     seed, where = settings["seeds"][0], device()
-    model, t = network_of(settings, seed).to(where), task_of(settings, operation, seed)
-    pairs, target = t.pairs[t.train].to(where), t.target[t.train].to(where)
+    model, task = network_of(settings, seed).to(where), task_of(settings, operation, seed)
+    fit(model, task, recipe_of(settings, seed, where), evaluate=evaluate, checkpoint=folder, progress=False)
+    return model
+
+
+def fit(model: Grokker, task: Task, recipe: Recipe, **options: Any) -> training.Fit:
+    """`fieldbook.training.fit` with the cross-entropy of a task's train split, on the model's device."""
+    where = model.numbers.device
+    pairs, target = task.pairs[task.train].to(where), task.target[task.train].to(where)
 
     def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
         chosen = index.to(where)
         return torch.nn.functional.cross_entropy(network(pairs[chosen]).float(), target[chosen])
 
-    recipe = recipe_of(settings, seed, where)
-    training.fit(model, loss, len(pairs), recipe, evaluate=evaluate, checkpoint=folder, progress=False)
-    return model
+    return training.fit(model, loss, len(pairs), recipe, **options)
 
 
 def _train(settings: Settings, operation: str, file: Path) -> None:
     """Train one network, watching its test accuracy alone, and leave its weights in a file."""
-    torch.set_num_threads(1)
     t, where = task_of(settings, operation, settings["seeds"][0]), device()
     pairs, target = t.pairs[~t.train].to(where), t.target[~t.train].to(where)
 

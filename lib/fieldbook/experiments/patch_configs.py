@@ -1,6 +1,6 @@
 """The sixteen configurations of the tick experiments: their schema, and the generator that writes them.
 
-    python -m fieldbook.patch_configs [folder]
+    python -m fieldbook.experiments.patch_configs [folder]
 
 writes eleven for scaling (models MS1, MS3, MS4 and data DS1, DS2, each in two stages, and the large factor model FS1)
 and five to start from, of which `level1_pretrain` and `level2_finetune` are MS2 and DS3.
@@ -115,7 +115,7 @@ def generate() -> list[Config]:
 
 def text(config: Config) -> str:
     """A configuration as YAML, the same bytes for the same configuration."""
-    head = f"# Written by `python -m fieldbook.patch_configs`. {config.n_params:,} parameters.\n"
+    head = f"# Written by `python -m fieldbook.experiments.patch_configs`. {config.n_params:,} parameters.\n"
     return head + yaml.safe_dump(asdict(config), sort_keys=False)
 
 

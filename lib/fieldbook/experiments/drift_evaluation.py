@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
 from fieldbook.data.images import to_uint8
-from fieldbook.drifting import METRICS, Checkpoint, Drifter, balanced_labels, restore
+from fieldbook.experiments.drifting import METRICS, Checkpoint, Drifter, balanced_labels, restore
 from fieldbook.measures import frechet
 from fieldbook.measures.image_features import Judge
 from fieldbook.recipe import require, stream

@@ -1,0 +1,1 @@
+"""What a chapter does with the parts: data made, networks trained, rows measured."""
