@@ -757,6 +757,13 @@ once = probe_jobs("none", "error", "none", ["ridge"], pool="none")
 once += probe_jobs("sigma alone", WHERE, "forward", ["ridge", "trees", "mlp_1"])
 jobs += [job for job in once if job["seed"] == 0]  # an error has no noise to draw
 
+
+# %%
+def heaviness(job):
+    """Fine-tuning takes longest, then trees and networks, then ridge regression; begun in that order."""
+    return 3 * (not job["frozen"]) + (job["head"] != "ridge")
+
+
 # %%
 for n in n_train[:-1]:
     for encoder in ENCODERS:
@@ -764,7 +771,7 @@ for n in n_train[:-1]:
     jobs += probe_jobs("none", "flux", "none", ["ridge"], n=n, pool="none")
 for encoder in ("with sigma", "untrained"):
     jobs += probe_jobs(encoder, WHERE, "forward", ["mlp_1"], frozen=False)
-found = run.sweep("probe", jobs, compute, workers=workers, shard=shard)
+found = run.sweep("probe", jobs, compute, workers=workers, shard=shard, cost=heaviness)
 for table in (*history.values(), hashes):
     table.sort()
 

@@ -189,6 +189,7 @@ stores = {"scores": scaling, "curves": run.table("curves", ["run_id", "step"])}
 stores["days"] = run.table("days", ["run_id", "horizon", "day"])
 summary = run.table("runs", ["run_id"])
 planned = {}
+execute = partial(patch_runs.execute, folder=run.inputs, device=device)
 
 
 # %% [markdown]
@@ -212,11 +213,12 @@ def train(job):
 def compute(stage, runs):
     """Fill in the rows of these runs, each once; a run of several stages is planned first of all."""
     for one in runs:
-        options = {"folder": run.inputs, "device": device}
-        planned[one.run_id] = partial(patch_runs.execute, one, **options)
-    jobs = [{"run_id": name} for name in dict.fromkeys(one.run_id for one in runs)]
+        planned[one.run_id] = partial(execute, one)
+    work = {one.run_id: one.work for one in runs}
+    jobs = [{"run_id": name} for name in work]
     if summary.missing(jobs):
-        tables.sweep(summary, jobs, train, workers=workers, shard=shard, description=stage)
+        options = {"workers": workers, "shard": shard, "cost": lambda job: work[job["run_id"]]}
+        tables.sweep(summary, jobs, train, description=stage, **options)
 
 
 # %%

@@ -530,7 +530,9 @@ jobs += [job(model, f"flux, {DRAWS} draws", n_train[0]) for model in ("LightGBM"
 jobs += [job("template", "flux")]
 
 # %%
-found = run.sweep("results", jobs, compute, workers=workers, shard=shard)
+heaviness = {"ViT": 1e9, "LightGBM": 1e6}  # transformers first, then trees on many spectra
+options = {"cost": lambda job: heaviness.get(job["model"], 1) * job["n_train"]}
+found = run.sweep("results", jobs, compute, workers=workers, shard=shard, **options)
 for table in (by_snr, *history.values()):
     table.sort()
 columns = ["model", "run", "n_train", "noise_level", "seed", "val_r2", "test_r2", "test_mae_dex"]

@@ -168,6 +168,7 @@ def sweep(
     *,
     workers: int = 1,
     shard: Sequence[int] = (0, 1),
+    cost: Callable[[Row], float] | None = None,
     description: str = "",
 ) -> pd.DataFrame:
     """Fill a table with one row per job, computing only those missing, and return it in the order of the jobs.
@@ -179,6 +180,7 @@ def sweep(
         table: keyed by columns that every job has.
         compute: job -> row (with the job's keys), run in `workers` processes of one thread each.
         shard: (i, n): begin with every n-th job from the i-th, then help with the rest, so that n calls share a table.
+        cost: of a job, in any unit; the dearest are begun first, so that no worker ends long after the others.
     Raises:
         ValueError: a row does not have its job's keys.
         Exception: whatever `compute` raised, with a note that names the job; the rows finished so far are kept.
@@ -187,7 +189,8 @@ def sweep(
     if not 0 <= index < count:
         raise ValueError(f"shard = {list(shard)}: expected [i, n] with 0 <= i < n")
     jobs = list(jobs)
-    todo = table.missing(job for k in range(count) for job in jobs[(index + k) % count :: count])
+    queue = sorted(jobs, key=cost, reverse=True) if cost else jobs
+    todo = table.missing(job for k in range(count) for job in queue[(index + k) % count :: count])
     if todo and paths.frozen():
         raise PermissionError(
             f"{table.path}: results are frozen, and {len(todo)} rows are missing: {dict(todo[0])}, .."

@@ -136,6 +136,18 @@ def test_bytes_do_not_depend_on_workers_or_order(root):
     assert one.path.read_bytes() == two.path.read_bytes()
 
 
+def test_dear_jobs_are_begun_first_and_rows_keep_the_order_of_the_jobs(tmp_path):
+    begun = []
+
+    def compute(job):
+        begun.append(job["x"])
+        return square(job)
+
+    table = tables.Table(tmp_path / "t.csv", ["x"])
+    rows = tables.sweep(table, JOBS, compute, cost=lambda job: job["x"] % 3)
+    assert begun == [2, 5, 8, 11, 1, 4, 7, 10, 0, 3, 6, 9] and rows.x.tolist() == list(range(12))
+
+
 def test_a_shard_begins_with_its_own_jobs_and_leaves_none(tmp_path):
     table, seen = tables.Table(tmp_path / "t.csv", ["x"]), []
 

@@ -53,6 +53,12 @@ class Run:
         return 1 if self.config.mode == "pretrain" else 2
 
     @property
+    def work(self) -> float:
+        """What the training takes, in a unit that all runs share."""
+        c = self.config
+        return sum(_flops(c)) * c.instruments * self.days * c.epochs / self.stride
+
+    @property
     def run_id(self) -> str:
         """`r` and twelve hexadecimal digits, a function of what determines the weights."""
         spec = {name: value for name, value in asdict(self.config).items() if name not in ("name", "parent")}
@@ -74,6 +80,7 @@ class Baseline:
     stride: int = 1
     seed: int = 0
     group: str = "baseline"
+    work = 0.0
 
     def __post_init__(self) -> None:
         require(self.name in BASELINES, "name", self.name, f"one of {', '.join(BASELINES)}")
@@ -175,7 +182,6 @@ def _facts(run: Run, model: nn.Module, recipe: Recipe, unique: int) -> dict[str,
     c, trainable, seen = run.config, count(model), recipe.steps * recipe.batch_size
     frozen = count(_network(run, "pretrain")) if c.mode == "finetune" else 0
     tokens = {"pretrain": PATCH, "end2end": WINDOW * PATCH}.get(c.mode, WINDOW)
-    forward = flops(c.mode, c.d_model, c.n_l1, c.n_l2, n_features=len(columns(c.include_skew_norm)))
     return {
         "run_id": run.run_id, "parent_run_id": run.parent.run_id if run.parent else None, "name": c.name,
         "group": run.group, "mode": c.mode, "seed": run.seed, "d_model": c.d_model, "n_l1": c.n_l1, "n_l2": c.n_l2,
@@ -183,8 +189,12 @@ def _facts(run: Run, model: nn.Module, recipe: Recipe, unique: int) -> dict[str,
         "n_params_nonemb": _without_embedding(model), "n_instruments": c.instruments, "n_days": run.days,
         "d_unique": unique, "d_seen": seen, "epochs": c.epochs, "steps": recipe.steps,
         "batch_eff": recipe.batch_size, "micro_batch": 0, "lr": c.lr, "wd": c.weight_decay,
-        "flops_6nd": 6 * trainable * tokens * seen, "flops_exact": 3 * sum(forward) * seen, "precision": c.precision,
+        "flops_6nd": 6 * trainable * tokens * seen, "flops_exact": 3 * sum(_flops(c)) * seen, "precision": c.precision,
     }  # fmt: skip
+
+
+def _flops(c: Config) -> tuple[int, int]:
+    return flops(c.mode, c.d_model, c.n_l1, c.n_l2, n_features=len(columns(c.include_skew_norm)))
 
 
 def _recipe(run: Run, n: int) -> Recipe:
