@@ -5,6 +5,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-going --quiet rules host
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
+KNOWN := { case "$(PROFILE)" in quick|laptop|paper) ;; *) \
+	echo "PROFILE is '$(PROFILE)'; expected quick, laptop or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help book html publish notebooks lab test test-cluster bench unlock clean
@@ -12,10 +14,12 @@ help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
+	@$(KNOWN)
 	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
 	@echo "open build/$(PROFILE)/html/index.html"
 
 html: $(STAMP)   ## render the published results of PROFILE without computing
+	@$(KNOWN)
 	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published || $(LOCKED)
 	@echo "open build/published/html/index.html"
 

@@ -20,7 +20,7 @@ TEXTS = [page for page in PAGES if page not in CHAPTERS]
 NEEDED = [f"book/{page}.md" for page in [FRONT, *TEXTS]] + [f"book/{chapter}.ipynb" for chapter in CHAPTERS]
 NEEDED += [f"parameters/{chapter}/{name}.yaml" for chapter in CHAPTERS for name in PROFILES]
 LIBRARY = sorted(path for end in ("*.py", "*.mplstyle", "*.csv") for path in glob(f"lib/fieldbook/**/{end}", recursive=True))
-PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if "/quick/" not in path)
+PUBLISHED = sorted(path for path in glob("data/*/*/*") + glob("figures/*/*/*") if not {"quick", "inputs"} & {*path.split("/")})
 STATIC = ["_config.yml", "references.bib", *(str(Path(path).relative_to("book")) for path in glob("book/_[est]*/*"))]
 RENDERED = config.get("published", "laptop")  # the profile that html_published shows
 OPERATIONS = ["add", "sub", "mul", "div"]
@@ -78,26 +78,35 @@ wildcard_constraints:
 localrules: quick, laptop, paper, html_published, copy_published, networks, text, html
 
 
+def book(build):
+    """The page and every notebook on it: one that has failed is computed again, though an older page be there."""
+    return [f"build/{build}/html/index.html", *(f"build/{build}/book/{chapter}.ipynb" for chapter in CHAPTERS)]
+
+
 rule laptop:
-    input: "build/laptop/html/index.html"
+    input: book("laptop")
 
 
 rule quick:
-    input: "build/quick/html/index.html"
+    input: book("quick")
 
 
 rule paper:
-    input: "build/paper/html/index.html"
+    input: book("paper")
 
 
 rule html_published:
-    input: "build/published/html/index.html"
+    input: book("published")
 
 
 rule copy_published:
     input: PUBLISHED
     output: touch("build/published/.copied")
-    shell: "rm -rf build/published/data build/published/figures; cp -r data figures build/published/"
+    shell:
+        """
+        rm -rf build/published/data build/published/figures
+        cp --parents -t build/published {input}
+        """
 
 
 # The executed notebook is written as a log, which survives a failure, and copied when it is complete.
@@ -112,12 +121,14 @@ rule chapter:
     output: "build/{build}/book/{chapter}.ipynb"
     log: "build/{build}/log/{chapter}.ipynb"
     benchmark: "build/{build}/benchmark/{chapter}.tsv"
+    message: "{wildcards.chapter} at {wildcards.build}"
     params:
         frozen=lambda wildcards: int(wildcards.build == "published"),
         shard="",
-    threads: 8  # at most; one worker process each, but on a GPU, where the parameters say how many
+    # at most; one worker process each, but on a GPU, where the parameters say how many
+    threads: lambda wildcards: 1 if wildcards.build == "published" else 8
     resources:
-        mem_mb=lambda wildcards, threads: 2000 + 1000 * threads,
+        mem_mb=lambda wildcards, threads: 3000 + 1000 * threads,
         runtime=lambda wildcards: MINUTES[profile(wildcards)],
         gpu=gpus,
     shell:
@@ -141,6 +152,7 @@ use rule chapter as shard with:
     output: "build/{build}/shards/{chapter}/{shard}.ipynb"
     log: "build/{build}/log/{chapter}-{shard}.ipynb"
     benchmark: "build/{build}/benchmark/{chapter}-{shard}.tsv"
+    message: "{wildcards.chapter} at {wildcards.build}, shard {wildcards.shard}"
     params:
         frozen=0,
         shard=lambda wildcards: f"-y 'shard: [{wildcards.shard.replace('-', ', ')}]'",

@@ -48,7 +48,7 @@ train_fraction: float = 0.8  # share of the pairs that is trained on, in (0, 1)
 exclude_zero: bool = False  # leave out every pair with a zero, as the log does
 operator: bool = True  # feed the operator sign between a and b
 d_model: int = 48  # width of the residual stream, in [4, 4096]
-n_heads: int = 4  # attention heads; must divide d_model; in [1, 64]
+n_heads: int = 4  # attention heads, a divisor of `d_model`, in [1, 64]
 n_layers: int = 2  # blocks, in [1, 48]
 d_hidden: int = 128  # width of the feed-forward layer, in [1, 16384]
 activation: str = "relu"  # one of {relu, gelu}
@@ -75,8 +75,8 @@ import pandas as pd
 import torch
 
 from fieldbook import figures, hardware, parameters, results
-from fieldbook.experiments import grokking, networks
 from fieldbook.data import modular
+from fieldbook.experiments import grokking, networks
 from fieldbook.measures import agop, circulant
 
 chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
@@ -680,4 +680,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision_used=hardware.resolve_precision(precision, device))
+run.finish(precision=hardware.resolve_precision(precision, device))

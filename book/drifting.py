@@ -79,11 +79,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, hardware, parameters, paths
-from fieldbook.experiments import drift_report, drifting, drift_evaluation
-from fieldbook import results
+from fieldbook import figures, hardware, parameters, paths, results
+from fieldbook.experiments import drift_evaluation, drift_report, drifting
 from fieldbook.fields import kernel
 from fieldbook.measures import image_features
+from fieldbook.recipe import require
 
 chosen = parameters.load("drifting", globals())
 globals().update(chosen)
@@ -166,6 +166,9 @@ VARIANTS = {
     "one_pass": {"cfg": "one_pass"},
     "two_pass": {"cfg": "two_pass"},
 }  # fmt: skip
+for variant in (*main, *ablations):
+    known = variant in (*VARIANTS, "none")
+    require(known, "variant of main or ablations", variant, f"one of {', '.join(VARIANTS)}")
 
 # %% tags=["hide-input"]
 BASE = {"data": dataset, "folder": folder, "generator": generator, "width": width, "depth": depth}
@@ -373,7 +376,7 @@ figures.save(figure, "drifting", profile, "samples")
 
 # %% [markdown]
 # Fréchet distance to held-out and to training digits, and coverage among the held-out ones; bands are the range over seeds, the grey band is the floor with its standard deviation.
-# The distance to the training digits is the smaller one throughout: a score without held-out data flatters.
+# Once digits appear, the distance to the training digits is the smaller one: a score without held-out data flatters.
 
 
 # %% tags=["hide-input"]
@@ -699,7 +702,7 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 #
 # ## Limits
 #
-# Digits of 8 x 8 pixels are a small problem: pixels serve as features, and an encoder, without which the paper's method fails on large images, has little to add. FD-digits depends on the classifier, whose seed and weights the
+# Digits of 8 x 8 pixels are a small problem: pixels serve as features, and an encoder, without which the paper's method fails on large images, adds little beside its own training. FD-digits depends on the classifier, whose seed and weights the
 # manifest names; only its ratio to the floor means something elsewhere. With 500 held-out digits the floor itself is a noisy number. The measure and the class accuracy come from the same network. A nearest training image
 # closer than that of held-out digits need not be a copy: blurred digits are near to everything, and recall below one says that styles are missing. Ablations are short runs of one small generator, and an order
 # of variants that are within their spread of each other is no order.

@@ -63,7 +63,7 @@ poolings: list[str] = [
     "mean_max",
     "seg_mean_K8",
 ]  # or global_max, flatten, seg_mean_K4
-pooling: str = "seg_mean_K8"  # of the comparisons after the table; one of the above
+pooling: str = "seg_mean_K8"  # of the comparisons after the table, one of `poolings`
 heads: list[str] = ["ridge", "trees", "mlp_1"]  # or mlp_2, linear
 seeds: int = 1  # realisations of the train noise, each with its own heads, in [1, 100]
 tune_steps: int = 8  # updates of fine-tuning, in [1, inf)
@@ -85,9 +85,9 @@ import torch
 from safetensors.torch import load_file
 
 from fieldbook import figures, hardware, parameters, paths, results, training
-from fieldbook.experiments import spectroscopy
 from fieldbook.checkpoints import load_weights, save_weights
 from fieldbook.data import spectra
+from fieldbook.experiments import spectroscopy
 from fieldbook.measures import denoising, probes, regression
 from fieldbook.measures.probes import Probe, View, fingerprint
 from fieldbook.models import blindspot, lightning
@@ -1019,7 +1019,7 @@ sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 
 # %% tags=["hide-input"]
 tested = grid == "full" and largest >= 2048
-LOG_SAYS = "log: "
+LOG_SAYS, MARGIN = "log: ", "(by 0.01 and two standard errors)"
 
 
 def scores_of(rows, **where):
@@ -1055,7 +1055,7 @@ agrees = abs(n_encoder / 5e5 - 1) < 0.05 and abs(n_head / 1e5 - 1) < 0.05
 run.claim(text, f"{LOG_SAYS}~500K and ~100K", ours, agrees)
 kept = checked[checked.run == "frozen"].identical.all()
 text = "a frozen encoder is bit for bit the same after its head was trained"
-run.claim(text, "", f"{(checked.run == 'frozen').sum()} runs", kept)
+run.claim(text, "not checked", f"{(checked.run == 'frozen').sum()} runs", kept)
 
 # %% [markdown]
 # Then the denoiser, judged by the network that does not see the error.
@@ -1069,7 +1069,7 @@ for rival in ("window", "components"):
     )
     better = gain[WITHOUT] - gain[rival] > 2 * np.hypot(gain_se[WITHOUT], gain_se[rival])
     text = f"the network without sigma raises S/N more than {RIVALS[rival]}"
-    run.claim(text, "", ours, better, tested)
+    run.claim(text, "not asked", ours, better, tested)
 fits = calibrated[calibrated.target == "noisy"]
 text = "its predicted variance is right around noisy pixels (reduced chi-square within 5 %)"
 ours = ", ".join(f"{row.encoder} {row.chi2:.3f}" for row in fits.itertuples())
@@ -1083,11 +1083,11 @@ grid_rows = tried[tried.direction == "forward"]
 layers = [
     scores_of(grid_rows, layer=layer, pooling=pooling, head="ridge") for layer in blindspot.LAYERS
 ]
-text = "ridge reads more off what enters the last layer than off what leaves it"
+text = f"ridge reads more off what enters the last layer than off what leaves it {MARGIN}"
 ours = " vs ".join(f"{part.mean():.3f}" for part in layers)
 run.claim(text, f"{LOG_SAYS}0.552 vs 0.475", ours, exceeds(*layers), tested)
 one, both = (scores_of(ways, layer=WHERE, direction=way) for way in ("forward", "concat"))
-text = "both directions tell a ridge more than one"
+text = f"both directions tell a ridge more than one {MARGIN}"
 run.claim(text, "not asked", f"{both.mean():.3f} vs {one.mean():.3f}", exceeds(both, one), tested)
 
 # %% tags=["hide-input"]
@@ -1099,11 +1099,11 @@ run.claim(text, f"{LOG_SAYS}0.311, 0.406, 0.552", ours, rises, tested)
 
 # %% tags=["hide-input"]
 by_head = {name: scores_of(grid_rows, layer=WHERE, pooling=pooling, head=name) for name in heads}
-text = "on the same features the small network does worse than ridge"
+text = f"on the same features the small network does worse than ridge {MARGIN}"
 ours = ", ".join(f"{name} {part.mean():.3f}" for name, part in by_head.items())
 worse = exceeds(by_head["ridge"], by_head["mlp_1"])
 run.claim(text, f"{LOG_SAYS}0.470 (validation, four epochs) vs 0.552", ours, worse, tested)
-text = "on the same features LightGBM does worse than ridge"
+text = f"on the same features LightGBM does worse than ridge {MARGIN}"
 worse = exceeds(by_head["ridge"], by_head["trees"])
 run.claim(text, f"{LOG_SAYS}0.283 vs 0.552, on other features", ours, worse, tested)
 
@@ -1114,7 +1114,7 @@ run.claim(text, f"{LOG_SAYS}0.283 vs 0.552, on other features", ours, worse, tes
 tuned_rows = scores_of(full, encoder="with sigma", frozen=False)
 scratch = scores_of(full, encoder="untrained", frozen=False)
 ours = f"{tuned_rows.mean():.3f} vs {by_head['mlp_1'].mean():.3f}"
-text = "fine-tuning improves on the frozen encoder with the same head"
+text = f"fine-tuning improves on the frozen encoder with the same head {MARGIN}"
 run.claim(text, f"{LOG_SAYS}open", ours, exceeds(tuned_rows, by_head["mlp_1"]), tested)
 text = "and on fine-tuning the untrained encoder"
 ours = f"{tuned_rows.mean():.3f} vs {scratch.mean():.3f}"

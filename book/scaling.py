@@ -50,8 +50,8 @@ days_per_year: int = 1  # days that stand for one of the source's years, in [1, 
 val_days: int = 2  # days after those of training, in [1, 1000]
 test_days: int = 4  # days after those, in [2, 1000]
 ticks: int = 9600  # of a day, a multiple of 60, in [6120, inf)
-sizes: list[int] = [16, 32, 64]  # widths for the law, each one of {16, 32, 64, 128, 256}
-held_out: int = 128  # width that is predicted, one of {32, 64, 128, 256, 512}
+sizes: list[int] = [16, 32, 64]  # widths, at least 3 values, each one of {16, 32, 64, 128, 256}
+held_out: int = 128  # width that is predicted, above `sizes`, one of {32, 64, 128, 256, 512}
 law_days: list[int] = [1, 2, 4, 8]  # training days per instrument, each in [1, inf)
 held_days: list[int] = [8]  # the same for the model held out, each in [1, inf)
 seeds: int = 1  # of weights and order, in [1, 100]
@@ -89,9 +89,9 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 
 from fieldbook import figures, hardware, parameters, paths, results, tables
-from fieldbook.experiments import patch_configs, patch_runs
 from fieldbook.data import patches, transforms
 from fieldbook.data import ticks as order_book
+from fieldbook.experiments import patch_configs, patch_runs
 from fieldbook.measures import scaling_law
 from fieldbook.models import patch_transformer as pt
 
@@ -494,7 +494,7 @@ print({patch_configs.NAMES.get(d, f"d = {d}"): f"{share:.1%}" for d, share in ex
 # %% [markdown]
 # An *IsoFLOP* curve joins the losses of all widths at one compute $C$. Each width's loss at $D = C / \text{cost}$ is interpolated between
 # its own runs, never extrapolated, so that small budgets lack the wide models and large ones the narrow. Where the best width is the
-# widest or the narrowest that has a value, the optimum is at the *edge*, its mark is hollow, and it is only a bound. Panel (b) compares these optima with the frontier of the fitted law.
+# widest or the narrowest that has a value, the optimum is at the *edge*, its mark is hollow, and it is only a bound. Panels (b) and (c) compare these optima with the frontier of the fitted law.
 
 
 # %% tags=["hide-input"]

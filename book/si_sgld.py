@@ -57,13 +57,13 @@ controls: list[str] = [
     "si_div",
 ]  # first operation; each one of {si_adaptive, si_div}
 grid: int = 5  # values of alpha and of beta, in [1, 101]
-reference: bool = True  # the grid must contain (1, 1), hence be odd; false: any
+reference: bool = True  # the grid must contain (1, 1), which an even one does not; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]
 polish_steps: int = 150  # full-batch updates without weight decay before sampling, in [1, inf)
 polish_lr: float = 1e-3  # their learning rate, falling to zero, in (0, 1]
 chains: int = 2  # per cell, in [1, 64]
 steps: int = 24  # per chain, in [4, inf)
-burn_in: int = 6  # steps dropped from each chain, in [0, inf)
+burn_in: int = 6  # steps dropped from each chain, below `steps`, in [0, inf)
 batch_size: int = 16  # pairs per step, in [1, inf)
 relaxation: float = 0.1  # deviation taken back in two steps, a share, in (0, inf)
 target: float = 0.03  # estimate at (1, 1), as a share of that of guessing, in (0, 0.5)

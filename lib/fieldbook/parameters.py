@@ -6,7 +6,10 @@ comment that may state the values accepted,
     p: int = 97                  # modulus, a prime, in [5, 499]
     train_fraction: float = 0.5  # share of the pairs in train, in (0, 1)
     precision: str = "bf16"      # one of {fp32, bf16}
+    sizes: list[int] = [1, 2, 3] # at least 3 values, each in [1, inf)
+    burn_in: int = 6             # steps dropped, below `steps`
 
+A value may be bound to another parameter, or to all values of a list: below, above, one of, or a divisor of `it`.
 papermill shows that comment in `--help-notebook` but checks nothing, and PyYAML reads `1e-4` as a string; here such a
 string becomes the float it was meant to be, in files (`check`) and inside the notebook (`load`) alike.
 """
@@ -19,7 +22,7 @@ import re
 import reprlib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +34,13 @@ from fieldbook import paths
 
 _INTERVAL = re.compile(r"\bin ([\[(])\s*([^,\s]+)\s*,\s*([^\])\s]+)\s*([\])])")
 _CHOICES = re.compile(r"\bone of \{([^}]*)\}")
+_RELATION = re.compile(r"\b(below|above|one of|a divisor of) `(\w+)`")
+_HOLDS: dict[str, Callable[[Any, list], bool]] = {
+    "below": lambda value, others: value < min(others),
+    "above": lambda value, others: value > max(others),
+    "one of": lambda value, others: value in others,
+    "a divisor of": lambda value, others: all(other % value == 0 for other in others),
+}
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -83,6 +93,12 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             accepted[name] = TypeAdapter(kind).validate_python(values.get(name, default), strict=True)
         except ValidationError as error:
             problems += [_sentence(name, item, comment) for item in error.errors()]
+    if not problems:
+        problems = _unrelated(known, accepted)
+    try:
+        paths.one_folder(accepted.get("profile", "quick"))
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("\n".join([f"{notebook}: parameters refused", *(f"  {line}" for line in problems)]))
     return accepted
@@ -94,7 +110,8 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
         text = Path(file).read_text(encoding="utf-8")
         values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such parameter file") from None
+        there = ", ".join(sorted(other.name for other in Path(file).parent.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"{file}: no such parameter file; there are: {there}") from None
     except OSError:
         raise
     except Exception as error:  # PyYAML stumbles over some tags with errors of every kind
@@ -127,6 +144,21 @@ def _assigned(notebook: Path) -> list[str]:
     return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in nodes]
 
 
+def _unrelated(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
+    """A line for each value that is not below, above, .. the other one, as its comment says it is."""
+    problems = []
+    for name, (_, _, comment) in known.items():
+        for relation, other in _RELATION.findall(comment):
+            if other not in values:
+                raise ValueError(f"the comment of parameter {name} binds it to `{other}`, which is none")
+            others = values[other] if isinstance(values[other], list) else [values[other]]
+            if not _HOLDS[relation](values[name], others):
+                problems.append(
+                    f"{name} = {values[name]!r}: should be {relation} {other} = {values[other]!r} ({comment})"
+                )
+    return problems
+
+
 def _entry(notebook: Path, name: str, entry: Mapping[str, str]) -> tuple[Any, Any, str]:
     written, comment = entry["inferred_type_name"], entry["help"]
     annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", written)
@@ -137,7 +169,9 @@ def _entry(notebook: Path, name: str, entry: Mapping[str, str]) -> tuple[Any, An
         kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(entry["default"])
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"{notebook}: parameter {name}: default or comment cannot be read ({error})") from error
-    return (Annotated[list[kind], Field(min_length=1)] if annotation[1] else kind), default, comment
+    least = re.search(r"\bat least (\d+) values\b", comment)
+    several = Annotated[list[kind], Field(min_length=int(least[1]) if least else 1)]
+    return (several if annotation[1] else kind), default, comment
 
 
 def _constrained(kind: type, comment: str) -> Any:
@@ -151,6 +185,8 @@ def _constrained(kind: type, comment: str) -> Any:
         constraints.append(Field(**{key: bound for key, bound in bounds.items() if math.isfinite(bound)}))
     if re.search(r"\ba prime\b", comment):
         constraints.append(AfterValidator(_prime))
+    if re.search(r"\bodd\b", comment):
+        constraints.append(AfterValidator(_odd))
     if kind is float:
         constraints.append(BeforeValidator(_number))
     return Annotated[kind, *constraints] if constraints else kind
@@ -160,6 +196,12 @@ def _prime(value: int) -> int:
     from fieldbook.data.modular import require_prime
 
     require_prime(value, "value")
+    return value
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("should be odd")
     return value
 
 
@@ -189,6 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
+        else:
+            print(f"ok: {file}")
     return int(failed)
 
 

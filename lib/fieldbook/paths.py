@@ -31,21 +31,25 @@ def notebook(chapter: str) -> Path:
 
 def data(chapter: str, profile: str) -> Path:
     """Folder of a chapter's CSVs and manifest."""
-    return results() / "data" / chapter / _one_folder(profile)
+    return results() / "data" / chapter / one_folder(profile)
 
 
 def figures(chapter: str, profile: str) -> Path:
     """Folder of a chapter's PDF and PNG figures."""
-    return results() / "figures" / chapter / _one_folder(profile)
+    return results() / "figures" / chapter / one_folder(profile)
 
 
 def inputs(chapter: str, profile: str) -> Path:
     """Folder of a chapter's checkpoints and synthesised inputs (never tracked)."""
-    return results() / "data" / "inputs" / chapter / _one_folder(profile)
+    return results() / "data" / "inputs" / chapter / one_folder(profile)
 
 
-def _one_folder(profile: str) -> str:
-    """The profile, unless it would lead out of the results: stale folders are moved, hence must be our own."""
+def one_folder(profile: str) -> str:
+    """The profile, unless it would lead out of the results: stale folders are moved, hence must be our own.
+
+    Raises:
+        ValueError: it is not the name of one folder.
+    """
     if not re.fullmatch(r"\w[\w.-]*", profile):
         raise ValueError(f"profile = {profile!r}: expected the name of one folder, of letters, digits, _ . -")
     return profile

@@ -188,3 +188,27 @@ def test_a_failing_notebook_keeps_its_log_and_gives_no_page(built: Path) -> None
     assert done.returncode != 0
     assert "the detector is off" in (built / f"build/quick/log/{chapter}.ipynb").read_text(encoding="utf-8")
     assert not (built / f"build/quick/book/{chapter}.ipynb").exists()
+
+
+def test_after_a_failure_a_chapter_is_run_again_though_its_old_page_is_there(built: Path) -> None:
+    chapter = KEPT
+    shutil.copy2(ROOT / f"book/{chapter}.ipynb", built / f"book/{chapter}.ipynb")
+    succeed("make book PROFILE=quick", built)
+    (built / f"build/quick/book/{chapter}.ipynb").unlink()  # as Snakemake does with what a failed job leaves
+    succeed("make book PROFILE=quick", built)
+    assert (built / f"build/quick/book/{chapter}.ipynb").exists()
+
+
+def test_make_refuses_a_profile_that_is_none(pristine: Path) -> None:
+    done = run("make book PROFILE=gelu", pristine)
+    assert done.returncode and "PROFILE is 'gelu'; expected quick, laptop or paper" in done.stdout
+
+
+def test_what_a_chapter_leaves_in_inputs_is_not_published(pristine: Path) -> None:
+    succeed("snakemake --cores 1 build/published/.copied", pristine)
+    assert not (pristine / "build/published/data/inputs").exists()
+    (pristine / "data/inputs/agop/quick").mkdir(parents=True)
+    (pristine / "data/inputs/agop/quick/weights").touch()
+    before = (pristine / "build/published/.copied").stat().st_mtime_ns
+    succeed("snakemake --cores 1 build/published/.copied", pristine)
+    assert (pristine / "build/published/.copied").stat().st_mtime_ns == before

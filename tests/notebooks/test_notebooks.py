@@ -66,7 +66,14 @@ def test_chapter_links_to_the_modules_that_it_calls(notebook: nbformat.NotebookN
     imports = [node for node in parsed(notebook) if isinstance(node, ast.ImportFrom)]
     named = {name for node in imports for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
     linked = re.findall(r"\{mod\}`[\w.]+ <([\w.]+)>`", notebook.cells[0].source)
-    assert sorted(linked) == sorted(named & set(MODULE.findall(LIBRARY)) - SHARED)
+    wanted = named & set(MODULE.findall(LIBRARY)) - SHARED
+    assert set(linked) == wanted, f"link {wanted - set(linked)}, do not link {set(linked) - wanted}"
+    assert len(linked) == len(wanted), "a module is linked twice"
+
+
+def test_front_page_has_a_panel_for_every_chapter() -> None:
+    text = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    assert re.search(r"^PANELS = \[(.*)\]$", text, re.MULTILINE)[1].split(", ") == CHAPTERS
 
 
 def test_every_chapter_has_its_profiles(chapter: str) -> None:
@@ -131,7 +138,15 @@ def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) ->
     nodes = parsed(notebook)
     assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    assert not [node.name for node in functions if node.end_lineno - node.lineno + 1 > 10]
+    long = [node.name for node in functions if node.end_lineno - node.lineno + 1 > 10]
+    assert not long, f"functions of more than 10 lines: {', '.join(long)}"
+
+
+def test_verdicts_are_printed_for_nbval_to_compare(notebook: nbformat.NotebookNode) -> None:
+    (cell,) = [cell for cell in code_cells(notebook) if "nbval-check-output" in cell.metadata.get("tags", [])]
+    (output,) = cell.outputs
+    rows = output.text.splitlines()
+    assert rows and all(row.startswith(("holds ", "fails ", "not tested here ")) for row in rows)
 
 
 def test_cells_are_short_and_explained(notebook: nbformat.NotebookNode) -> None:

@@ -77,6 +77,44 @@ def test_every_problem_is_reported_at_once(book):
     assert all(name in str(caught.value) for name in ("p = 4", "lr = -1.0", "did you mean `seeds`"))
 
 
+RELATED = """
+steps: int = 10
+burn_in: int = 2  # below `steps`
+d_model: int = 8
+n_heads: int = 4  # a divisor of `d_model`
+sizes: list[int] = [1, 2, 3]  # at least 3 values, each in [1, inf)
+held_out: int = 4  # above `sizes`
+shown: int = 2  # one of `sizes`
+grid: int = 3  # odd
+profile: str = "quick"
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"burn_in": 10}, r"burn_in = 10: should be below steps = 10"),
+        ({"steps": 2}, r"burn_in = 2: should be below steps = 2"),
+        ({"n_heads": 3}, r"n_heads = 3: should be a divisor of d_model = 8"),
+        ({"sizes": [1, 2]}, r"sizes = \[1, 2\]: list should have at least 3 items"),
+        ({"held_out": 3}, r"held_out = 3: should be above sizes = \[1, 2, 3\]"),
+        ({"shown": 4}, r"shown = 4: should be one of sizes = \[1, 2, 3\]"),
+        ({"grid": 4}, r"grid = 4: .*should be odd"),
+        ({"profile": "a/b"}, r"profile = 'a/b': expected the name of one folder"),
+    ],
+)
+def test_parameters_are_held_against_each_other(tmp_path, values, message):
+    related = notebook(tmp_path / "x.ipynb", RELATED)
+    assert parameters.check(related, {})["held_out"] == 4
+    with pytest.raises(ValueError, match=message):
+        parameters.check(related, values)
+
+
+def test_a_relation_to_no_parameter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the comment of parameter x binds it to `y`, which is none"):
+        parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1  # below `y`"), {})
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4"])
 def test_floats_that_yaml_reads_as_strings(book, tmp_path, text):
     file = tmp_path / "good.yaml"

@@ -147,7 +147,7 @@ def train(
         ValueError: labels are absent, not finite, all the same, or not one for each example; or the encoder of a
             `Probe` would be trained and `recipe.lr_scale` does not say so.
     Warns:
-        UserWarning: R2 is still negative after three epochs, which names what to look for.
+        UserWarning: R2 is still negative after three epochs and 50 updates, which names what to look for.
     """
     checked(labels, len(inputs[0]), "labels")
     checked(validation[1], len(validation[0][0]), "validation labels")
@@ -155,6 +155,8 @@ def train(
         accepted = "a factor for 'encoder.' to fine-tune it; or train within `frozen(encoder)`"
         require("encoder." in recipe.lr_scale, "lr_scale", recipe.lr_scale, accepted)
     device, unit = next(model.parameters()).device, labels.var()
+    every = recipe.eval_every or recipe.steps
+    begun = every * max(3, math.ceil(50 / every))  # by then a network has left the mean behind
 
     def predict(network: nn.Module, rows: Tensor, arrays: Sequence[Tensor]) -> Tensor:
         return network(*(a[rows.to(a.device)].to(device) for a in arrays)).float()
@@ -167,9 +169,9 @@ def train(
         arrays, target = validation
         rows = torch.arange(len(target)).split(recipe.batch_size)
         found = scores(target.cpu().numpy(), torch.cat([predict(network, r, arrays) for r in rows]).cpu().numpy())
-        if step == 3 * (recipe.eval_every or recipe.steps) and found["r2"] < 0:
+        if step == begun and found["r2"] < 0:
             warnings.warn(
-                f"R2 = {found['r2']:.2f} on validation after three evaluations: are the labels those of these spectra, "
+                f"R2 = {found['r2']:.2f} on validation after {step} updates: are the labels those of these spectra, "
                 "in the same order and with the same normalisation in both splits, and is the noise level passed on?",
                 stacklevel=2,
             )
