@@ -61,7 +61,7 @@ tried: list[float] = [1.0, 3.0]  # factors on it, the best is kept per width, ea
 tune_days: int = 4  # training days per instrument for that, in [1, inf)
 batch_size: int = 64  # patches per update, in [1, inf)
 micro_batch: int = 0  # patches per forward pass, 0 for all at once, in [0, inf)
-precision: str = "fp32"  # one of {fp32, bf16}
+precision: str = "fp32"  # auto is bf16 if the hardware has it; one of {auto, fp32, bf16}
 design_width: int = 16  # width for the design, one of {16, 32, 64, 128, 256, 512}
 design_instruments: list[int] = [2, 3]  # instruments to train on, each in [2, inf)
 design_years: list[int] = [2, 8]  # years to train on, each in [1, 8]
@@ -100,6 +100,7 @@ globals().update(chosen)
 figures.use_style()
 pd.set_option("display.max_colwidth", None)
 device = hardware.device()
+precision = hardware.resolve_precision(precision, device)
 
 # %% [markdown]
 # ## Models and configurations
@@ -951,4 +952,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # about what each could do with more.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish()
+run.finish(precision=precision)
