@@ -105,7 +105,7 @@ rule copy_published:
     shell:
         """
         rm -rf build/published/data build/published/figures
-        cp --parents -t build/published {input}
+        tar -cf - {input} | tar -xf - -C build/published
         """
 
 
@@ -121,7 +121,6 @@ rule chapter:
     output: "build/{build}/book/{chapter}.ipynb"
     log: "build/{build}/log/{chapter}.ipynb"
     benchmark: "build/{build}/benchmark/{chapter}.tsv"
-    message: "{wildcards.chapter} at {wildcards.build}"
     params:
         frozen=lambda wildcards: int(wildcards.build == "published"),
         shard="",
@@ -152,7 +151,6 @@ use rule chapter as shard with:
     output: "build/{build}/shards/{chapter}/{shard}.ipynb"
     log: "build/{build}/log/{chapter}-{shard}.ipynb"
     benchmark: "build/{build}/benchmark/{chapter}-{shard}.tsv"
-    message: "{wildcards.chapter} at {wildcards.build}, shard {wildcards.shard}"
     params:
         frozen=0,
         shard=lambda wildcards: f"-y 'shard: [{wildcards.shard.replace('-', ', ')}]'",

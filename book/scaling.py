@@ -406,7 +406,7 @@ print(f"typical deviation of a run from the law: {np.sqrt(np.mean(residuals**2))
 # %% tags=["hide-input"]
 def spread(values):
     """Median and 95 % interval, as text."""
-    low, middle, high = np.quantile(values, [0.025, 0.5, 0.975])
+    low, middle, high = np.quantile(values, [0.025, 0.5, 0.975]).round(3)
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 

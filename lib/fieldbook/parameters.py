@@ -94,7 +94,7 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             problems += [_sentence(name, item, comment) for item in error.errors()]
     if not problems:
-        problems = _unrelated(known, accepted)
+        problems = _broken_relations(known, accepted)
     try:
         paths.one_folder(accepted.get("profile", "quick"))
     except ValueError as error:
@@ -144,13 +144,13 @@ def _assigned(notebook: Path) -> list[str]:
     return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in nodes]
 
 
-def _unrelated(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
+def _broken_relations(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
     """A line for each value that is not below, above, .. the other one, as its comment says it is."""
     problems = []
     for name, (_, _, comment) in known.items():
         for relation, other in _RELATION.findall(comment):
             if other not in values:
-                raise ValueError(f"the comment of parameter {name} binds it to `{other}`, which is none")
+                raise ValueError(f"the comment of parameter {name} binds it to `{other}`, which is no parameter")
             others = values[other] if isinstance(values[other], list) else [values[other]]
             if not _HOLDS[relation](values[name], others):
                 problems.append(

@@ -111,7 +111,7 @@ def test_parameters_are_held_against_each_other(tmp_path, values, message):
 
 
 def test_a_relation_to_no_parameter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the comment of parameter x binds it to `y`, which is none"):
+    with pytest.raises(ValueError, match="the comment of parameter x binds it to `y`, which is no parameter"):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1  # below `y`"), {})
 
 
