@@ -702,7 +702,7 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 #
 # ## Limits
 #
-# Digits of 8 x 8 pixels are a small problem: pixels serve as features, and an encoder, without which the paper's method fails on large images, adds little beside its own training. FD-digits depends on the classifier, whose seed and weights the
+# Digits of 8 x 8 pixels are a small problem: pixels alone serve as features, so that what an encoder adds here says little of large images, on which the paper's method fails without one. FD-digits depends on the classifier, whose seed and weights the
 # manifest names; only its ratio to the floor means something elsewhere. With 500 held-out digits the floor itself is a noisy number. The measure and the class accuracy come from the same network. A nearest training image
 # closer than that of held-out digits need not be a copy: blurred digits are near to everything, and recall below one says that styles are missing. Ablations are short runs of one small generator, and an order
 # of variants that are within their spread of each other is no order.

@@ -717,7 +717,7 @@ figures.letter_panels(axes)
 figures.save(figure, "spectra_vit", profile, "by_snr")
 
 # %% [markdown]
-# All three stay well below the ceiling at every magnitude. All three gain from bright stars, trees and transformer more than the ridge regression.
+# All three stay well below the ceiling at every magnitude, and gain from bright stars, trees and transformer more than the ridge regression.
 #
 # (vit-attention)=
 # ## What the transformer looks at

@@ -1,15 +1,15 @@
 """Check parameters against a notebook's own parameters cell, before anything runs.
 
 The cell tagged `parameters` is the single source of names, types and defaults: one annotated assignment a line, with a
-comment that may state the values accepted,
+comment that may state the values accepted::
 
-    p: int = 97                  # modulus, a prime, in [5, 499]
-    train_fraction: float = 0.5  # share of the pairs in train, in (0, 1)
-    precision: str = "bf16"      # one of {fp32, bf16}
-    sizes: list[int] = [1, 2, 3] # at least 3 values, each in [1, inf)
-    burn_in: int = 6             # steps dropped, below `steps`
+    p: int = 97                   # modulus, a prime, in [5, 499]
+    train_fraction: float = 0.5   # share of the pairs in train, in (0, 1)
+    precision: str = "bf16"       # one of {fp32, bf16}
+    sizes: list[int] = [1, 2, 3]  # at least 3 values, each in [1, inf)
+    burn_in: int = 6              # steps dropped, below `steps`
 
-A value may be bound to another parameter, or to all values of a list: below, above, one of, or a divisor of `it`.
+A value may be bound to another parameter, or to all values of a list: below, above, one of, or a divisor of it.
 papermill shows that comment in `--help-notebook` but checks nothing, and PyYAML reads `1e-4` as a string; here such a
 string becomes the float it was meant to be, in files (`check`) and inside the notebook (`load`) alike.
 """
