@@ -17,16 +17,17 @@ string becomes the float it was meant to be, in files (`check`) and inside the n
 import argparse
 import ast
 import difflib
+import io
+import json
 import math
 import re
 import reprlib
 import sys
-import warnings
+import tokenize
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import nbformat
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -45,28 +46,31 @@ _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
-    """Name -> (type, default, comment) of each parameter of a notebook, as papermill reads them.
+    """Name -> (type, default, comment) of each parameter of a notebook.
 
     Raises:
         FileNotFoundError: no such notebook.
-        ValueError: no cell is tagged `parameters`, or an annotation other than int, float, str, bool or a list of one.
+        ValueError: no cell is tagged `parameters`; it holds more than annotated assignments of plain values; or an
+            annotation is not int, float, str, bool or a list of one.
     """
-    from papermill import inspect_notebook  # costs a second to import
-
     if not Path(notebook).is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # papermill warns of a missing cell; the error below says it better
-            found = inspect_notebook(str(notebook))
-        assigned = _assigned(notebook)
+        cells = json.loads(Path(notebook).read_bytes())["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        source = "".join("".join(cell["source"]) for cell in tagged[:1])
+        statements, tokens = ast.parse(source).body, tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.end[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     except Exception as error:  # a damaged file, or a cell that is not Python, fails in many ways
         raise ValueError(f"{notebook}: the parameters cell cannot be read ({error})") from error
-    if not found:
+    if not statements:
         raise ValueError(f"{notebook}: no cell tagged `parameters` with annotated assignments")
-    if lost := [name for name in assigned if name not in found]:
-        raise ValueError(f"{notebook}: papermill cannot read parameter {lost[0]}; is there an `=` in its comment?")
-    return {name: _entry(notebook, name, entry) for name, entry in found.items()}
+    known = {}
+    for node in statements:
+        if not isinstance(node, ast.AnnAssign) or node.value is None:
+            raise ValueError(f"{notebook}: `{ast.unparse(node)}` among the parameters; expected `name: type = value`")
+        known[ast.unparse(node.target)] = _entry(notebook, node, comments.get(node.end_lineno, ""))
+    return known
 
 
 def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +140,6 @@ def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     return check(notebook, {name: namespace[name] for name in specification(notebook) if name in namespace})
 
 
-def _assigned(notebook: Path) -> list[str]:
-    """What the parameters cell assigns to, as Python reads it."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
-    nodes = (node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign))
-    return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in nodes]
-
-
 def _broken_relations(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
     """A line for each value that is not below, above, .. the other one, as its comment says it is."""
     problems = []
@@ -159,14 +155,14 @@ def _broken_relations(known: Mapping[str, tuple], values: Mapping[str, Any]) -> 
     return problems
 
 
-def _entry(notebook: Path, name: str, entry: Mapping[str, str]) -> tuple[Any, Any, str]:
-    written, comment = entry["inferred_type_name"], entry["help"]
+def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
+    name, written = ast.unparse(node.target), ast.unparse(node.annotation)
     annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", written)
     if annotation is None:
         expected = "expected int, float, str, bool or a list of one"
         raise ValueError(f"{notebook}: parameter {name} is annotated {written!r}: {expected}")
     try:
-        kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(entry["default"])
+        kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(node.value)
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"{notebook}: parameter {name}: default or comment cannot be read ({error})") from error
     least = re.search(r"\bat least (\d+) values\b", comment)

@@ -145,16 +145,21 @@ def test_an_annotation_that_cannot_be_checked_is_refused(tmp_path):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: dict = {}"), {})
 
 
-def test_a_line_that_papermill_skips_is_named(tmp_path):
-    with pytest.raises(ValueError, match="papermill cannot read parameter y; is there an `=` in its comment"):
-        parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1\ny: int = 2  # y = 2"), {})
+def test_lines_are_read_as_python_reads_them(tmp_path):
+    cell = "x: int = 1  # y = 2, below `z`\nsizes: list[int] = [  # not this\n    1,\n    2,\n]  # but this\nz: int = 3"
+    known = parameters.specification(notebook(tmp_path / "x.ipynb", cell))
+    assert [(name, default, comment) for name, (_, default, comment) in known.items()] == [
+        ("x", 1, "y = 2, below `z`"), ("sizes", [1, 2], "but this"), ("z", 3, "")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
         ("%matplotlib inline\np: int = 1", "the parameters cell cannot be read .invalid syntax"),
-        ("p: int = 1\na, b = 1, 2", r"papermill cannot read parameter \(a, b\)"),
+        ("p: int = 1\na, b = 1, 2", r"`a, b = \(1, 2\)` among the parameters; expected `name: type = value`"),
+        ("p: int", "`p: int` among the parameters; expected"),
+        ("import os\np: int = 1", "`import os` among the parameters; expected"),
         ("p: float = math.pi", "parameter p: default or comment cannot be read"),
         ("p: int = 1  # as in [a, b] of the paper", "parameter p: .*could not convert string to float: 'a'"),
         ("p: int = 1  # one of {a, b}", "parameter p: .*invalid literal"),
