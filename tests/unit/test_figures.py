@@ -41,7 +41,7 @@ def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path / "file"))
     with pytest.raises(OSError) as caught:
         figures.save(drawing(), "agop", "test", "one")
-    assert "one.pdf" in str(caught.value)
+    assert "one.png" in str(caught.value)
 
 
 @pytest.mark.parametrize("which", ["x", "y"])
