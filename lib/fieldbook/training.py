@@ -72,6 +72,7 @@ def fit(
     recipe: Recipe,
     *,
     evaluate: Evaluate | None = None,
+    watch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
     prefetch: Callable[[Tensor], None] | None = None,
@@ -92,6 +93,7 @@ def fit(
         n_examples: how many examples `index` may point at.
         evaluate: (model, step) -> metrics, called before the first update, every `eval_every` and after the last, in
             eval mode, without gradient, under autocast: take predictions `.float()` before NumPy.
+        watch: called after each update with its number and the gradient's norm, before any clipping.
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
             improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
@@ -117,8 +119,10 @@ def fit(
         while state.step < recipe.steps and not state.stopped_early:
             if prefetch:
                 run.announce(prefetch)
-            run.update()
+            norm = run.update()
             bar.update()
+            if watch:
+                watch(state.step, norm)
             if state.step % every == 0 or state.step == recipe.steps:
                 bar.set_postfix(run.observe(), refresh=False)
             elif checkpoint_every and state.step % checkpoint_every == 0:
@@ -193,8 +197,8 @@ class _Run:
 
     # -- one update
 
-    def update(self) -> None:
-        """Mean gradient of the global batch, then AdamW, unless loss or gradient are not finite."""
+    def update(self) -> float:
+        """Give the batch's mean gradient to AdamW, unless loss or gradient are not finite; return its norm."""
         recipe, fit = self.recipe, self.fit
         buffers = [b.clone() for b in self.model.buffers()]
         loss = self.gradient(buffers)
@@ -224,6 +228,7 @@ class _Run:
                 )
         self.scaler.update()
         fit.step += 1
+        return norm
 
     def gradient(self, buffers: list[Tensor]) -> Tensor:
         """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the micro-batch at need."""

@@ -234,14 +234,16 @@ def test_first_step_of_adamw_by_hand():
 def test_loop_agrees_with_torch_written_out_plainly():
     model, other = make_model(), make_model()
     r = recipe(weight_decay=0.1, clip=0.05, betas=(0.9, 0.98), warmup=4, schedule="cosine", lr_min=1e-3)
-    train(model, r)
+    watched, norms = [], []
+    train(model, r, watch=lambda step, norm: watched.append((step, norm)))
     optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1, betas=(0.9, 0.98), foreach=False)
     for step in range(r.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(r, step)
         optimizer.zero_grad()
         mse(other, indices(N, 12, step, 0), None).backward()
-        nn.utils.clip_grad_norm_(other.parameters(), 0.05)
+        norms.append(nn.utils.clip_grad_norm_(other.parameters(), 0.05).item())
         optimizer.step()
+    assert watched == [(i, pytest.approx(norm, rel=1e-4)) for i, norm in enumerate(norms, 1)]
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

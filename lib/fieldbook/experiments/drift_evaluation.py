@@ -80,29 +80,31 @@ def evaluate(
         if skip_existing and table.has(key):
             continue
         folder = output / "artifacts" / file.stem
-        row = _evaluate_one(model.to(device), saved, key, folder, judge, batch_size)
+        row = _evaluate_one(model.to(device), saved, key, folder, judge, batch_size, write=not cleanup_samples)
         rows = table.frame()
         old = rows.astype(object).apply(lambda r, key=key: table.key(r) == table.key(key), axis=1) if len(rows) else []
         if any(old):
             table.replace(rows[~old])
         table.append(row)
         if cleanup_samples:
-            shutil.rmtree(folder / "generated")
+            shutil.rmtree(folder / "generated", ignore_errors=True)
         if draw:
             draw(table.frame())
     return table.frame()
 
 
 def _evaluate_one(
-    model: Drifter, saved: Checkpoint, key: dict[str, Any], folder: Path, judge: Judge | None, batch_size: int
-) -> dict[str, Any]:
-    """Sample, write, measure: the row of one checkpoint."""
+    model: Drifter, saved: Checkpoint, key: dict[str, Any], folder: Path, judge: Judge | None, batch_size: int,
+    *, write: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Sample, write samples that are to stay or that clean-fid reads, measure: the row of one checkpoint."""
     start, data, mode = time.perf_counter(), saved.setting.data, key["fid_mode"]
     if mode:
         frechet.require_fid(data, saved.shape[-1], key["dataset_split"], mode)
     label = balanced_labels(key["num_samples"], saved.classes)
     x = sample(model, label, key["alpha"], key["seed"], batch_size)
-    _write_images(x, folder / "generated")
+    if write or mode:
+        _write_images(x, folder / "generated")
     atomic_write(folder / "preview.png", lambda file: Image.fromarray(sheet(x)).save(file, "PNG"))
     found: dict[str, Any] = dict.fromkeys(MEASURES, math.nan)
     if judge:

@@ -134,7 +134,7 @@ def load_images(data: str, folder: str = "") -> Images:
 
 
 class Drifter(nn.Module):
-    """A generator with its field, if that is learned; `seen` counts the samples it was trained on."""
+    """A generator with its field, if that is learned."""
 
     def __init__(self, setting: Setting, shape: Sequence[int], classes: int, dims: Sequence[int]):
         super().__init__()
@@ -148,7 +148,6 @@ class Drifter(nn.Module):
             taus = setting.taus if setting.prior else ()
             bank = {"projection": setting.projection, "taus": taus, "axes": setting.axes, "seed": setting.seed + 1}
             self.field = FieldBank(dims, **bank)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.setting, self.classes = setting, classes
 
     def sample(self, label: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -242,39 +241,26 @@ def train(
     model, encoder = build(setting, reals)
     if start is not None:
         _copy_weights(model, read_checkpoint(start), allow_fresh_field)
-        model.seen.zero_()
     model.to(device)
     of_batch, recipe = loss_of(setting, reals, encoder), setting.recipe()
-    table, waiting, squares = Table(folder / "steps.csv", ["step"]), [], {}
-    for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p, name=name: squares.update({name: p.grad.square().sum()}))
-
-    def flush() -> None:
-        if waiting and squares:
-            waiting[-1]["grad_norm"] = torch.stack(list(squares.values())).sum().sqrt()
-            squares.clear()
+    table, latest, updates = Table(folder / "steps.csv", ["step"]), {}, []
 
     def loss(network: Drifter, index: Tensor, generator: torch.Generator) -> Tensor:
-        flush()
-        step = int(network.seen) // recipe.batch_size
         total, metrics = of_batch(network, len(index), generator)
-        network.seen += len(index)
-        if waiting and waiting[-1]["step"] == step + 1:
-            waiting.pop()  # an earlier micro-batch of this update
-        waiting.append(
-            {"step": step + 1, **dict.fromkeys(METRICS, math.nan), **metrics, "lr": learning_rate(recipe, step)}
-        )
+        latest.update(metrics)
         return total
 
+    def watch(step: int, norm: float) -> None:
+        facts = {"grad_norm": norm, "lr": learning_rate(recipe, step - 1)}
+        updates.append({"step": step, **dict.fromkeys(METRICS, math.nan), **latest, **facts})
+
     def evaluate(averaged: Drifter, step: int) -> dict[str, float]:
-        flush()
-        rows = [{"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in waiting]
-        waiting.clear()
+        rows = [{"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in updates]
+        updates.clear()
         table.append(*rows)
         for row in rows if logger else []:
             logger.log({f"train/{name}": row[name] for name in METRICS}, step=row["step"])
-        last = rows[-1] if rows else dict.fromkeys(METRICS, math.nan)
-        last = {name: last[name] for name in METRICS}
+        last = {name: rows[-1][name] if rows else math.nan for name in METRICS}
         epoch = step * recipe.batch_size / reals.count
         save_checkpoint(folder / f"step_{step:07d}.safetensors", model, averaged, step, epoch, last)
         return {"drift_norm": last["drift_norm"]}
@@ -282,7 +268,7 @@ def train(
     with _determinism(deterministic):
         return training.fit(
             model, loss, reals.count, recipe,
-            evaluate=evaluate, checkpoint=folder, progress=progress, description=folder.name,
+            evaluate=evaluate, watch=watch, checkpoint=folder, progress=progress, description=folder.name,
         )  # fmt: skip
 
 
