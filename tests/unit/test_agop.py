@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fieldbook.data.modular import task
-from fieldbook.measures.agop import agop, agop_sketch, loss_gradient_covariance, one_hot_blocks
+from fieldbook.measures.agop import agop, agop_sketch, one_hot_blocks, residuals, second_moments
 from fieldbook.models.grokker import Grokker
 
 P = 11
@@ -83,7 +83,7 @@ def test_loss_covariance_is_that_of_the_cross_entropy(network):
     target, inputs = pairs.sum(1) % P, x.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model.decode(inputs), target, reduction="sum").backward()
     rows = inputs.grad.flatten(1)
-    ours = loss_gradient_covariance(model.decode, x, target, batch=50)
+    (ours,) = second_moments(model.decode, x, [residuals(target)], batch=50)
     assert torch.allclose(ours, rows.T @ rows / len(x), rtol=1e-8, atol=1e-15)
 
 
@@ -94,7 +94,7 @@ def test_loss_covariance_vanishes_with_the_loss_and_the_agop_does_not(network):
     def certain(z):
         return model.decode(z) + 40 * right
 
-    raw, fitted = (loss_gradient_covariance(f, x, pairs.sum(1) % P).norm() for f in (model.decode, certain))
+    raw, fitted = (second_moments(f, x, [residuals(pairs.sum(1) % P)])[0].norm() for f in (model.decode, certain))
     assert fitted < 1e-12 * raw
     assert torch.allclose(agop(certain, x), agop(model.decode, x))
 

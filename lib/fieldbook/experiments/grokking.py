@@ -16,7 +16,7 @@ from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data.modular import Task, residue_class, token_order
 from fieldbook.experiments.networks import GROKKED, fit, waiting
 from fieldbook.measures import circulant
-from fieldbook.measures.agop import agop_sketch, loss_gradient_covariance, one_hot_blocks
+from fieldbook.measures.agop import one_hot_blocks, residuals, second_moments, signs
 from fieldbook.models.grokker import Grokker
 from fieldbook.recipe import Recipe
 from fieldbook.tables import Table
@@ -96,9 +96,11 @@ def measure(
         return outputs
 
     with _frozen(model), torch.autocast(device.type, enabled=False):
-        gradient = agop_sketch(network, operands, generator, k=sketch)
-        outputs = torch.cat(logits)
-        loss_gradient = loss_gradient_covariance(network, operands[train], target[train])
+        random, share = [signs(generator)] * sketch, float(train.double().mean())
+        *trained, loss_gradient = second_moments(network, operands[train], [*random, residuals(target[train])])
+        held_out = second_moments(network, operands[~train], random)
+        gradient = share * torch.stack(trained).mean(0) + (1 - share) * torch.stack(held_out).mean(0)
+        outputs = torch.cat(logits)[(~train).long().argsort(stable=True).argsort()]  # train pairs came first
         blocks = one_hot_blocks(gradient, model.numbers.detach())
         row = {
             **_accuracies(outputs, task, target, train, strict),

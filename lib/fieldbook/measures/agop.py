@@ -4,12 +4,13 @@ For f: R^D -> R^C with Jacobian J_j at example j, G = mean_j J_j^T J_j, a D x D 
 Source: Radhakrishnan et al. 2024 (Science 383:1461), equation 2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
+Rule = Callable[[Tensor, slice], Tensor]
 
 
 def agop(f: Function, x: Tensor, *, batch: int = 128) -> Tensor:
@@ -40,30 +41,35 @@ def agop_sketch(f: Function, x: Tensor, generator: torch.Generator, *, k: int = 
     E[v v^T] = I makes it unbiased (Hutchinson 1990). Sketch over all examples and never over a subsample: gradient
     norms are heavy-tailed. Arguments and result as in `agop`; `k` is the number of vectors per example.
     """
-    total = x.new_zeros(x[0].numel(), x[0].numel())
-    for inputs, outputs in _forward(f, x, batch):
-        for _ in range(k):
-            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-            rows = _pullback(inputs, outputs, signs)
-            total += rows.T @ rows
-    return total / (len(x) * k)
+    return torch.stack(second_moments(f, x, [signs(generator)] * k, batch=batch)).mean(0)
 
 
-def loss_gradient_covariance(f: Function, x: Tensor, target: Tensor, *, batch: int = 2048) -> Tensor:
-    """Second moment (D, D) of the input gradients of each example's cross-entropy.
-
-    This is what the source log calls AGOP. Each gradient is J^T r with the residual r = softmax(f) - one-hot(target):
-    it vanishes with the residual, however large J.
+def second_moments(f: Function, x: Tensor, rules: Sequence[Rule], *, batch: int = 2048) -> list[Tensor]:
+    """Mean over the examples of (J^T v)(J^T v)^T, (D, D), for each of several rules for v, from one forward pass.
 
     Args:
-        target: (n,) right outputs; the other arguments as in `agop`.
+        rules: (outputs (n, C), where in x they belong) -> (n, C), such as `signs` and `residuals` give.
     """
-    total = x.new_zeros(x[0].numel(), x[0].numel())
-    for (inputs, outputs), right in zip(_forward(f, x, batch), target.split(batch), strict=True):
-        residual = outputs.detach().softmax(1) - torch.nn.functional.one_hot(right, outputs.shape[1])
-        rows = _pullback(inputs, outputs, residual)
-        total += rows.T @ rows
-    return total / len(x)
+    totals = [x.new_zeros(x[0].numel(), x[0].numel()) for _ in rules]
+    for part, (inputs, outputs) in enumerate(_forward(f, x, batch)):
+        at = slice(part * batch, part * batch + len(outputs))
+        for total, rule in zip(totals, rules, strict=True):
+            rows = _pullback(inputs, outputs, rule(outputs.detach(), at))
+            total += rows.T @ rows
+    return [total / len(x) for total in totals]
+
+
+def signs(generator: torch.Generator) -> Rule:
+    """Rademacher vectors, for which the second moment is an unbiased estimate of the AGOP."""
+    return lambda outputs, _: torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+
+
+def residuals(target: Tensor) -> Rule:
+    """Gradients r = softmax(f) - one-hot(target) of each example's cross-entropy, for right outputs (n,).
+
+    The second moment of J^T r is what the source log calls AGOP. It vanishes with the residual, however large J.
+    """
+    return lambda outputs, at: outputs.softmax(1) - torch.nn.functional.one_hot(target[at], outputs.shape[1])
 
 
 def one_hot_blocks(gradient: Tensor, embedding: Tensor) -> Tensor:
