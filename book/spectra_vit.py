@@ -50,7 +50,7 @@ n_fitted: int = 16  # stars of the maximum-likelihood check, in [8, inf)
 noise_level: float = 1.0  # factor on the spectra's errors, in [0, 100]
 noise_levels: list[float] = [0.0, 1.0]  # noise levels of the ridge regression, each in [0, 100]
 seeds: int = 1  # runs of the transformer per size, in [1, 100]
-patch: int = 64  # pixels in a token, in [1, 4096]
+patch: int = 64  # pixels in a token, one of {16, 32, 64, 128, 256, 512}
 d_model: int = 32  # width of the transformer, in [8, 4096]
 n_layers: int = 1  # in [1, 100]
 n_heads: int = 4  # a divisor of `d_model`, in [1, 64]
@@ -70,6 +70,7 @@ ablation_n: int = 272  # train spectra of the ablation, in [32, inf)
 ablation_steps: int = 6  # updates of the ablation, in [1, inf)
 ablation_seeds: int = 1  # in [1, 100]
 trees: int = 5  # of LightGBM, in [1, inf)
+tree_share: float = 0.2  # of the pixels that each tree may split on, in (0, 1]
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
@@ -207,7 +208,7 @@ def train_vit(job, options, steps):
 
 
 # %% [markdown]
-# **Ridge regression** on standardised pixels, its penalty chosen on the validation split; **LightGBM** {cite}`ke2017`, 31 leaves and a fifth of the pixels per tree;
+# **Ridge regression** on standardised pixels, its penalty chosen on the validation split; **LightGBM** {cite}`ke2017`, 31 leaves and a random share of the pixels per tree;
 # and a **template fit**, which knows the errors and gives each star the gravity of the train star, free of noise, that fits it best.
 #
 # Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training, the transformer fresh noise at every use; at the
@@ -243,7 +244,7 @@ def fit_baseline(job):
     x, y = fitting(job)
     if job["model"] == "Ridge":
         return regression.ridge(x, y, (inputs("val", job), gravity("val")))
-    return regression.boosted_trees(x, y, seed=job["seed"], trees=trees)
+    return regression.boosted_trees(x, y, seed=job["seed"], trees=trees, share=tree_share)
 
 
 # %%
