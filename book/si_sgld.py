@@ -305,7 +305,7 @@ def cells_table(operation, sampler):
 
 
 # %% [markdown]
-# Two more things are measured at the first operation. Whether the traces of all cells are *identical*: this is checked in double precision, and in the rescaled
+# Two more things are measured at the first operation. Whether the traces of cells are *identical*: this is checked on a grid of its own, in double precision, and in the rescaled
 # network itself rather than in the unscaled network's frame. And what the log called an LLC, in all cells, for several
 # step sizes.
 
@@ -584,8 +584,8 @@ figures.save(figure, "si_sgld", profile, "cuts")
 # ## Identical traces
 #
 # Why a panel is of one colour: with common random numbers the chains of SI-SGLD do not merely agree on average, they see
-# the same loss at every step, in every cell. Each panel overlays the traces of all cells in double precision, sampled in
-# the rescaled networks themselves. For three samplers there is one line to be seen.
+# the same loss at every step, in every cell. Each panel overlays the traces of `check_grid` x `check_grid` cells over the
+# same range, in double precision, sampled in the rescaled networks themselves. For three samplers there is one line to be seen.
 
 # %%
 if not paths.frozen():
