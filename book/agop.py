@@ -89,10 +89,11 @@ pd.set_option("display.max_colwidth", None)
 # ## The task
 #
 # All pairs $(a, b)$ of $\mathbb{Z}_p$, $p$ prime, with $b \neq 0$ for division, are split once into train and test.
-# The network reads the tokens $[a, \circ, b, =]$ and answers at the last position. It is a pre-norm decoder with
-# learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`, and a bound
-# on the gradient norm removes the loss spikes known as slingshots; numerical stability has its own part in when a
-# network groks {cite}`prieto2025`.
+# The network reads the tokens $[a, \circ, b, =]$ and answers at the last position; the operator sign, the same in all
+# that one network sees, can be left out (`operator`), as the laptop profile does to save a sixth of its time. It is a
+# pre-norm decoder with learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`,
+# and a bound on the gradient norm removes the loss spikes known as slingshots; numerical stability has its own part in
+# when a network groks {cite}`prieto2025`.
 #
 # Part of the test set is no test of the rule. For a commutative operation half of the test pairs $(a, b)$ have their
 # mirror $(b, a)$ in the train set, and products with zero are all zero. The *strict* test pairs leave both out.

@@ -28,7 +28,7 @@
 #
 # *What you will see:* {ref}`what breaks a rescaling <sgld-exact>`, {ref}`how localisation sets the estimate
 # <sgld-localization>`, {ref}`the sixteen heat maps <sgld-maps>`, {ref}`how much each sampler spreads <sgld-spread>`,
-# {ref}`identical traces in all cells <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
+# {ref}`identical traces <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
 # against exact values <sgld-truth>`.
 #
 # *In the library:* {mod}`experiments.networks <fieldbook.experiments.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
@@ -614,7 +614,7 @@ pd.DataFrame(
     {"largest deviation": apart, "frame against direct": frames.groupby("sampler").frame_gap.max()}
 ).map("{:.1e}".format)
 
-# %% mystnb={"image": {"alt": "Loss traces of all cells overlaid, one panel per sampler"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Loss traces of the cells checked, overlaid, one panel per sampler"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 3, figsize=(figures.PAGE, 3.2), sharex=True)
 for ax, sampler in zip(axes.flat, all_samplers, strict=False):
     one = checked[checked.sampler == sampler]
@@ -805,16 +805,18 @@ if {"sgld", "psgld"} <= set(samplers):
 
 # %% tags=["hide-input"]
 def add_trace_claim(text, source, names):
-    """Are the traces of these samplers equal in all cells?"""
+    """Are the traces of these samplers equal in all cells checked?"""
     names = [name for name in names if name in apart]
     ours = ", ".join(f"{LABELS[name]} {apart[name]:.1g}" for name in names)
     run.claim(text, source, ours, max(apart[name] for name in names) < 1e-6, tested)
 
 
 # %% tags=["hide-input"]
-text = "same-seed traces of SI-SGLD and Riemannian SGLD are equal in all cells (1e-6, float64)"
+text = (
+    "same-seed traces of SI-SGLD and Riemannian SGLD are equal in all cells checked (1e-6, float64)"
+)
 add_trace_claim(text, "the log: step follows the norm", ["si_sgld", "rsgld"])
-text = "same-seed traces of SGLD, pSGLD and the divided rule are equal in all cells"
+text = "same-seed traces of SGLD, pSGLD and the divided rule are equal in all cells checked"
 add_trace_claim(text, "not given", ["sgld", "psgld", "si_div"])
 
 # %% tags=["hide-input"]
