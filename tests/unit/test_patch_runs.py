@@ -85,6 +85,16 @@ def test_baselines_are_what_they_say(level, data, tmp_path):
         pr.Baseline("mean", level, {})
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_ridge_is_not_chosen_by_the_luck_of_validation_days(level, data, tmp_path):
+    unlucky = replace(data, target={**data.target, level: np.array(data.target[level])})
+    days = np.flatnonzero(data.items.split == "val")
+    unlucky.target[level][days] += np.random.default_rng(0).normal(0, 20, unlucky.target[level][days].shape)
+    run = pr.Baseline("ridge", level, {}, stride=4)
+    one, two = (pr.execute(run, patches, tmp_path, CPU)["scores"].query("split == 'test'") for patches in (data, unlucky))
+    assert two.mse.tolist() == one.mse.tolist()
+
+
 def test_scores_by_hand():
     y, f, p = np.array([0.0, 1.0, 2.0, 5.0]), np.array([0.5, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 9.0, 10.0])
     found = pr.score(y, f, p)

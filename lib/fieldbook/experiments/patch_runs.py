@@ -134,8 +134,9 @@ def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame
         factors = patches.factors().numpy()
         x = {split: _summaries(factors, places, level) for split, places in at.items()}
         y = {split: patches.target[level][tuple(places.T)] for split, places in at.items()}
+        expected = patches.mean[level][tuple(at["val"].T)]  # the penalty is chosen by excess risk, as learning rates are
         fitted = [
-            ridge(x["train"], y["train"][:, h], (x["val"], y["val"][:, h]))
+            ridge(x["train"], y["train"][:, h], (x["val"], expected[:, h]))
             if name == "ridge"
             else boosted_trees(x["train"], y["train"][:, h], seed=run.seed, trees=100, leaves=15)
             for h in range(len(HORIZONS[level]))
