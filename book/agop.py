@@ -90,7 +90,7 @@ pd.set_option("display.max_colwidth", None)
 #
 # All pairs $(a, b)$ of $\mathbb{Z}_p$, $p$ prime, with $b \neq 0$ for division, are split once into train and test.
 # The network reads the tokens $[a, \circ, b, =]$ and answers at the last position; the operator sign, the same in all
-# that one network sees, can be left out (`operator`), as the laptop profile does to save a sixth of its time. It is a
+# that one network sees, can be left out (`operator`), as the laptop profile does to save time. It is a
 # pre-norm decoder with learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`,
 # and a bound on the gradient norm removes the loss spikes known as slingshots; numerical stability has its own part in
 # when a network groks {cite}`prieto2025`.
