@@ -361,8 +361,8 @@ figures.save(figure, "agop", profile, "matrices")
 #
 # A number that rises while a network groks is only worth something if it does not rise when nothing is learned. Panel
 # (a) shows the score of every network: the negative controls memorise just as well, and their scores stay at zero or,
-# without weight decay, far below the others. Panel (b) shows the cosine of the AGOP with that of the last checkpoint, a popular progress measure that needs the end to be known:
-# it rises for the controls too, hence carries no news of grokking. Panels (c) and (d) show what the log called AGOP and
+# without weight decay, far below the others. Panel (b) shows the cosine of the AGOP with that of the last checkpoint, a
+# popular progress measure that needs the end to be known: it rises for the controls too, hence carries no news of grokking. Panels (c) and (d) show what the log called AGOP and
 # cycle bias. The first is the norm of the covariance of *loss* gradients: each gradient contains the residual, so that
 # it collapses once the loss does, while the AGOP itself keeps growing. The second is the circulant share of attention
 # matrices in the hidden basis, whose axes have no cyclic order: it belongs at $1/d$, its value for independent
