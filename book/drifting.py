@@ -80,10 +80,10 @@ import pandas as pd
 import torch
 
 from fieldbook import figures, hardware, parameters, paths, results
+from fieldbook.checks import require
 from fieldbook.experiments import drift_evaluation, drift_report, drifting
 from fieldbook.fields import kernel
 from fieldbook.measures import image_features
-from fieldbook.recipe import require
 
 chosen = parameters.load("drifting", globals())
 globals().update(chosen)

@@ -14,6 +14,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from fieldbook.checks import require
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -136,8 +138,3 @@ def _permutation(n: int, seed: int, epoch: int, block: int | None) -> Tensor:
         return torch.randperm(n, generator=generator)
     starts = block * torch.randperm(math.ceil(n / block), generator=generator)
     return torch.cat([i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()])
-
-
-def require(condition: object, name: str, value: object, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} = {value!r} is not accepted; expected {accepted}")

@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fieldbook.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
+from fieldbook.checks import require
 from fieldbook.hardware import keep_freed_memory
-from fieldbook.recipe import AUTOCAST, Recipe, indices, learning_rate, require, stream
+from fieldbook.recipe import AUTOCAST, Recipe, indices, learning_rate, stream
 
 LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]

@@ -21,8 +21,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
+from fieldbook.checks import require
 from fieldbook.data.starlight import LABEL_LIMITS, LABELS, PIXELS, SPEED_OF_LIGHT, STEP, synthesize, wavelength
-from fieldbook.recipe import require
 from fieldbook.workers import each
 
 MARGIN = 24  # pixels beyond both ends, for Doppler shifts

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fieldbook.checks import require
 from fieldbook.data.atmosphere import table
 from fieldbook.data.emulator import Emulator
 from fieldbook.data.spectra import signal_to_noise
 from fieldbook.data.starlight import LABELS, SPEED_OF_LIGHT, wavelength
-from fieldbook.recipe import require, stream
+from fieldbook.recipe import stream
 
 MAGNITUDES = (20.5, 22.5)  # i band
 EXPOSURES = 12

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 
 def kinds(file: h5py.File) -> dict[str, str]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
+from fieldbook.checks import require
 from fieldbook.data import ticks
 from fieldbook.data.transforms import columns, transform
-from fieldbook.recipe import require
 
 PATCH = WINDOW = 60  # ticks of a patch, patches of a window
 SHORT_HORIZONS = (2, 4, 6, 8, 10, 15, 30)  # ticks, of level 1

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 SEED = 42  # of the noise of validation and test splits
 MADV_POPULATE_READ = 22  # of Linux; map all pages of a range at once, or fail where they cannot be read

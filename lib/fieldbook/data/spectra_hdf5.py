@@ -25,9 +25,9 @@ from tables.exceptions import HDF5ExtError
 from tqdm import tqdm
 
 from fieldbook.checkpoints import atomic_write
+from fieldbook.checks import require
 from fieldbook.data import pandas_hdf5
 from fieldbook.data.spectra import Spectra, signal_to_noise
-from fieldbook.recipe import require
 
 WAVE, FLUX, ERROR = "spectrumdataset/wave", "dataset/arrays/flux/value", "dataset/arrays/error/value"
 PARAMS = "dataset/params"

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from scipy.special import expit, voigt_profile
 
+from fieldbook.checks import require
 from fieldbook.data.atmosphere import (
     ATOMIC_MASS,
     BOLTZMANN,
@@ -31,7 +32,6 @@ from fieldbook.data.atmosphere import (
     stages,
     table,
 )  # fmt: skip
-from fieldbook.recipe import require
 
 LABELS = ("T_eff", "log_g", "M_H", "a_M", "C_M")
 LABEL_LIMITS = {"T_eff": (3500, 6500), "log_g": (0, 5.5), "M_H": (-3, 1), "a_M": (-0.5, 0.75), "C_M": (-1, 0.75)}

@@ -18,8 +18,9 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.signal import lfilter
 
+from fieldbook.checks import require
 from fieldbook.data.transforms import CHANNELS
-from fieldbook.recipe import require, stream
+from fieldbook.recipe import stream
 
 HALF_LIVES = np.array([5.0, 20.0, 60.0, 300.0, 1200.0])  # ticks
 LINEAR = np.array([1.0, 0.2, 0.05, 0.03, 0.02])  # weights of the signals; the slow two are scaled to give `best_long`

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
+from fieldbook.checks import require
 from fieldbook.data.images import to_uint8
 from fieldbook.experiments.drifting import METRICS, Checkpoint, Drifter, balanced_labels, restore
 from fieldbook.measures import frechet
 from fieldbook.measures.image_features import Judge
-from fieldbook.recipe import require, stream
+from fieldbook.recipe import stream
 from fieldbook.results import sha256
 from fieldbook.tables import Table
 

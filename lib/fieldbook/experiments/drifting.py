@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fieldbook import training
 from fieldbook.checkpoints import atomic_write, cpu_copy
+from fieldbook.checks import require
 from fieldbook.data import images as image_data
 from fieldbook.data.images import Images
 from fieldbook.data.toys import TOYS
@@ -25,7 +26,7 @@ from fieldbook.fields.learned import FieldBank, Objective
 from fieldbook.fields.loss import Sets, draw_alpha, drifting_loss, guidance_weight
 from fieldbook.models.encoder import Autoencoder
 from fieldbook.models.generator import DiTGenerator, MLPGenerator
-from fieldbook.recipe import Positive, Recipe, learning_rate, require, stream
+from fieldbook.recipe import Positive, Recipe, learning_rate, stream
 from fieldbook.tables import Table
 
 METRICS = ("loss", "field_loss", "drift_norm", "grad_norm", "feature_dist_mean", "feature_dist_var", "lr")

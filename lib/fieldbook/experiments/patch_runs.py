@@ -16,12 +16,13 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from fieldbook.checkpoints import load_weights, save_weights
+from fieldbook.checks import require
 from fieldbook.data.patches import HORIZONS, Patches
 from fieldbook.data.transforms import columns
 from fieldbook.experiments.patch_configs import Config
 from fieldbook.measures.regression import boosted_trees, ridge
 from fieldbook.models.patch_transformer import PATCH, WINDOW, build, count, flops
-from fieldbook.recipe import AUTOCAST, Recipe, require
+from fieldbook.recipe import AUTOCAST, Recipe
 from fieldbook.training import Fit, fit
 
 SPLITS = ("val", "test", "unseen")

@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from fieldbook import paths, training
+from fieldbook.checks import require
 from fieldbook.data import observation, spectra_hdf5
 from fieldbook.data.emulator import NODES, SMALL, Emulator
 from fieldbook.data.emulator import emulator as build_emulator
@@ -28,7 +29,7 @@ from fieldbook.measures.regression import scores
 from fieldbook.models.preprocess import Affine, principal_components, standardise
 from fieldbook.models.spectra_vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
 from fieldbook.provenance import source_hash
-from fieldbook.recipe import Recipe, require, stream
+from fieldbook.recipe import Recipe, stream
 
 SHARD = 16_384  # stars per file
 BATCH = 256  # of evaluation

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 TAUS = (0.02, 0.05, 0.2)
 """Temperatures of the paper, in units of the mean distance."""

@@ -12,10 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.fields import kernel
 from fieldbook.measures.distances import energy_distance
 from fieldbook.models.blocks import MASKED, seeded
-from fieldbook.recipe import require
 
 Objective = Literal["frozen", "look_ahead", "distill", "attached"]
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.fields import kernel
 from fieldbook.fields.kernel import at_least_single
 from fieldbook.fields.learned import FieldBank, Objective, SetField, field_loss
-from fieldbook.recipe import require
 
 
 class Sets(NamedTuple):

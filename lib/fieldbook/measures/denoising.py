@@ -6,7 +6,7 @@ from scipy.signal import savgol_filter
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 COVERAGE = {"coverage_1_sigma": 1.0, "coverage_2_sigma": 2.0}
 

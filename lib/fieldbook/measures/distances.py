@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:

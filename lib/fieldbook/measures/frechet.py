@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldbook.checks import require
 from fieldbook.compat import importable_torchvision
-from fieldbook.recipe import require
 
 FidMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 WEIGHTS = Path("." if platform.system() == "Windows" else "/tmp")  # where clean-fid keeps Inception

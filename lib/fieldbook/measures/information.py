@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 

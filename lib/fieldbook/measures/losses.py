@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fieldbook import training
+from fieldbook.checks import require
 from fieldbook.measures.regression import boosted_trees, ridge, scores
 from fieldbook.models.blindspot import BlindSpotUNet, Direction, Layer
 from fieldbook.models.heads import head
-from fieldbook.recipe import Recipe, require
+from fieldbook.recipe import Recipe
 
 POOLINGS = {
     "global_mean": lambda x: x.mean(-1),

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.models.blocks import FeedForward
-from fieldbook.recipe import require
 
 
 def rotation(n_tokens: int, d_head: int, *, base: float = 10_000.0) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.models.blocks import seeded
-from fieldbook.recipe import require
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 Layer = Literal["enc_pre_latent", "enc_last"]

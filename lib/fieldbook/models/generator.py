@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.models.attention import EncoderBlock
 from fieldbook.models.blocks import FeedForward, seeded
-from fieldbook.recipe import require
 
 
 class Condition(nn.Module):

@@ -4,9 +4,9 @@ import itertools
 
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.models import preprocess
 from fieldbook.models.blocks import seeded
-from fieldbook.recipe import require
 
 HIDDEN_LAYERS = {"linear": 0, "mlp_1": 1, "mlp_2": 2}
 

@@ -4,7 +4,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from fieldbook.recipe import require
+from fieldbook.checks import require
 
 
 class Affine(nn.Module):

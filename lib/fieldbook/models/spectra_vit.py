@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fieldbook.checks import require
 from fieldbook.models.attention import EncoderBlock, rotation
 from fieldbook.models.blocks import seeded
-from fieldbook.recipe import require
 
 # -- from flux (batch, pixel) to tokens (batch, patch, d_model): three ways to write one linear map of each patch
 
