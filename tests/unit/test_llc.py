@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fieldbook import functional
 from fieldbook.data.modular import task
 from fieldbook.models.grokker import Grokker
 from fieldbook.samplers import llc
@@ -35,7 +36,7 @@ def test_slices_find_every_parameter(network):
     model, *_ = network
     w = llc.flatten(model)
     for name, parameter in model.named_parameters():
-        assert torch.equal(w[llc.parameter_slices(model)[name]], parameter.flatten())
+        assert torch.equal(w[functional.parameter_slices(model)[name]], parameter.flatten())
 
 
 def test_losses_are_zero_at_the_start_whatever_the_minibatch(network):

@@ -5,7 +5,7 @@ import torch
 
 from fieldbook.data.modular import task
 from fieldbook.models.grokker import Grokker
-from fieldbook.samplers import llc, rescaled, symmetry
+from fieldbook.samplers import calibration, llc, rescaled, symmetry
 from fieldbook.samplers.preconditioners import SAMPLERS
 
 HOW = rescaled.Sampling(steps=12, burn_in=2, chains=2, batch_size=8)
@@ -86,16 +86,16 @@ def test_calibration_reaches_its_target(start, tuned):
 
 def test_crossing_is_interpolated_and_a_target_out_of_reach_is_named():
     gammas, values = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([math.nan, 4.0, 1.0])
-    assert rescaled.crossing(gammas, values, 2.0, ceiling=9.0) == pytest.approx(10**1.5, rel=1e-6)
-    assert rescaled.crossing(gammas, values, 6.0, ceiling=9.0) == pytest.approx(10**0.5, rel=1e-6)
+    assert calibration.crossing(gammas, values, 2.0, ceiling=9.0) == pytest.approx(10**1.5, rel=1e-6)
+    assert calibration.crossing(gammas, values, 6.0, ceiling=9.0) == pytest.approx(10**0.5, rel=1e-6)
     for target in (0.5, 20.0):
         with pytest.raises(ValueError, match=r"not between the estimates 1 \.\. 9 at gamma = 1 \.\. 100"):
-            rescaled.crossing(gammas, values, target, ceiling=9.0)
+            calibration.crossing(gammas, values, target, ceiling=9.0)
 
 
 def test_what_cannot_be_sampled_is_refused_before_it_is(start, monkeypatch):
     gelu = network("gelu")
-    monkeypatch.setattr(rescaled, "chain", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr(llc, "chain", lambda *a, **k: pytest.fail("sampled"))
     with pytest.raises(ValueError, match="beta needs a ReLU"):
         rescaled.rows(gelu, "sgld", [(1.0, 3.0)], HOW, eps=1e-6, gamma=1.0)
     with pytest.raises(ValueError, match="sampler = 'adam': expected one of sgld, psgld"):

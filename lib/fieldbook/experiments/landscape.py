@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fieldbook.checkpoints import save_weights
 from fieldbook.data.modular import Task
 from fieldbook.experiments import networks
+from fieldbook.functional import flatten, outputs_of, stacked_losses, trained
 from fieldbook.hardware import device
 from fieldbook.recipe import stream
 from fieldbook.samplers import wang_landau as wl
-from fieldbook.samplers.llc import flatten, stacked_losses, unflatten
 from fieldbook.tables import Row, Table
 
 MEMORISED = 0.99  # train accuracy
@@ -27,7 +27,8 @@ MEMORISED = 0.99  # train accuracy
 
 def scales(model: nn.Module) -> Tensor:
     """Root mean square of the tensor that each parameter belongs to, (D,)."""
-    return torch.cat([w.detach().square().mean().sqrt().expand(w.numel()) for w in model.parameters()])
+    sizes = [w.detach().square().mean().sqrt().expand(w.numel()) for w in trained(model).values()]
+    return torch.cat(sizes)
 
 
 def whitened(model: nn.Module, scale: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ def loss_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> 
 
 def accuracy_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
     """Share of right answers as a function of z (.., D)."""
-    parameters_of = unflatten(model)
+    outputs = outputs_of(model)
 
     def one(vector: Tensor) -> Tensor:
-        return torch.func.functional_call(model, parameters_of(vector), (inputs,)).argmax(-1) == target
+        return outputs(vector, inputs).argmax(-1) == target
 
     many = torch.func.vmap(one)
     return lambda z: many((z * scale).flatten(0, -2)).double().mean(-1).view(z.shape[:-1])
@@ -177,7 +178,7 @@ def _prepare(
     settings: networks.Settings, operation: str, file: Path
 ) -> tuple[nn.Module, wl.Energy, Callable[[Tensor], Tensor], Tensor]:
     """The trained network, its train loss and strict test accuracy as functions of z, and its own z."""
-    model = networks.load(settings, file).to(device()).requires_grad_(False)
+    model = networks.load(settings, file).to(device())
     t: Task = networks.task_of(settings, operation, settings["seeds"][0])
     scale = scales(model)
     split: list[Any] = [(t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)]

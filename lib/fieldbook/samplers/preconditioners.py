@@ -6,12 +6,15 @@ When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2: SGLD's s
 c^-1, that of the rule that divides by the squared norm as c^-4, and those of `rsgld` and `si_sgld` not at all.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fieldbook.checks import require
 
 SAMPLERS = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
 
@@ -70,10 +73,12 @@ def rsgld(fisher: Tensor, orbits: Sequence[Tensor], *, damping: float = 1.0) -> 
 
     Args:
         fisher: (..., D) mean squared per-example gradients at the start, in the coordinates sampled.
-        orbits: index tensors that partition 0 .. D-1 into the tensors that a symmetry scales together.
+        orbits: index tensors that partition 0 .. D-1 into the tensors that a symmetry scales together. One without
+            information, on which the loss does not depend, stays where it is.
     Source: Patterson & Teh 2013, *Stochastic gradient Riemannian Langevin dynamics on the probability simplex*.
     """
-    return _frozen(1 / (fisher + damping * _over_orbits(fisher, orbits)))
+    _require_partition(orbits, fisher.shape[-1])
+    return _frozen(_inverse(fisher + damping * _over_orbits(fisher, orbits)))
 
 
 def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
@@ -81,12 +86,20 @@ def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
 
     Args:
         w_star: (..., D) where the chain starts; `orbits`: as in `rsgld`.
+    Warns:
+        UserWarning: an orbit is zero at w*, so that no step moves it.
     """
+    _require_partition(orbits, w_star.shape[-1])
+    still = [k for k, orbit in enumerate(orbits) if not w_star[..., orbit].any()]
+    if still:
+        size = sum(len(orbits[k]) for k in still)
+        warnings.warn(f"w_star is zero in orbits {still}: {size} coordinates will not be sampled", stacklevel=2)
     return _frozen(_over_orbits(w_star.square(), orbits))
 
 
 def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
     """P = mean squared weight of the orbit at the current point, A = 1 / P(w*), Gamma = div P = 2 w / (orbit size)."""
+    _require_partition(orbits, w_star.shape[-1])
     start = _over_orbits(w_star.square(), orbits)
     size = torch.empty_like(w_star)
     for orbit in orbits:
@@ -101,11 +114,14 @@ def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
 def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner:
     """P = 1 / (squared norm of the orbit + damping), A = 1: the source log's rule, kept as the negative control."""
 
+    def init(w: Tensor) -> State:
+        _require_partition(orbits, w.shape[-1])
+
     def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
         norm = _over_orbits(w.square(), orbits, torch.sum)
         return Metric(1 / (norm + damping), w.new_ones(()), w.new_zeros(())), state
 
-    return _stateless, update
+    return init, update
 
 
 def named(
@@ -162,6 +178,12 @@ def _stateless(w: Tensor) -> None:
 def _inverse(x: Tensor) -> Tensor:
     """1 / x, and 0 where x is 0: a coordinate that does not move needs no localisation."""
     return torch.where(x > 0, 1 / x, torch.zeros_like(x))
+
+
+def _require_partition(orbits: Sequence[Tensor], size: int) -> None:
+    found = torch.cat([orbit.flatten().cpu() for orbit in orbits] or [torch.empty(0)])
+    whole = torch.equal(found.sort().values, torch.arange(size))
+    require(whole, "orbits", f"{len(found)} indices", f"each of 0 .. {size - 1} once")
 
 
 def _over_orbits(x: Tensor, orbits: Sequence[Tensor], reduce: Callable[..., Tensor] = torch.mean) -> Tensor:

@@ -6,7 +6,7 @@ grid differ by two scalars per tensor; noise and minibatches are the same in all
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import stream
-from fieldbook.samplers import llc, preconditioners, symmetry
-from fieldbook.samplers.preconditioners import Preconditioner, named
-from fieldbook.samplers.sgmcmc import chain, require_stable
+from fieldbook.samplers import calibration, llc, preconditioners, symmetry
+from fieldbook.samplers.llc import Sampling
+from fieldbook.samplers.preconditioners import named
+from fieldbook.samplers.sgmcmc import Gradient
 
 # From a minimum, where gradients vanish, the customary damping of 1e-5 makes a first step that leaves it.
 _named = partial(named, psgld_damping=1e-3)
@@ -44,17 +44,6 @@ class Minimum:
         return llc.inverse_temperature(len(self.target))
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the chains of every cell run: `chains` of `steps` steps, of which `burn_in` are dropped."""
-
-    steps: int
-    burn_in: int
-    chains: int
-    batch_size: int
-    seed: int = 0
-
-
 def traces(
     start: Minimum,
     name: str,
@@ -74,7 +63,8 @@ def traces(
     factors = symmetry.grid_factors(start.model, cells).to(w)[:, None]
     build = _named(name, factors * w, start.fisher / factors**2, orbits)
     framed, points = preconditioners.in_frame(build, factors), w.expand(len(cells), how.chains, -1)
-    return _chain(start, start.model, points, framed, how, eps=eps, n_beta=n_beta or start.n_beta, gamma=gamma)
+    gradient, n_beta = _gradient(start, start.model, how), n_beta or start.n_beta
+    return llc.traces(gradient, points, framed, how, eps=eps, gamma=gamma, n_beta=n_beta)
 
 
 def direct_trace(start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: float, gamma: float) -> Tensor:
@@ -83,95 +73,42 @@ def direct_trace(start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: f
     w, orbits = llc.flatten(model), symmetry.orbits(model)
     fisher = start.fisher / symmetry.grid_factors(start.model, [cell])[0].to(w) ** 2
     build = _named(name, w, fisher, orbits)
-    points = w.expand(1, how.chains, -1)
-    return _chain(start, model, points, build, how, eps=eps, n_beta=start.n_beta, gamma=gamma)[:, 0]
-
-
-def _chain(
-    start: Minimum, model: Grokker, w: Tensor, build: Preconditioner, how: Sampling, **options: float | Tensor
-) -> Tensor:
-    seeds = [stream("chain", how.seed, k) % 2**31 for k in range(how.chains)]
-    gradient = llc.minibatch_gradient(model, start.pairs, start.target, batch_size=how.batch_size, seeds=seeds)
-    generator = torch.Generator(w.device).manual_seed(stream("noise", how.seed))
-    options = {name: x[:, None, None].to(w) if isinstance(x, Tensor) else x for name, x in options.items()}
-    return torch.stack([losses for losses, _ in chain(gradient, w, build, generator, steps=how.steps, **options)])
+    gradient, points = _gradient(start, model, how), w.expand(1, how.chains, -1)
+    return llc.traces(gradient, points, build, how, eps=eps, gamma=gamma, n_beta=start.n_beta)[:, 0]
 
 
 def calibrate(
     start: Minimum, name: str, how: Sampling, *, relaxation: float, target: float, n: int = 18
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Step size and localisation at which a sampler's estimate at (1, 1) is the target, and the way there.
-
-    Localisation sets how far a chain may stray, hence the estimate; samplers are compared where they agree at (1, 1).
-    The step size is relaxation / (gamma max(P A)): localisation alone takes back half of `relaxation` of a deviation
-    per step, and P A = 1 for samplers that localise in their own metric.
-
-    Args:
-        target: between 0 and n_beta log(classes), the estimate of a network that guesses.
-        n: localisations tried, over six decades around the one at which weights would move by their own size.
-    Returns:
-        `gamma`, `eps` and `eps_limit`, the stability bound at (1, 1); one row per localisation with gamma, eps and llc.
-    Raises:
-        ValueError: the estimates do not pass the target, or the step size is unstable (`sgmcmc.require_stable`).
-    """
-    (p, a, _), w = _first_metric(start, name), llc.flatten(start.model)
-    natural = float((1 / a[a > 0]).mean() / w.square().mean())
-    gammas = natural * torch.logspace(-1.5, 4.5, n, dtype=torch.float64)
-    epsilons = relaxation / (gammas * float((p * a).max()))
-    require_stable(float(epsilons[0]), float(gammas[0] * (p * a).max()))
-    trace = traces(start, name, [(1.0, 1.0)] * n, how, eps=epsilons, gamma=gammas).cpu().double()
-    values, _ = llc.estimate(trace, n_beta=start.n_beta, burn_in=how.burn_in)
-    gamma = crossing(gammas, values, target, ceiling=start.n_beta * math.log(start.model.p))
-    eps = relaxation / (gamma * float((p * a).max()))
-    curvature = llc.largest_curvature(start.model, start.pairs, start.target, p)
-    stiffness = start.n_beta * curvature + gamma * float((p * a).max())
-    require_stable(eps, stiffness)
-    curve = zip(gammas.tolist(), epsilons.tolist(), values.tolist(), strict=True)
-    found = {"gamma": gamma, "eps": eps, "eps_limit": 4 / stiffness}
-    return found, [{"gamma": gamma, "eps": eps, "llc": value} for gamma, eps, value in curve]
+    """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared; a guess has log(classes) nats."""
+    w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
+    _, slope = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
+    return calibration.calibrate(
+        _gradient(start, start.model, how),
+        w,
+        _named(name, w, start.fisher, orbits),
+        how,
+        n_beta=start.n_beta,
+        relaxation=relaxation,
+        target=target,
+        ceiling=start.n_beta * math.log(start.model.p),
+        slope=slope[0],
+        curvature=partial(llc.largest_curvature, start.model, start.pairs, start.target),
+        n=n,
+    )
 
 
 def lengthen(start: Minimum, name: str, how: Sampling, *, eps: float, gamma: float) -> list[dict[str, float]]:
-    """Estimates at (1, 1) over the first T steps, for a quarter, a half and the whole of eps, T up to four times `how`.
-
-    What short chains measure grows with eps T until localisation, not their length, holds them.
-    """
-    sizes = [share * eps for share in (0.25, 0.5, 1.0)]
-    longer = replace(how, steps=4 * how.steps)
-    trace = traces(start, name, [(1.0, 1.0)] * len(sizes), longer, eps=torch.tensor(sizes), gamma=gamma)
-    sums = start.n_beta * trace.double().mean(2).cumsum(0).cpu()
-    lengths = sorted({round(4 * (longer.steps / 4) ** (k / 15)) for k in range(16)})
-    return [
-        {"sampler": name, "eps": size, "T": t, "gamma": gamma, "llc": float(sums[t - 1, k]) / t}
-        for k, size in enumerate(sizes)
-        for t in lengths
-    ]
+    """`calibration.lengthen` for a sampler at (1, 1)."""
+    w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
+    gradient, build = _gradient(start, start.model, how), _named(name, w, start.fisher, orbits)
+    rows = calibration.lengthen(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=start.n_beta)
+    return [{"sampler": name, **row} for row in rows]
 
 
-def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -> float:
-    """The localisation at which the estimate first passes below a target, interpolated in log gamma and log estimate.
-
-    Args:
-        gammas: (k,) increasing; `values`: (k,) estimates, which fall with gamma.
-        ceiling: what an estimate that is larger, or not finite, counts as.
-    Raises:
-        ValueError: the estimates do not pass the target; says their range.
-    """
-    values = values.double().nan_to_num(nan=ceiling, posinf=ceiling).clamp(min=1e-12, max=ceiling)
-    below = (values < target).nonzero().flatten()
-    if not len(below) or below[0] == 0:
-        found = f"{values.min():.3g} .. {values.max():.3g} at gamma = {gammas[0]:.3g} .. {gammas[-1]:.3g}"
-        raise ValueError(f"target = {target:.3g}: not between the estimates {found}")
-    around = slice(int(below[0]) - 1, int(below[0]) + 1)
-    x, (y0, y1) = gammas[around].double().log(), values[around].log()
-    return float((x[0] + (y0 - math.log(target)) / (y0 - y1) * (x[1] - x[0])).exp())
-
-
-def _first_metric(start: Minimum, name: str) -> preconditioners.Metric:
-    w = llc.flatten(start.model)
-    init, update = _named(name, w, start.fisher, symmetry.orbits(start.model))
-    _, g = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
-    return preconditioners.Metric(*(part.to(w).expand_as(w) for part in update(init(w), w, g[0])[0]))
+def _gradient(start: Minimum, model: Grokker, how: Sampling) -> Gradient:
+    seeds = llc.chain_seeds(how)
+    return llc.minibatch_gradient(model, start.pairs, start.target, batch_size=how.batch_size, seeds=seeds)
 
 
 @torch.no_grad()

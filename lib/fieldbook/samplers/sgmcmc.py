@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldbook.checks import numbers, require
 from fieldbook.samplers.preconditioners import Metric, Preconditioner
 
 Gradient = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -53,29 +54,36 @@ def chain(
     n_beta: float,
     gamma: float | Tensor,
     steps: int,
-    common_noise: bool = True,
+    common_noise: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run stacked chains from w*, yielding (losses, points) at the points where gradients are taken.
 
     Args:
-        gradient: (w, step) -> (losses, gradient of their mean, shaped like w).
-        w_star: (cells, .., D) start and centre of localisation.
+        gradient: (w, step) -> (losses (..), gradient of their mean, shaped like w).
+        w_star: (.., D) start and centre of localisation, sampled in float32 or wider.
+        generator: on the device of w_star.
         eps, gamma: numbers, or tensors that broadcast against w, such as (cells, 1, 1).
-        common_noise: the same noise for every index of the first axis (common random numbers), so that cells differ by
-            their metric alone.
+        common_noise: the same noise for every index of the first of three or more axes (common random numbers), so that
+            cells (cells, chains, D) differ by their metric alone.
     Raises:
-        ValueError: eps, n_beta or steps is not positive, or gamma is negative.
+        ValueError: eps, n_beta or steps is not positive; gamma is negative; noise that is common to all chains; or the
+            gradient's losses or gradients have another shape.
     """
+    w_star = numbers(w_star, "w_star")
+    alone = "False for (chains, D), which would all be one chain; True takes (cells, chains, D)"
+    require(w_star.ndim > 2 or not common_noise or len(w_star) == 1, "common_noise", True, alone)
     for name, value in (("eps", eps), ("n_beta", n_beta), ("steps", steps)):
-        if not (torch.as_tensor(value) > 0).all():
-            raise ValueError(f"{name} = {value}: expected a positive number")
-    if not (torch.as_tensor(gamma) >= 0).all():
-        raise ValueError(f"gamma = {gamma}: expected 0 or more")
+        positive = torch.as_tensor(value)
+        require((positive > 0).all() and positive.isfinite().all(), name, value, "a positive number")
+    require((torch.as_tensor(gamma) >= 0).all(), "gamma", gamma, "0 or more")
     init, update = preconditioner
     w, state, previous = w_star.clone(), init(w_star), None
     shape = w.shape[1:] if common_noise else w.shape
     for t in range(steps):
         losses, g = gradient(w, t)
+        shapes = tuple(losses.shape), tuple(g.shape)
+        expected = f"{tuple(w.shape[:-1])}, one loss per chain, and {tuple(w.shape)}"
+        require(shapes == (w.shape[:-1], w.shape), "shapes of losses and gradient", shapes, expected)
         yield losses, w
         metric, state = update(state, w, g)
         if metric is not previous:

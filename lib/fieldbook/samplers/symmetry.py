@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fieldbook import functional
+from fieldbook.checks import require
 from fieldbook.models.grokker import Grokker
-from fieldbook.samplers.llc import parameter_slices
 
 LOGIT_GATE = 1e-4  # largest change of a logit at which a rescaling still counts as exact, float32
 
@@ -29,12 +30,21 @@ _EXPONENTS = {  # parameter -> (power of alpha, power of beta)
 
 
 def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
-    """Powers (of alpha, of beta) by which the combined rescaling multiplies each parameter, by name."""
+    """Powers (of alpha, of beta) by which the combined rescaling multiplies each parameter, by name.
+
+    Raises:
+        ValueError: the network lacks what is rescaled: without it a rescaling would be the identity, and exact.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in _EXPONENTS:
+        there = any(re.fullmatch(pattern, name) for name in names)
+        accepted = f"parameters named like those of fieldbook.models.grokker.Grokker, {pattern} among them"
+        require(there, "model", type(model).__name__, accepted)
 
     def powers(name: str) -> tuple[int, int]:
         return next((powers for pattern, powers in _EXPONENTS.items() if re.fullmatch(pattern, name)), (0, 0))
 
-    return {name: powers(name) for name, _ in model.named_parameters()}
+    return {name: powers(name) for name in names}
 
 
 def orbits(model: Grokker) -> list[Tensor]:
@@ -44,11 +54,7 @@ def orbits(model: Grokker) -> list[Tensor]:
     change when their weights are traded against what feeds them. (Trading a norm's gain would also split the linear
     maps that read it; kept whole, the key's bias, to which softmax is blind, shares the scale of the key's weight.)
     """
-    groups: dict[str, list[Tensor]] = {}
-    for name, indices in parameter_slices(model).items():
-        alone = re.fullmatch(r"blocks\.\d+\.(attn\.out|ffn\.down)\.bias", name)
-        groups.setdefault(name if alone else name.rpartition(".")[0], []).append(indices)
-    return [torch.cat(group) for group in groups.values()]
+    return functional.orbits(model, r"blocks\.\d+\.(attn\.out|ffn\.down)\.bias")
 
 
 def _scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float]:
@@ -132,9 +138,10 @@ def require_exact(gap: float, gate: float = LOGIT_GATE) -> float:
 
 def grid_factors(model: Grokker, cells: Sequence[tuple[float, float]]) -> Tensor:
     """Factor of every parameter in every cell, (cell, D), for cells given as (alpha, beta)."""
-    sizes = [w.numel() for w in model.parameters()]
-    per_tensor = torch.tensor([list(_scale_factors(model, *cell).values()) for cell in cells], dtype=torch.float64)
-    return per_tensor.repeat_interleave(torch.tensor(sizes), 1)
+    sizes = {name: w.numel() for name, w in functional.trained(model).items()}
+    rows = [[_scale_factors(model, *cell)[name] for name in sizes] for cell in cells]
+    per_tensor = torch.tensor(rows, dtype=torch.float64)
+    return per_tensor.repeat_interleave(torch.tensor(list(sizes.values())), 1)
 
 
 def log_grid(n: int, decades: float = 1.0, *, reference: bool = True) -> np.ndarray:
