@@ -114,7 +114,8 @@ def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
         reason = None
         if works:
             try:
-                return batched(*arguments)
+                with sdpa_kernel(SDPBackend.MATH):  # which vmap can batch
+                    return batched(*arguments)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -225,7 +226,8 @@ def _require_tensor(outputs: object, n: int) -> None:
     remedy = "a tensor (n, ..), n the number of inputs: wrap the network in a module that returns one"
     require(isinstance(outputs, Tensor), "type of the output", type(outputs).__name__, remedy)
     require(outputs.ndim > 0 and len(outputs) == n, "shape of the output", tuple(outputs.shape), remedy)
-    require(outputs.isfinite().all(), "output", outputs.flatten()[:3].tolist(), "finite numbers")
+    accepted = "finite numbers; half precision overflows early: use `model.float()`"
+    require(outputs.isfinite().all(), "output", outputs.flatten()[:3].tolist(), accepted)
 
 
 def _modules(f: object, depth: int = 3) -> list[nn.Module]:

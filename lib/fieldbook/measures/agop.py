@@ -85,7 +85,16 @@ def residuals(target: Tensor) -> Rule:
 
     The second moment of J^T r is what the source log calls AGOP. It vanishes with the residual, however large J.
     """
-    return lambda outputs, at: outputs.softmax(1) - torch.nn.functional.one_hot(target[at], outputs.shape[1])
+    integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    require(integer and target.ndim == 1, "target", f"{target.dtype} {tuple(target.shape)}", "classes (n,) of int64")
+    lowest, highest = int(target.min()), int(target.max())
+
+    def residual(outputs: Tensor, at: slice) -> Tensor:
+        classes = outputs.shape[1]
+        require(0 <= lowest and highest < classes, "target", (lowest, highest), f"classes in [0, {classes})")
+        return outputs.softmax(1) - torch.nn.functional.one_hot(target[at], classes)
+
+    return residual
 
 
 def one_hot_blocks(gradient: Tensor, embedding: Tensor) -> Tensor:

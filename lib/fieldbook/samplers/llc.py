@@ -6,7 +6,7 @@ measure what it should says so. `measure` does all of it for a network and its d
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,10 +32,11 @@ from fieldbook.functional import unflatten as unflatten  # the inverse of `flatt
 from fieldbook.recipe import Recipe, indices, stream
 from fieldbook.samplers.preconditioners import Metric, Preconditioner, named
 from fieldbook.samplers.sgmcmc import Gradient, chain
-from fieldbook.training import fit
+from fieldbook.training import Diverged, fit
 
 FLAGS = ("not finite", "identical chains", "left the basin", "drifting", "negative", "above d/2")
 STEP_BIAS = 0.05  # share of d/2 by which a finite step, eps P a up to 0.2, lifts a regular model
+FREE = 0.1  # of a free walk's squared distance: a direction has gone 1 / (eps P a T) of it once it is held
 PART = 2048  # examples in one forward pass
 
 
@@ -56,7 +57,9 @@ class Coefficient(NamedTuple):
     Attributes:
         llc, error: the estimate, and its standard error over the chains.
         health: `ok`, or what is wrong, joined by `+`: `FLAGS`; `follows gamma`, where the estimate says more of the
-            localisation than of the network; `follows length`, where the chains have not got to where that holds them.
+            localisation than of the network; `follows length`, where it still changes with the number of steps; `still
+            spreading`, where the weights have gone more than a tenth of the way (squared) of a free random walk: then
+            directions that are too soft for so many steps do not count yet, and the estimate is a lower bound.
         eps, gamma, n_beta: step size, localisation, and n times the inverse temperature.
         by_gamma: the estimates at a third of gamma, at gamma, and at three times gamma, with the same noise.
         by_length: the estimates after half of the steps, and after all.
@@ -116,15 +119,22 @@ def measure(
     gammas = gamma * torch.tensor([1 / 3, 1.0, 3.0], dtype=torch.float64)
     eps = step / (n_beta * curvature + float(gammas[-1] * (p * a).max()))
     points = w.expand(len(gammas), how.chains, -1)
-    trace = traces(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta).cpu().double()
+    losses = []
+    run = points_of(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta)
+    last = points
+    for at_step, last in run:  # noqa: B007, the last points are looked at below
+        losses.append(at_step)
+    trace = torch.stack(losses).cpu().double()
     values, errors = estimate(trace, n_beta=n_beta, burn_in=how.burn_in)
     guess = n_beta * _loss_of_guessing(model, inputs, target, loss)
     found = health(trace, n_beta=n_beta, ceiling=guess, dimension=w.numel(), burn_in=how.burn_in)[1]
     whole = n_beta * trace[how.burn_in :].mean(0)
     shorter = n_beta * trace[how.burn_in // 2 : how.steps // 2, 1].mean(0)
+    free = (a * (last[1] - w).square()).mean() / (eps * (p * a).mean() * how.steps)
     flags = [found] if found != "ok" else []
     flags += ["follows gamma"] * _differ(whole[0], whole[2], whole[1], share=0.25)
     flags += ["follows length"] * _differ(shorter, whole[1], whole[1], share=0.1)
+    flags += ["still spreading"] * bool(free > FREE)
     return Coefficient(
         llc=float(values[1]),
         error=float(errors[1]),
@@ -234,20 +244,25 @@ def traces(
         gradient: as `minibatch_gradient` makes it with `chain_seeds`; `w`: (cells, chains, D), where chains start.
         eps, gamma: numbers, or (cells,) tensors.
     """
+    run = points_of(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=n_beta)
+    return torch.stack([losses for losses, _ in run])
+
+
+def points_of(
+    gradient: Gradient,
+    w: Tensor,
+    build: Preconditioner,
+    how: Sampling,
+    *,
+    eps: float | Tensor,
+    gamma: float | Tensor,
+    n_beta: float,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same chains step by step, (losses (cells, chains), points (cells, chains, D))."""
     eps, gamma = (x[:, None, None].to(w) if isinstance(x, Tensor) else x for x in (eps, gamma))
     generator = torch.Generator(w.device).manual_seed(stream("noise", how.seed))
-    run = chain(
-        gradient,
-        w,
-        build,
-        generator,
-        eps=eps,
-        n_beta=n_beta,
-        gamma=gamma,
-        steps=how.steps,
-        common_noise=True,
-    )
-    return torch.stack([losses for losses, _ in run])
+    settings = {"eps": eps, "gamma": gamma, "n_beta": n_beta, "steps": how.steps}
+    return chain(gradient, w, build, generator, common_noise=True, **settings)
 
 
 def first_metric(build: Preconditioner, w: Tensor, slope: Tensor) -> Metric:
@@ -283,14 +298,19 @@ def polish(
         network.eval()
         return loss(at_least_single(network(inputs[index])), target[index]).mean()
 
+    def evaluate(network: nn.Module, step: int) -> dict[str, float]:
+        return {"loss": float(mean_loss(network, everything, torch.default_generator))}
+
+    everything = torch.arange(len(target))
     recipe = Recipe(steps=steps, batch_size=len(target), lr=lr, betas=(0.9, 0.98), schedule="cosine", seed=seed)
-    start, _ = loss_and_gradient_norm(model, inputs, target, loss)
-    fit(model, mean_loss, len(target), recipe, progress=False)
-    model.eval()
-    end, _ = loss_and_gradient_norm(model, inputs, target, loss)
+    try:
+        history = fit(model, mean_loss, len(target), recipe, evaluate=evaluate, progress=False).history
+    except Diverged as error:
+        history = [*error.fit.history, {"loss": math.nan}]
     for module, mode in modes.items():
         module.training = mode
-    if not end <= start:
+    start, end = history[0]["loss"], history[-1]["loss"]
+    if not end <= start + 1e-3 * abs(start):  # at a minimum it wavers by rounding
         model.load_state_dict(before)
         raise ValueError(f"lr = {lr}: the loss rose from {start:.4g} to {end:.4g}; expected a smaller learning rate")
 
