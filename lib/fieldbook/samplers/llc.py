@@ -119,22 +119,20 @@ def measure(
     gammas = gamma * torch.tensor([1 / 3, 1.0, 3.0], dtype=torch.float64)
     eps = step / (n_beta * curvature + float(gammas[-1] * (p * a).max()))
     points = w.expand(len(gammas), how.chains, -1)
-    losses = []
-    run = points_of(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta)
-    last = points
-    for at_step, last in run:  # noqa: B007, the last points are looked at below
-        losses.append(at_step)
-    trace = torch.stack(losses).cpu().double()
+    walked = [
+        (losses, (a * (point[1] - w).square()).mean())
+        for losses, point in _chains(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta)
+    ]
+    trace = torch.stack([losses for losses, _ in walked]).cpu().double()
     values, errors = estimate(trace, n_beta=n_beta, burn_in=how.burn_in)
     guess = n_beta * _loss_of_guessing(model, inputs, target, loss)
     found = health(trace, n_beta=n_beta, ceiling=guess, dimension=w.numel(), burn_in=how.burn_in)[1]
     whole = n_beta * trace[how.burn_in :].mean(0)
     shorter = n_beta * trace[how.burn_in // 2 : how.steps // 2, 1].mean(0)
-    free = (a * (last[1] - w).square()).mean() / (eps * (p * a).mean() * how.steps)
     flags = [found] if found != "ok" else []
     flags += ["follows gamma"] * _differ(whole[0], whole[2], whole[1], share=0.25)
     flags += ["follows length"] * _differ(shorter, whole[1], whole[1], share=0.1)
-    flags += ["still spreading"] * bool(free > FREE)
+    flags += ["still spreading"] * bool(walked[-1][1] > FREE * eps * (p * a).mean() * how.steps)
     return Coefficient(
         llc=float(values[1]),
         error=float(errors[1]),
@@ -244,11 +242,11 @@ def traces(
         gradient: as `minibatch_gradient` makes it with `chain_seeds`; `w`: (cells, chains, D), where chains start.
         eps, gamma: numbers, or (cells,) tensors.
     """
-    run = points_of(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=n_beta)
+    run = _chains(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=n_beta)
     return torch.stack([losses for losses, _ in run])
 
 
-def points_of(
+def _chains(
     gradient: Gradient,
     w: Tensor,
     build: Preconditioner,
@@ -258,7 +256,7 @@ def points_of(
     gamma: float | Tensor,
     n_beta: float,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same chains step by step, (losses (cells, chains), points (cells, chains, D))."""
+    """The chains of `traces` step by step, (losses (cells, chains), points (cells, chains, D))."""
     eps, gamma = (x[:, None, None].to(w) if isinstance(x, Tensor) else x for x in (eps, gamma))
     generator = torch.Generator(w.device).manual_seed(stream("noise", how.seed))
     settings = {"eps": eps, "gamma": gamma, "n_beta": n_beta, "steps": how.steps}

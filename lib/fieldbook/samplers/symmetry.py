@@ -91,31 +91,6 @@ def rescale(model: Grokker, alpha: float = 1.0, beta: float = 1.0, *, eps_mode: 
     return scaled
 
 
-def trade_factors(model: Grokker, scale: float) -> Grokker:
-    """A copy with the other exact symmetries applied by one factor: norm gain, query-key and value-output.
-
-    A gain and the linear maps that read it, W_q against W_k, and W_v against W_o trade a factor.
-    """
-    scaled = copy.deepcopy(model)
-    with torch.no_grad():
-        for block in scaled.blocks:
-            readers = {
-                block.attn_norm: (block.attn.query, block.attn.key, block.attn.value),
-                block.ffn_norm: (block.ffn.up,),
-            }
-            for norm, linears in readers.items():
-                norm.weight *= scale
-                norm.bias *= scale
-                for linear in linears:
-                    linear.weight /= scale
-            for one, other in ((block.attn.query, block.attn.key), (block.attn.value, block.attn.out)):
-                one.weight *= scale
-                one.bias *= scale
-                other.weight /= scale
-            block.attn.key.bias /= scale
-    return scaled
-
-
 def logit_gap(model: Grokker, other: Grokker, pairs: Tensor) -> float:
     """Largest absolute difference of any logit over the pairs."""
     with torch.no_grad():
