@@ -1,36 +1,86 @@
 """What the library accepts: refusals that name the thing, and one rule for the numbers that measures take."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def require(condition: object, name: str, value: object, accepted: str) -> None:
-    """Raise ValueError with the name, the value and what would be accepted, unless the condition holds."""
+    """Raise ValueError with the name, the value and what would be accepted, unless it holds."""
     if not condition:
         raise ValueError(f"{name} = {value!r} is not accepted; expected {accepted}")
 
 
-def numbers(x: object, name: str, *, ndim: int | None = None, least: int = 1, axis: int = 0) -> Tensor:
-    """What a measure computes with: finite real numbers in single precision or wider, with their graph and device.
+def at_least_single(x: Tensor) -> Tensor:
+    """The same numbers in float32, unless they have more digits or are no floats.
 
-    Half precision becomes float32, since a sum of many terms stops growing in it, and integers become float64.
+    In half precision a sum of many terms stops growing. Nothing is read back from the device.
+    """
+    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+
+
+def numbers(
+    x: object,
+    name: str,
+    *,
+    ndim: int | None = None,
+    shape: Sequence[int | None] | None = None,
+    least: int = 1,
+    axis: int = 0,
+) -> Tensor:
+    """What a measure computes with: finite real numbers, in float32 or wider, with graph and device.
+
+    Half precision becomes float32, integers float64.
 
     Args:
         x: a tensor, or an array or nested list of numbers.
         ndim: number of axes; any unless given.
+        shape: length of each axis, None where any is accepted; in place of `ndim`.
         least: how many samples there must be along `axis`.
     Raises:
-        ValueError: complex numbers or truth values, another number of axes, too few samples, or a number that is not
-            finite; names it and its place.
+        ValueError: no real numbers, another shape, too few samples, or a number that is not finite;
+            names it and its place.
     """
-    x = torch.as_tensor(x)
-    require(not (x.is_complex() or x.dtype == torch.bool), f"dtype of {name}", x.dtype, "real numbers")
-    require(x.ndim == ndim or ndim is None, f"shape of {name}", tuple(x.shape), f"{ndim} axes")
+    x = _tensor(x, name)
+    ndim = len(shape) if shape is not None else x.ndim if ndim is None else ndim
+    require(x.ndim == ndim, f"shape of {name}", tuple(x.shape), f"{ndim} axes")
     enough = x.ndim > 0 and x.shape[axis] >= least and x.numel()
-    require(enough, f"shape of {name}", tuple(x.shape), f"at least {least} along axis {axis}, and no empty one")
-    x = x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x.double()
+    accepted = f"at least {least} samples along axis {axis}, and no empty axis"
+    require(enough, f"shape of {name}", tuple(x.shape), accepted)
+    fits = shape is None or all(
+        want in (None, n) for n, want in zip(x.shape, shape, strict=True)
+    )
+    accepted = shape and f"({', '.join('any' if n is None else str(n) for n in shape)})"
+    require(fits, f"shape of {name}", tuple(x.shape), accepted)
+    x = at_least_single(x) if x.is_floating_point() else x.double()
     finite = x.detach().isfinite()
     if not finite.all():
         place = tuple((~finite).nonzero()[0].tolist())
-        require(False, f"{name}[{', '.join(map(str, place))}]", float(x[place]), "finite numbers")
+        accepted = "finite numbers, neither NaN nor infinite"
+        require(False, f"{name}[{', '.join(map(str, place))}]", float(x[place]), accepted)
     return x
+
+
+def positive(x: object, name: str, **options: object) -> Tensor:
+    """`numbers` that are all above zero."""
+    x = numbers(x, name, **options)
+    require((x > 0).all(), name, f"from {float(x.min()):.6g}", "positive numbers")
+    return x
+
+
+def _tensor(x: object, name: str) -> Tensor:
+    """Real numbers as a tensor, whatever holds them."""
+    if not isinstance(x, Tensor):
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise ValueError(f"{name} is no array; expected rows of equal length") from None
+        require(x.dtype.kind in "iuf", f"dtype of {name}", str(x.dtype), "real numbers")
+        native = x.astype(np.float64 if x.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
+        usable = native.flags.writeable and min(native.strides, default=0) >= 0
+        return torch.from_numpy(native if usable else native.copy())
+    real = not (x.is_complex() or x.is_quantized or x.dtype == torch.bool)
+    require(real, f"dtype of {name}", x.dtype, "real numbers")
+    return x.to_dense() if x.layout != torch.strided else x

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, require
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs (n, ..) and targets (n, ..) -> one loss per example (n,)."""
@@ -26,11 +26,6 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     remedy = "a network with parameters that require a gradient (`model.requires_grad_()`)"
     require(found, "model", type(model).__name__, remedy)
     return found
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """The same numbers in float32, unless they have more digits or are no floats."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 def flatten(model: nn.Module) -> Tensor:

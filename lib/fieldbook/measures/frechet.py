@@ -3,9 +3,7 @@
 A Fréchet distance is called FID only if its features are Inception's, resized by clean-fid. Nothing is downloaded.
 """
 
-import contextlib
 import importlib
-import io
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.checks import numbers, require
 from fieldbook.compat import importable_torchvision
 
 FidMode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
@@ -29,49 +27,122 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     symmetric eigenvalue problems in place of one Schur decomposition.
 
     Args:
-        mean1, mean2: (D,); `cov1`, `cov2`: (D, D).
+        mean1, mean2: (D,); `cov1`, `cov2`: (D, D), symmetric.
     Source: Heusel et al. 2017 (arXiv:1706.08500), equation 6.
     """
-    mean1, cov1, mean2, cov2 = (t.double() for t in (mean1, cov1, mean2, cov2))
+    mean1 = numbers(mean1, "mean1", ndim=1).double()
+    d = len(mean1)
+    mean2 = numbers(mean2, "mean2", shape=(d,)).double()
+    cov1, cov2 = _covariance(cov1, "cov1", d), _covariance(cov2, "cov2", d)
     values, vectors = torch.linalg.eigh(cov1)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
-    trace = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
-    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace)
+    root = vectors * _not_negative(values, "cov1").sqrt() @ vectors.mT
+    trace = _not_negative(torch.linalg.eigvalsh(root @ cov2 @ root), "cov2").sqrt().sum()
+    found = float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace)
+    return max(found, 0.0)  # below it by rounding
+
+
+def _covariance(cov: Tensor, name: str, d: int) -> Tensor:
+    cov = numbers(cov, name, shape=(d, d)).double()
+    skew = float((cov - cov.mT).abs().max())
+    require(skew <= 1e-4 * cov.abs().max(), f"asymmetry of {name}", skew, "a symmetric matrix")
+    return cov
+
+
+def _not_negative(values: Tensor, name: str) -> Tensor:
+    """Eigenvalues (d,), ascending, of a covariance matrix, or of its product with another."""
+    accepted = "a covariance matrix, whose eigenvalues are not negative"
+    least = f"least eigenvalue of {name}"
+    require(values[0] >= -1e-4 * values[-1].abs(), least, float(values[0]), accepted)
+    return values.clamp_min(0)
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features, (N, D) and (M, D); N, M >= 2."""
-    require(min(len(x), len(y)) >= 2, "features", (len(x), len(y)), "at least two samples of each")
-    return frechet_distance(x.double().mean(0), x.double().T.cov(), y.double().mean(0), y.double().T.cov())
+    """Fréchet distance between the Gaussians fitted to features (N, D) and (M, D); N, M >= 2."""
+    x, y = _features(x, "x", 2), _features(y, "y", 2)
+    _require_dimension(x, y)
+    square = (x.shape[1], x.shape[1])  # of one feature, torch makes a number
+    covs = [z.T.cov().reshape(square) for z in (x, y)]
+    return frechet_distance(x.mean(0), covs[0], y.mean(0), covs[1])
 
 
-def kid(x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000) -> float:
-    """Kernel distance with the cubic kernel (x.y / D + 1)^3: mean of unbiased estimates over random subsets.
+def kid(
+    x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000
+) -> float:
+    """Kernel distance with the kernel (x.y / D + 1)^3: mean of unbiased estimates over subsets.
+
+    clean-fid's draws its subsets from NumPy's global generator, which is the caller's.
 
     Args:
-        x: (N, D); `y`: (M, D). One estimate from everything if min(N, M) <= largest and N = M.
-        generator: of the subsets, on the CPU.
-    Source: Bińkowski et al. 2018 (arXiv:1801.01401), section 3; subsets and cross term as in clean-fid.
+        x: (N, D); `y`: (M, D); N, M >= 2. One estimate from everything if N = M <= largest.
+        generator: of the random subsets.
+    Raises:
+        ValueError: fewer than two samples of each, other shapes, or a number that is not finite.
+    Source: Bińkowski et al. 2018 (arXiv:1801.01401), section 3; subsets and cross term as in
+    clean-fid.
     """
-    x, y, m = x.double(), y.double(), min(len(x), len(y), largest)
-    total = 0.0
+    x, y = _features(x, "x", 2), _features(y, "y", 2)
+    _require_dimension(x, y)
+    require(subsets >= 1, "subsets", subsets, "at least 1")
+    require(largest >= 2, "largest", largest, "at least 2")
+    m = min(len(x), len(y), largest)
+    found = []
     for _ in range(1 if len(x) == len(y) == m else subsets):
-        a, b = (z[torch.randperm(len(z), generator=generator)[:m].to(z.device)] for z in (x, y))
-        within = sum((k := (z @ z.T / z.shape[1] + 1) ** 3).sum() - k.trace() for z in (a, b))
-        total += float(within / (m * (m - 1)) - 2 * ((a @ b.T / x.shape[1] + 1) ** 3).mean())
-    return total / (1 if len(x) == len(y) == m else subsets)
+        a, b = (_drawn(z, m, generator) for z in (x, y))
+        within = _within(a) + _within(b)
+        found.append(within / (m * (m - 1)) - 2 * _cubic(a, b).mean())
+    return sum(map(float, found)) / len(found)
+
+
+def _drawn(z: Tensor, m: int, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(len(z), generator=generator, device=generator.device)
+    return z[order[:m].to(z.device)]
+
+
+def _cubic(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _within(a: Tensor) -> Tensor:
+    """Sum of the kernel over pairs of different samples."""
+    k = _cubic(a, a)
+    return k.sum() - k.trace()
 
 
 def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """`precision`, `recall`, `density` and `coverage` of generated features among real ones, by k nearest neighbours.
+    """`precision`, `recall`, `density` and `coverage` of generated features among real ones.
 
-    Source: Kynkäänniemi et al. 2019 (arXiv:1904.06991); Naeem et al. 2020 (arXiv:2002.09797), whose code computes them.
+    All by balls about each sample that reach its k-th nearest neighbour of the same set. Balls are
+    closed, so that copies lie in the ball of their original even where it has no radius.
+
+    Args:
+        real: (N, D); `fake`: (M, D); N, M > k.
+    Raises:
+        ValueError: no more than k samples of each, other shapes, or a number that is not finite.
+    Source: Kynkäänniemi et al. 2019 (arXiv:1904.06991); Naeem et al. 2020 (arXiv:2002.09797).
     """
-    from prdc import compute_prdc
+    require(k >= 1, "k", k, "at least 1 neighbour")
+    real, fake = _features(real, "real", k + 1), _features(fake, "fake", k + 1)
+    _require_dimension(real, fake)
+    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    radii = [torch.cdist(z, z, **exact).kthvalue(k + 1).values for z in (real, fake)]
+    apart = torch.cdist(real, fake, **exact)
+    by_real, by_fake = apart <= radii[0][:, None], apart <= radii[1]
+    found = {
+        "precision": by_real.any(0),
+        "recall": by_fake.any(1),
+        "density": by_real.sum(0).double() / k,
+        "coverage": by_real.any(1),
+    }
+    return {name: float(value.double().mean()) for name, value in found.items()}
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of samples
-        found = compute_prdc(real.cpu().numpy(), fake.cpu().numpy(), k)
-    return {name: float(value) for name, value in found.items()}
+
+def _features(x: Tensor, name: str, least: int) -> Tensor:
+    return numbers(x, name, ndim=2, least=least).detach().double()
+
+
+def _require_dimension(x: Tensor, y: Tensor) -> None:
+    shapes = (tuple(x.shape), tuple(y.shape))
+    require(x.shape[1] == y.shape[1], "shapes of features", shapes, "as many features in both")
 
 
 def clean_fid() -> object:
