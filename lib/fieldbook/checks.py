@@ -58,7 +58,7 @@ def numbers(
     finite = x.detach().isfinite()
     if not finite.all():
         place = tuple((~finite).nonzero()[0].tolist())
-        accepted = "finite numbers, neither NaN nor infinite"
+        accepted = f"finite numbers ({int((~finite).sum())} NaN or infinite)"
         require(False, f"{name}[{', '.join(map(str, place))}]", float(x[place]), accepted)
     return x
 

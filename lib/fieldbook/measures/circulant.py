@@ -10,17 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-
-def _require_square(matrix: Tensor, least: int) -> int:
-    n = matrix.shape[-1]
-    if matrix.dim() < 2 or matrix.shape[-2] != n or n < least:
-        raise ValueError(f"matrix has shape {tuple(matrix.shape)}: expected (..., n, n) with n >= {least}")
-    return n
+from fieldbook.checks import numbers, require
 
 
 def center(matrix: Tensor) -> Tensor:
-    """Remove row and column means of (..., n, n): constants and single-token effects carry no cyclic structure."""
-    _require_square(matrix, 2)
+    """Remove row and column means of (..., n, n), which carry no cyclic structure; float64."""
+    matrix = _square(matrix, 2).double()
     rows, columns = matrix.mean(-1, keepdim=True), matrix.mean(-2, keepdim=True)
     return matrix - rows - columns + rows.mean(-2, keepdim=True)
 
@@ -28,19 +23,22 @@ def center(matrix: Tensor) -> Tensor:
 def circulant_share(matrix: Tensor) -> Tensor:
     """Share of a square matrix's energy on its wrapped diagonals, ||P_circ M||^2 / ||M||^2.
 
-    P_circ replaces each wrapped diagonal by its mean; equally, the energy of the 2-D DFT on u + v = 0 (mod n).
+    P_circ replaces each wrapped diagonal by its mean; equally, the energy of the 2-D DFT on
+    u + v = 0 (mod n).
 
     Args:
         matrix: (..., n, n), tokens in cyclic order on both axes.
     Returns:
-        (...,) in [0, 1]: 1 for an exact circulant, 1/n in expectation for iid entries of mean 0.
+        (...,) in [0, 1], float64: 1 for an exact circulant, 1/n in expectation for iid entries of
+        mean 0.
     Raises:
-        ValueError: the last two axes differ, or n < 2.
+        ValueError: the last two axes differ, n < 2, or a matrix is zero.
     """
-    n = _require_square(matrix, 2)
+    matrix = _square(matrix, 2).double()
+    n = matrix.shape[-1]
     i = torch.arange(n, device=matrix.device)
     diagonals = matrix[..., i, (i[:, None] + i) % n]  # (..., shift, position)
-    return diagonals.sum(-1).square().sum(-1) / n / matrix.square().sum((-1, -2))
+    return diagonals.sum(-1).square().sum(-1) / n / _energy(matrix)
 
 
 def expected_share(matrix: Tensor) -> Tensor:
@@ -54,7 +52,8 @@ def expected_share(matrix: Tensor) -> Tensor:
     Args:
         matrix: (..., n, n), n >= 4.
     """
-    n = _require_square(matrix, 4)
+    matrix = _square(matrix, 4).double()
+    n = matrix.shape[-1]
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
     off = matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
     rows, columns = off.sum(-1), off.sum(-2)
@@ -64,22 +63,33 @@ def expected_share(matrix: Tensor) -> Tensor:
     energy = s2 / (n - 1) + 2 * p / ((n - 1) * (n - 2)) + q / ((n - 1) * (n - 2))
     half = (s2 + s2r) / (n - 1) + q / ((n - 1) * (n - 3))
     total = (n - 1) * energy if n % 2 else (n - 2) * energy + half
-    return (trace**2 + total) / n / matrix.square().sum((-1, -2))
+    return (trace**2 + total) / n / _energy(matrix)
 
 
 def circulant_score(matrix: Tensor) -> Tensor:
     """Calibrated circulant share of the centred matrix: 0 for tokens in random order, 1 for an exact circulant.
 
     s = (share - s0) / (1 - s0) with s0 = `expected_share`: subtracting the expectation under relabelling removes what a
-    positive diagonal or a low rank alone gives (a random Gram matrix has share .6). Computed in double precision.
+    positive diagonal or a low rank alone gives (a random Gram matrix has share .6).
 
     Args:
         matrix: (..., n, n), tokens in cyclic order, n >= 4.
     Returns:
-        (...,) at most 1; nan for a matrix without structure left after centring.
+        (...,) at most 1, float64.
+    Raises:
+        ValueError: nothing but rounding is left after centring, or what is left is the same in
+            every order, as of the identity.
     """
-    centred = center(matrix.double())
+    matrix = _square(matrix, 4)
+    centred, share = center(matrix), "share of the energy of matrix that {} leaves"
+    left = centred.square().sum((-1, -2)) / _energy(matrix.double())
+    least = 4 * torch.finfo(matrix.dtype).eps ** 2
+    accepted = "a matrix that is more than a constant and effects of single tokens"
+    _require_above(least, left, share.format("centring"), accepted)
     null = expected_share(centred)
+    least = matrix.shape[-1] ** 2 * torch.finfo(torch.float64).eps
+    accepted = "a matrix that is another one when its tokens change places"
+    _require_above(least, 1 - null, share.format("relabelling"), accepted)
     return (circulant_share(centred) - null) / (1 - null)
 
 
@@ -97,9 +107,9 @@ def fourier_energies(embedding: Tensor) -> Tensor:
         (n // 2,) energies of frequencies 1 .. n // 2, both signs together; with the constant's they add up to n times
         the squared norm (Parseval).
     """
-    n = len(embedding)
-    energy = torch.fft.rfft(embedding.double(), dim=0).abs().square().sum(1)[1:] * 2
-    if n % 2 == 0:
+    embedding = numbers(embedding, "embedding", ndim=2, least=2).double()
+    energy = torch.fft.rfft(embedding, dim=0).abs().square().sum(1)[1:] * 2
+    if len(embedding) % 2 == 0:
         energy[-1] /= 2  # the Nyquist frequency is its own mirror image
     return energy
 
@@ -112,11 +122,20 @@ def fourier_concentration(embedding: Tensor, top: int = 5) -> tuple[float, float
     has another distribution and is left out of the K frequencies.
 
     Args:
-        embedding: (n, d), tokens in cyclic order.
+        embedding: (n, d), tokens in cyclic order, n >= 5: of one frequency there is nothing to tell.
     Returns:
         (calibrated Gini, share of the `top` largest energies).
+    Raises:
+        ValueError: n < 5, `top` < 1, or all tokens are the same.
     """
+    embedding = numbers(embedding, "embedding", ndim=2, least=5)
+    require(top >= 1, "top", top, "at least 1 frequency")
     n, d = embedding.shape
+    whole = n * embedding.double().square().sum()
+    share = fourier_energies(embedding).sum() / whole.where(whole > 0, 1.0)
+    least = 4 * torch.finfo(embedding.dtype).eps ** 2
+    accepted = "tokens that differ"
+    _require_above(least, share, "share of energy of embedding that is not constant", accepted)
     energies = fourier_energies(embedding)[: (n - 1) // 2].sort().values
     k = len(energies)
     ranks = torch.arange(1, k + 1, device=energies.device)
@@ -133,10 +152,41 @@ def shift_share(logits: Tensor, target: Tensor) -> float:
         target: (examples,) position of the right answer on the circle.
     Returns:
         In [0, 1]: 1 when every example's logits are one template, shifted to its answer.
+    Raises:
+        ValueError: fewer than two examples, other shapes, or logits that are all the same.
     Source: the equivariance of Nanda et al. 2023 (arXiv:2301.05217), where logits are sums of cos(w (a + b - c)).
     """
-    n = logits.shape[1]
+    logits = numbers(logits, "logits", ndim=2, least=2)
+    examples, n = logits.shape
+    whole = not (target.is_floating_point() or target.is_complex())
+    require(whole, "dtype of target", target.dtype, "integers, positions on the circle")
+    shape = tuple(target.shape)
+    require(shape == (examples,), "shape of target", shape, f"({examples},), one for each example")
     centred = logits.double() - logits.double().mean(1, keepdim=True)
-    shift = torch.arange(n, device=logits.device) + target[:, None]
+    varied, size = centred.square().sum(), logits.double().square().sum()
+    least = 4 * torch.finfo(logits.dtype).eps ** 2 * size
+    accepted = "logits that differ between outputs"
+    _require_above(least, varied, "energy of centred logits", accepted)
+    shift = torch.arange(n, device=logits.device) + target.to(logits.device)[:, None]
     template = centred.gather(1, shift % n).mean(0)
-    return float(len(logits) * template.square().sum() / centred.square().sum())
+    return float(examples * template.square().sum() / varied)
+
+
+def _square(matrix: Tensor, least: int) -> Tensor:
+    """Finite numbers (..., n, n), n >= least."""
+    matrix = numbers(matrix, "matrix")
+    n, shape = matrix.shape[-1], tuple(matrix.shape)
+    square = matrix.ndim >= 2 and matrix.shape[-2] == n and n >= least
+    require(square, "shape of matrix", shape, f"(..., n, n) with n >= {least}")
+    return matrix
+
+
+def _energy(matrix: Tensor) -> Tensor:
+    """Sum of squares (...,) of what must not be zero."""
+    energy = matrix.square().sum((-1, -2))
+    _require_above(0.0, energy, "energy of matrix", "a matrix that is not zero")
+    return energy
+
+
+def _require_above(least: Tensor | float, found: Tensor, name: str, accepted: str) -> None:
+    require((found > least).all(), name, float(found.min()), accepted)

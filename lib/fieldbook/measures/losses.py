@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, require
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -23,20 +23,30 @@ def loss(name: str) -> Loss:
         A loss of prediction (batch,), target (batch,) in the same unit, and error (batch,) > 0 in that unit too, which
         only the heteroscedastic ones take; for `cross_entropy` of logits (batch, class) and class indices (batch,).
     Raises:
-        ValueError: the name is unknown; or, from the loss, shapes differ, or an error is missing or not wanted.
+        ValueError: the name is unknown; or, from the loss, shapes differ, numbers are complex, or an
+            error is missing or not wanted. Values are not looked at, which would cost each training
+            step a wait for the device.
     """
     require(name in LOSSES, "loss", name, f"one of {', '.join(LOSSES)}")
     function, weighted = LOSSES[name], name.startswith("heteroscedastic")
 
     def mean_loss(prediction: Tensor, target: Tensor, error: Tensor | None = None) -> Tensor:
-        expected = prediction.shape[:1] if name == "cross_entropy" else prediction.shape
-        require(target.shape == expected, "target", tuple(target.shape), f"{tuple(expected)}, as the prediction")
+        logits = name == "cross_entropy"
+        expected = prediction.shape[:1] if logits else prediction.shape
+        accepted = f"{tuple(expected)}, as the prediction"
+        require(target.shape == expected, "target", tuple(target.shape), accepted)
+        require(prediction.numel(), "prediction", tuple(prediction.shape), "at least one example")
+        for part, x in {"prediction": prediction, "target": target}.items():
+            require(not x.is_complex(), f"dtype of {part}", x.dtype, "real numbers")
+        prediction = at_least_single(prediction)
+        target = target if logits else at_least_single(target)
         if not weighted:
             require(error is None, "error", "given", f"no error, which {name} would ignore")
-            return function(prediction.float(), target)
+            return function(prediction, target)
         shape = None if error is None else tuple(error.shape)
-        require(shape == target.shape, "error", shape, f"{tuple(target.shape)}, the standard error of each label")
-        return function(prediction.float() / error, target / error)
+        accepted = f"{tuple(target.shape)}, the standard error of each label"
+        require(shape == target.shape, "error", shape, accepted)
+        return function(prediction / error, target / error)
 
     return mean_loss
 

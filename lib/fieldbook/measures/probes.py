@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldbook import training
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, numbers, require
 from fieldbook.measures.regression import boosted_trees, ridge, scores
 from fieldbook.models.blindspot import BlindSpotUNet, Direction, Layer
 from fieldbook.models.heads import head
@@ -47,8 +47,12 @@ def pool(latents: Tensor, pooling: str) -> Tensor:
     Returns:
         (batch, features), channel by channel.
     Raises:
-        ValueError: an unknown pooling, or more segments than positions.
+        ValueError: another shape, an unknown pooling, or more segments than positions.
     """
+    shape = tuple(latents.shape)
+    accepted = "(batch, channel, position), none of them empty"
+    require(latents.ndim == 3 and latents.numel(), "shape of latents", shape, accepted)
+    latents = at_least_single(latents)
     if pooling in POOLINGS:
         return POOLINGS[pooling](latents)
     match = re.fullmatch(r"seg_mean_K([1-9]\d*)", pooling)
@@ -150,8 +154,8 @@ def train(
     Warns:
         UserWarning: R2 is still negative after three epochs and 50 updates, which names what to look for.
     """
-    checked(labels, len(inputs[0]), "labels")
-    checked(validation[1], len(validation[0][0]), "validation labels")
+    labels = checked(labels, len(inputs[0]), "labels")
+    held_out = checked(validation[1], len(validation[0][0]), "validation labels")
     if isinstance(model, Probe) and any(p.requires_grad for p in model.encoder.parameters()):
         accepted = "a factor for 'encoder.' to fine-tune it; or train within `frozen(encoder)`"
         require("encoder." in recipe.lr_scale, "lr_scale", recipe.lr_scale, accepted)
@@ -167,7 +171,7 @@ def train(
         return ((predict(network, index, inputs) - target).square() / unit).mean()
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
-        arrays, target = validation
+        arrays, target = validation[0], held_out
         rows = torch.arange(len(target)).split(recipe.batch_size)
         found = scores(target.cpu().numpy(), torch.cat([predict(network, r, arrays) for r in rows]).cpu().numpy())
         if step == begun and found["r2"] < 0:
@@ -199,10 +203,11 @@ def probe(
     Raises:
         ValueError: as `train`, or an unknown kind.
     """
-    for name, (x, y) in {"fitting": fitting, "validation": validation, "test": test}.items():
-        checked(y, len(x), f"{name} labels")
+    splits = {"fitting": fitting, "validation": validation, "test": test}
+    fitting, validation, test = (_split(split, name) for name, split in splits.items())
     start, (x, y) = time.perf_counter(), fitting
-    arrays = [(a.double().numpy(), b.double().numpy()) for a, b in (fitting, validation, test)]  # latents are collinear
+    # in double precision, since latents are collinear
+    arrays = [tuple(t.double().numpy() for t in split) for split in (fitting, validation, test)]
     if kind == "ridge":
         predict, n_trainable = ridge(*arrays[0], arrays[1]).predict, x.shape[1] + 1
     elif kind == "trees":
@@ -222,9 +227,17 @@ def probe(
     return scores(arrays[2][1], predict(arrays[2][0])) | sizes
 
 
-def checked(labels: Tensor | None, n: int, name: str) -> None:
-    """Raise ValueError unless there are n finite labels which are not all the same."""
+def _split(split: Split, name: str) -> Split:
+    """Features and labels as numbers, on the CPU and without a graph."""
+    x = numbers(split[0], f"{name} features", ndim=2).detach().cpu()
+    return x, checked(split[1], len(x), f"{name} labels").detach().cpu()
+
+
+def checked(labels: Tensor | None, n: int, name: str) -> Tensor:
+    """The labels as `numbers`; ValueError unless there are n which are not all the same."""
     require(labels is not None, name, None, f"{n} labels; are they in the batch?")
-    require(labels.shape == (n,), f"shape of {name}", tuple(labels.shape), f"({n},), one for each example")
-    require(labels.isfinite().all(), name, f"{int((~labels.isfinite()).sum())} NaN or infinite", "finite labels")
+    shape = tuple(labels.shape)
+    require(shape == (n,), f"shape of {name}", shape, f"({n},), one for each example")
+    labels = numbers(labels, name)
     require(labels.min() < labels.max(), name, float(labels[0]), "labels that differ")
+    return labels

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
+from fieldbook.checks import numbers, require
+
 ALPHAS = tuple(10.0**k for k in range(-2, 6))
 
 
@@ -15,15 +17,16 @@ def scores(target: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """R2, RMSE and MAE, the last two in the target's unit.
 
     Args:
-        target, prediction: (n,), finite.
+        target, prediction: (n,).
     Raises:
-        ValueError: shapes differ, a value is not finite, or n < 2.
+        ValueError: shapes differ, a value is not finite, or targets do not differ, which leaves R2
+            without a meaning.
     """
-    target, prediction = np.asarray(target, float), np.asarray(prediction, float)
-    if target.ndim != 1 or target.shape != prediction.shape or len(target) < 2:
-        raise ValueError(f"target {target.shape} and prediction {prediction.shape}: expected the same (n,), n >= 2")
+    target = numbers(target, "target", ndim=1, least=2).numpy(force=True).astype(float)
+    prediction = numbers(prediction, "prediction", shape=target.shape).numpy(force=True)
+    require(np.ptp(target) > 0, "target", float(target[0]), "values that differ")
     measures = {"r2": r2_score, "rmse": root_mean_squared_error, "mae": mean_absolute_error}
-    return {name: float(measure(target, prediction)) for name, measure in measures.items()}
+    return {name: float(of(target, prediction.astype(float))) for name, of in measures.items()}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Linear:
     alpha: float
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        return features @ self.coefficients + self.intercept
+        features = numbers(features, "features", shape=(None, len(self.coefficients)))
+        return features.numpy(force=True) @ self.coefficients + self.intercept
 
 
 def ridge(
@@ -54,21 +58,27 @@ def ridge(
         validation: features and target to choose by.
         alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
     Raises:
-        ValueError: a value is not finite, or no penalty is given that the features' precision allows.
+        ValueError: a value is not finite, shapes do not fit, or no penalty is given that is
+            positive and that the features' precision allows.
     """
-    if not len(alphas):
-        raise ValueError("alphas is empty; expected at least one penalty")
-    features = np.asarray(features)
+    accepted = "penalties above 0, with which collinear features have one solution"
+    require(len(alphas) and min(alphas) > 0, "alphas", list(alphas), accepted)
+    features, target = _table(features, target, "", 2)
+    new, answers = _table(*validation, "validation ", 1)
+    same = new.shape[1] == features.shape[1]
+    accepted = f"{features.shape[1]} features, as were fitted"
+    require(same, "shape of validation features", new.shape, accepted)
     mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-7 * np.abs(mean))
+    least, most = features.min(0), features.max(0)
+    rounding = np.finfo(features.dtype).eps * np.maximum(most, -least)
+    varies = (most > least) & (spread > rounding)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
     standard = features - mean.astype(features.dtype)
     standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
     wide, deviation = len(standard) < standard.shape[1], target - centre
     rows = standard if wide else standard.T  # if wide, the dual problem: the weights are sums of samples
     gram, moment = (rows @ rows.T).astype(float), (deviation if wide else rows @ deviation).astype(float)
-    if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
-        raise ValueError("features or target hold NaN or infinity; look for them before fitting")
 
     def fitted(alpha: float) -> Linear | None:
         try:
@@ -80,7 +90,7 @@ def ridge(
         return Linear(weights, centre - float(mean @ weights), alpha)
 
     def error(model: Linear) -> float:
-        return float(np.mean((model.predict(validation[0]) - validation[1]) ** 2))
+        return float(np.mean((model.predict(new) - answers) ** 2))
 
     found = [model for model in map(fitted, alphas) if model is not None]
     if not found:
@@ -97,10 +107,20 @@ def boosted_trees(
     Args:
         features: (n, features); `target`: (n,); `share`: of the features that each tree may split on.
         bins: values of a feature that are told apart; a quarter of the library's default, at a third of its time.
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, or there are fewer than 40 samples: a leaf
+            holds 20 of them, and no tree would split.
     Source: Ke et al. 2017 (NeurIPS 30), LightGBM.
     """
+    features, target = _table(features, target, "", 40)
     model = lightgbm.LGBMRegressor(
         n_estimators=trees, num_leaves=leaves, colsample_bytree=share, random_state=seed, n_jobs=threads,
         deterministic=True, force_col_wise=True, max_bin=bins, verbose=-1,
     )  # fmt: skip
     return model.fit(features, target)
+
+
+def _table(features: object, target: object, name: str, least: int) -> tuple[np.ndarray, ...]:
+    features = numbers(features, f"{name}features", ndim=2, least=least)
+    target = numbers(target, f"{name}target", shape=(len(features),))
+    return features.numpy(force=True), target.numpy(force=True)

@@ -4,7 +4,7 @@ import itertools
 
 from torch import Tensor, nn
 
-from fieldbook.checks import require
+from fieldbook.checks import numbers, require
 from fieldbook.models import preprocess
 from fieldbook.models.blocks import seeded
 
@@ -23,9 +23,12 @@ def head(
         standardise: the features; without it they enter as they come.
         seed: of the initial weights.
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, other shapes, or labels that are not finite or do not differ.
     """
     require(name in HIDDEN_LAYERS, "head", name, f"one of {', '.join(HIDDEN_LAYERS)}")
+    features = numbers(features, "features", ndim=2, least=2)
+    labels = numbers(labels, "labels", shape=features.shape[:1])
+    require(labels.min() < labels.max(), "labels", float(labels[0]), "labels that differ")
     widths = [features.shape[1], *[hidden] * HIDDEN_LAYERS[name]]
     layers = [preprocess.standardise(features)] if standardise else []
     with seeded(seed):

@@ -4,7 +4,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from fieldbook.checks import require
+from fieldbook.checks import numbers, require
 
 
 class Affine(nn.Module):
@@ -27,16 +27,24 @@ class Affine(nn.Module):
 
 def standardise(examples: Tensor) -> Affine:
     """Mean 0 and standard deviation 1 for each feature of (n, feature); a constant feature becomes 0."""
+    examples = numbers(examples, "examples", ndim=2, least=2)
     spread, mean = torch.std_mean(examples, 0)
-    return Affine(mean, torch.where(spread > 1e-7 * mean.abs(), 1 / spread, 0))
+    least, most = examples.aminmax(dim=0)
+    rounding = torch.finfo(examples.dtype).eps * mean.abs()
+    varies = (most > least) & (spread > rounding)
+    return Affine(mean, torch.where(varies, 1 / spread, 0))
 
 
 def principal_components(examples: Tensor, n_components: int) -> Affine:
     """The first principal components of (n, feature), strongest first, each scaled to standard deviation 1.
 
     Raises:
-        ValueError: more components than the examples vary in.
+        ValueError: more components than the examples vary in, fewer than two examples, or one that
+            is not finite.
     """
+    examples = numbers(examples, "examples", ndim=2, least=2)
+    most = min(examples.shape)
+    require(1 <= n_components <= most, "n_components", n_components, f"from 1 to {most}")
     pca = PCA(n_components, random_state=0).fit(examples.numpy(force=True))
     spread = pca.singular_values_ / (len(examples) - 1) ** 0.5
     rank = int((spread > 1e-6 * spread[0]).sum())
