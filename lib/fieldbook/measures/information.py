@@ -6,13 +6,14 @@ J = df/dtheta, and no unbiased estimator of theta_g has a variance below inv(I)_
 bound where the data say little; van Trees's inequality (1968, vol. I, eq. 2.206; Gill & Levit 1995) holds for it.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.checks import numbers, positive, require
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -25,12 +26,9 @@ def fisher(jacobian: Tensor, error: Tensor) -> Tensor:
     Returns:
         (star, parameter, parameter) float64.
     Raises:
-        ValueError: shapes don't match, or an error is not positive.
+        ValueError: shapes don't match, a value is not finite, or an error is not positive.
     """
-    shapes = tuple(jacobian.shape), tuple(error.shape)
-    require(jacobian.dim() == 3 and shapes[0][:2] == shapes[1], "shapes", shapes, "(n, pixel, parameter), (n, pixel)")
-    require(bool((error > 0).all()), "error.min()", float(error.min()), "a positive number")
-    scaled = (jacobian / error[..., None]).double()
+    scaled = _in_errors(jacobian, error)
     return scaled.mT @ scaled
 
 
@@ -52,12 +50,16 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
         (star,) float64, unit of the parameter squared.
     Raises:
         ValueError: the information is singular: a parameter has no influence, or two have the same; names the star.
+            Or another shape, or a value that is not finite.
     """
+    fisher = numbers(fisher, "fisher", ndim=3)
     k = fisher.shape[-1]
+    require(fisher.shape[1] == k, "shape of fisher", tuple(fisher.shape), "(star, k, k)")
     require(0 <= parameter < k, "parameter", parameter, f"in [0, {k})")
     information = fisher.double()
     if prior_variance is not None:
-        v = prior_variance.to(information)
+        v = torch.as_tensor(prior_variance).to(information)
+        require(v.shape == (k,), "shape of prior_variance", tuple(v.shape), f"({k},)")
         require(bool((v >= 0).all()) and v[parameter] > 0, "prior_variance", v.tolist(), "0 or more, positive at g")
         kept = torch.nonzero(v > 0).flatten()  # what is known is no unknown
         information = information[:, kept][:, :, kept] + torch.diag(1 / v[kept])
@@ -66,13 +68,7 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     correlation = information / (size[:, :, None] * size[:, None, :])  # units apart by 1e3 would cost digits
     factor, failed = torch.linalg.cholesky_ex(correlation)
     singular = (failed > 0) | ~(factor.diagonal(dim1=-2, dim2=-1).amin(-1) > 1e-7)
-    if singular.any():
-        star = int(singular.nonzero()[0])
-        diagonal = information[star].diagonal().tolist()
-        raise ValueError(
-            f"fisher[{star}] is singular, with diagonal {diagonal}; expected parameters that all have an influence of "
-            "their own: leave the others out, or give a prior_variance"
-        )
+    _require_known(singular, "fisher", information.diagonal(dim1=-2, dim2=-1))
     unit = torch.zeros(correlation.shape[-1], 1, dtype=torch.float64, device=fisher.device)
     unit[parameter] = 1
     column = torch.cholesky_solve(unit.expand(len(factor), -1, 1), factor)
@@ -89,18 +85,44 @@ def score_density(jacobian: Tensor, error: Tensor, parameter: int) -> Tensor:
         jacobian: (star, pixel, parameter); `error`: (star, pixel); `parameter`: counted from 0.
     Returns:
         (star, pixel) float64, per unit of the parameter squared.
+    Raises:
+        ValueError: as `fisher`, or as `bound`: a parameter has no influence of its own.
     """
-    scaled = (jacobian / error[..., None]).double()
-    scaled = scaled / scaled.norm(dim=1, keepdim=True).where(torch.arange(scaled.shape[-1]) != parameter, 1.0)
-    own, others = scaled[..., parameter], torch.cat((scaled[..., :parameter], scaled[..., parameter + 1 :]), -1)
-    basis = torch.linalg.qr(others).Q
-    return (own - (basis @ (basis.mT @ own[..., None]))[..., 0]).square()
+    scaled = _in_errors(jacobian, error)
+    pixels, k = scaled.shape[1:]
+    require(0 <= parameter < k, "parameter", parameter, f"in [0, {k})")
+    require(pixels >= k, "pixels of jacobian", pixels, f"at least as many as parameters, {k}")
+    size = scaled.norm(dim=1, keepdim=True)
+    others_first = [*(i for i in range(k) if i != parameter), parameter]
+    basis, upper = torch.linalg.qr((scaled / size)[..., others_first])
+    own = upper.diagonal(dim1=-2, dim2=-1)
+    _require_known(~(own.abs().amin(-1) > 1e-7), "jacobian", size[:, 0])
+    return (basis[..., -1] * own[:, -1:] * size[:, 0, parameter, None]).square()
+
+
+def _in_errors(jacobian: Tensor, error: Tensor) -> Tensor:
+    """Derivatives in units of the error, float64."""
+    jacobian = numbers(jacobian, "jacobian", ndim=3)
+    shapes = tuple(jacobian.shape), tuple(torch.as_tensor(error).shape)
+    accepted = "(n, pixel, parameter), (n, pixel)"
+    require(shapes[0][:2] == shapes[1], "shapes of jacobian and error", shapes, accepted)
+    return (jacobian / positive(error, "error")[..., None]).double()
+
+
+def _require_known(singular: Tensor, name: str, sizes: Tensor) -> None:
+    if singular.any():
+        star = int(singular.nonzero()[0])
+        raise ValueError(
+            f"{name}[{star}] is singular, with sizes {sizes[star].tolist()}; expected parameters that"
+            " all have an influence of their own: leave the others out, or give a prior_variance"
+        )
 
 
 def ceiling(bound: Tensor, variance: float) -> float:
     """R2 that a bound allows for the typical star, 1 - median(bound) / variance of the label; negative where the bound
     is weaker than what is known beforehand."""
-    require(variance > 0, "variance", variance, "a positive number")
+    bound = numbers(bound, "bound", ndim=1)
+    require(0 < variance < math.inf, "variance", variance, "a positive number")
     return 1 - float(bound.median()) / variance
 
 
@@ -113,9 +135,16 @@ def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
     Args:
         variance: (star,) of the noise; `width`: of the label's distribution; `points`: of the quadrature.
     Returns:
-        (star,) E[(x - E[x | x + noise])^2], from 0 to width^2 / 12.
+        (star,) E[(x - E[x | x + noise])^2], from 0 to width^2 / 12, which infinite noise leaves.
+    Raises:
+        ValueError: a variance is negative or NaN, or the width is not a positive number.
     """
-    s = variance.double().sqrt()[:, None] / width
+    require(0 < width < math.inf, "width", width, "a positive number")
+    variance = torch.as_tensor(variance).double()
+    require((variance >= 0).all(), "variance", variance.tolist(), "0 or more")
+    linear = width**2 / 12 / (1 + width**2 / 12 / variance)  # the best linear estimator's
+    ratio = variance.sqrt() / width
+    s = ratio.clamp(1e-9, 1e3)[:, None]
     y = torch.linspace(0, 1, points, dtype=torch.float64, device=variance.device)
     y = -8 * s + (1 + 16 * s) * y  # where the measurement of x in [0, 1] may fall
     low, high = (0 - y) / s, (1 - y) / s
@@ -123,7 +152,10 @@ def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
     a, b = ((-0.5 * z**2 - 0.9189385332 - log_mass).exp() for z in (low, high))
     posterior = s**2 * (1 + low * a - high * b - (a - b) ** 2)  # variance of a truncated Gaussian
     density = log_mass.exp()
-    return width**2 * torch.trapezoid(posterior.clamp(min=0) * density, y, dim=-1) / torch.trapezoid(density, y, dim=-1)
+    total = torch.trapezoid(density, y, dim=-1)
+    found = torch.trapezoid(posterior.clamp(min=0) * density, y, dim=-1) / total
+    # no estimator gains on the linear one where noise is all or nothing, and digits would cancel
+    return torch.where((ratio > 1e-9) & (ratio < 30), width**2 * found, linear)
 
 
 def _log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
@@ -142,9 +174,12 @@ def best_template(data: Tensor, error: Tensor, templates: Tensor) -> Tensor:
     Returns:
         (star,) int64.
     """
-    weight = error.double() ** -2
-    cross = (weight * data) @ templates.double().T
-    return (weight @ (templates.double() ** 2).T - 2 * cross).argmin(1)
+    templates = numbers(templates, "templates", ndim=2).double()
+    data = numbers(data, "data", shape=(None, templates.shape[1]))
+    weight = positive(error, "error", shape=data.shape).double() ** -2
+    centre = templates.mean(0)  # chi-squares of large numbers would differ by rounding
+    templates, data = templates - centre, data - centre
+    return (weight @ (templates**2).T - 2 * (weight * data) @ templates.T).argmin(1)
 
 
 class Fit(NamedTuple):
@@ -165,17 +200,25 @@ def maximum_likelihood(
         model: (star, parameter) -> prediction (star, pixel), jacobian (star, pixel, parameter).
         data, error: (star, pixel); `start`: (star, parameter); `lower`, `upper`: (parameter,).
         tolerance: chi-square that the next step could still gain where a fit counts as converged.
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, an error is not positive, or the model's
+            prediction at the start is not finite.
     Source: Levenberg 1944, Marquardt 1963, with Marquardt's scaling of the damping.
     """
     require(bool((lower < upper).all()), "lower", lower.tolist(), f"below upper = {upper.tolist()}")
+    data = numbers(data, "data", ndim=2)
+    error = positive(error, "error", shape=data.shape)
+    start = numbers(start, "start", shape=(len(data), len(lower)))
     theta = start.double().clamp(lower, upper)
     damping = torch.full_like(theta[:, :1], 1e-2)
     chi2, gradient, curvature = _expand(model, theta, data, error)
+    numbers(chi2, "chi-square of model(start)")
     converged = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
     for _ in range(steps):
         free = ~(((theta <= lower) & (gradient < 0)) | ((theta >= upper) & (gradient > 0)))
         both = free[:, :, None] & free[:, None, :]
-        size = curvature.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300)
+        size = curvature.diagonal(dim1=-2, dim2=-1)
+        size = size.where(size > 0, 1.0)  # of a parameter without influence, which stays
         system = torch.where(both, curvature, 0.0) + torch.diag_embed(torch.where(free, damping * size, size))
         move = torch.linalg.solve(system, torch.where(free, gradient, 0.0))
         gain = (move * torch.where(free, gradient, 0.0)).sum(-1)
