@@ -5,14 +5,18 @@ is linear in (E, A, B) >= 0, so that only two parameters are searched for: varia
 (SIAM J. Numer. Anal. 10, 413).
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize, nnls
 
+from fieldbook.checks import numbers, positive, require
+
 EXPONENTS = np.array([0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8])  # where the search starts
 LIMITS = (1e-3, 3.0)  # of an exponent: beyond, a term is a constant or a step over the sizes at hand
+CONDITION = (100.0, 1000.0)  # largest of log n and log d, and of what the parameters do to the loss
 
 
 class Law(NamedTuple):
@@ -26,14 +30,19 @@ class Law(NamedTuple):
 
     def loss(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:
         """Loss at n parameters and d examples."""
-        return self.E + self.A * np.asarray(n, float) ** -self.a + self.B * np.asarray(d, float) ** -self.b
+        n, d = _positive(n, "n"), _positive(d, "d")
+        return self.E + self.A * n**-self.a + self.B * d**-self.b
 
     def frontier(self, product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Parameters and examples of least loss, given their product (that is, compute by the rule C = 6 N D).
 
+        Raises:
+            ValueError: A, B, a or b is 0, where ever more of n or of d alone is best.
         Source: Hoffmann et al. 2022, equation 4.
         """
-        product, total = np.asarray(product, float), self.a + self.b
+        accepted = "positive A, B, a and b: without one of the terms there is no best of both"
+        require(min(self[1:]) > 0, "law", self, accepted)
+        product, total = _positive(product, "product"), self.a + self.b
         g = (self.a * self.A / (self.b * self.B)) ** (1 / total)
         return g * product ** (self.b / total), product ** (self.a / total) / g
 
@@ -45,24 +54,29 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, de
         n, d: (runs,) parameters and examples of each; `loss`: (runs,).
         delta: the relative deviation from which on a run counts linearly.
     Raises:
-        ValueError: sizes differ, a value is not positive and finite, or n or d has fewer than three values.
+        ValueError: sizes differ, a value is not positive and finite, n or d has fewer than three
+            values, or fewer than five runs differ in them.
+    Warns:
+        UserWarning: the runs do not determine all five parameters; says which, and what would.
     """
-    n, d, loss = (np.asarray(values, float) for values in (n, d, loss))
-    _require_runs(n, d, loss)
-    return _fit(n, d, loss, delta, [(a, b) for a in EXPONENTS for b in EXPONENTS])
+    n, d, loss = _runs(n, d, loss, delta)
+    law = _fit(n, d, loss, delta, [(a, b) for a in EXPONENTS for b in EXPONENTS])
+    for said in _undetermined(law, n, d):
+        warnings.warn(f"the runs do not determine {law}: {said}", stacklevel=2)
+    return law
 
 
 def bootstrap(
     n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, seed: int, repeats: int = 200, delta: float = 0.02
 ) -> list[Law]:
-    """Laws fitted to runs drawn with replacement; draws with fewer than three sizes or amounts of data are redrawn."""
-    n, d, loss = (np.asarray(values, float) for values in (n, d, loss))
-    start = fit_law(n, d, loss, delta=delta)[3:]
+    """Laws fitted to runs drawn with replacement; draws that `fit_law` would refuse are redrawn."""
+    law = fit_law(n, d, loss, delta=delta)
+    n, d, loss = _runs(n, d, loss, delta)
     rng, laws = np.random.default_rng(seed), []
     while len(laws) < repeats:
         drawn = rng.integers(len(n), size=len(n))
-        if min(len(np.unique(n[drawn])), len(np.unique(d[drawn]))) >= 3:
-            laws.append(_fit(n[drawn], d[drawn], loss[drawn], delta, [start]))
+        if _too_few(n[drawn], d[drawn]) is None:
+            laws.append(_fit(n[drawn], d[drawn], loss[drawn], delta, [law[3:]]))
     return laws
 
 
@@ -72,8 +86,11 @@ def prediction_interval(
     """Where the loss of one further run is expected: the spread of the bootstrapped laws, and that of single runs.
 
     Args:
-        residuals: log(loss / fitted) of the runs that were fitted.
+        residuals: (runs,) log(loss / fitted) of the runs that were fitted.
     """
+    require(len(laws), "laws", laws, "at least one")
+    require(0 < level < 1, "level", level, "between 0 and 1")
+    residuals = numbers(residuals, "residuals", ndim=1).numpy(force=True)
     rng = np.random.default_rng(seed)
     noise = np.exp(rng.choice(residuals, size=(len(laws), 50)))
     drawn = np.array([law.loss(n, d) for law in laws])[:, None] * noise
@@ -118,12 +135,60 @@ def _project(x: np.ndarray, y: np.ndarray, loss: np.ndarray, a: float, b: float,
     return best
 
 
-def _require_runs(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> None:
-    if not n.shape == d.shape == loss.shape or n.ndim != 1:
-        raise ValueError(f"n {n.shape}, d {d.shape} and loss {loss.shape}: expected the same (runs,)")
-    for name, values in (("n", n), ("d", d), ("loss", loss)):
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise ValueError(f"{name} holds {values[~(values > 0)][:1]}; expected positive numbers")
-    for name, values in (("n", n), ("d", d)):
-        if len(np.unique(values)) < 3:
-            raise ValueError(f"{name} has {len(np.unique(values))} values; expected at least 3 to fit a power with")
+def _runs(n: object, d: object, loss: object, delta: float) -> tuple[np.ndarray, ...]:
+    """The runs as positive numbers, enough of them to fit a law to."""
+    require(delta > 0, "delta", delta, "a positive number")
+    n, d, loss = _positive(n, "n"), _positive(d, "d"), _positive(loss, "loss")
+    shapes = (n.shape, d.shape, loss.shape)
+    same = n.shape == d.shape == loss.shape and n.ndim == 1
+    require(same, "shapes of n, d and loss", shapes, "the same (runs,)")
+    few = _too_few(n, d)
+    require(few is None, *(few or ("", "", "")))
+    return n, d, loss
+
+
+def _too_few(n: np.ndarray, d: np.ndarray) -> tuple[str, int, str] | None:
+    """What of the runs is too little for five parameters: its name, number, and what is needed."""
+    for name, values in {"n": n, "d": d}.items():
+        found = len(np.unique(values))
+        if found < 3:
+            return f"different values of {name}", found, "at least 3 to fit a power with"
+    found = len({*zip(n, d, strict=True)})
+    return ("different runs (n, d)", found, "at least 5 for five parameters") if found < 5 else None
+
+
+def _undetermined(law: Law, n: np.ndarray, d: np.ndarray) -> list[str]:
+    """What the runs leave open: parameters that could change without a change of the loss."""
+    x, y = (np.log(values) - np.log(values).mean() for values in (n, d))
+    of_n, of_d = law.A * n**-law.a, law.B * d**-law.b
+    for name, exponent, term in (("n", law.a, of_n), ("d", law.b, of_d)):
+        least, most = LIMITS[0] * 1.01, LIMITS[1] / 1.01
+        if not (least < exponent < most and term.max() > 1e-9 * law.loss(n, d).max()):
+            return [f"{name} has no effect, or one that is no power; add runs with other {name}"]
+    if _condition(x, y) > CONDITION[0]:
+        return [
+            f"n and d go together (correlation {np.corrcoef(x, y)[0, 1]:.4f} of their logarithms),"
+            " so that their exponents can be exchanged; add runs with other d at the same n"
+        ]
+    terms = [of_n, of_d, -of_n * x, -of_d * y]
+    columns = [np.ones_like(n), *terms] if law.E > 0 else terms  # E at its limit is known
+    condition = _condition(*(column / law.loss(n, d) for column in columns))
+    if condition > CONDITION[1]:
+        spans = [f"{name} spans a factor {np.exp(np.ptp(z)):.3g}" for name, z in (("n", x), ("d", y))]
+        return [
+            f"their terms look alike there (condition {condition:.2g}; {', '.join(spans)});"
+            " add runs with smaller and larger n and d, over a decade or more of each"
+        ]
+    return []
+
+
+def _condition(*columns: np.ndarray) -> float:
+    """Condition number of columns that are scaled to the same length."""
+    return float(np.linalg.cond(np.stack([c / np.linalg.norm(c) for c in columns], 1)))
+
+
+def _positive(values: object, name: str) -> np.ndarray:
+    """One positive number, or an array of them, in double precision."""
+    alone = np.ndim(values) == 0
+    found = positive([values] if alone else values, name).numpy(force=True).astype(float)
+    return found[0] if alone else found
