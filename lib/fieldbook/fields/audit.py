@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fieldbook.checks import require
 from fieldbook.fields import kernel
 from fieldbook.fields.loss import Sets, drifting_loss
 from fieldbook.measures.distances import energy_distance
@@ -25,11 +26,15 @@ def reach(field: Field, x: Tensor, pos: Tensor, fresh: Tensor) -> float:
     Args:
         field: of (x, pos, neg), on features with a mean distance of sqrt(D), as in training.
         x: (..., N, D); `pos`, `fresh`: (..., P, D).
+    Raises:
+        ValueError: x is no farther from fresh data than fresh data are, so that there is no way to go.
     """
     unit = kernel.distances(x, pos, x).mean / x.shape[-1] ** 0.5
     x, pos, fresh = x / unit, pos / unit, fresh / unit
-    after, before = energy_distance(x + field(x, pos, x), fresh), energy_distance(x, fresh)
-    return float(after.mean() / before.mean())
+    after = energy_distance(x + field(x, pos, x), fresh).mean()
+    before = energy_distance(x, fresh).mean()
+    require(before > 0, "energy distance of x to fresh", float(before), "x away from the data")
+    return float(after / before)
 
 
 @torch.no_grad()
@@ -38,9 +43,10 @@ def null_ratio(field: Field, x: Tensor, sets: tuple[Tensor, Tensor, Tensor]) -> 
     p1, p2, p3 = sets
     unit = kernel.distances(x, p2, x).mean / x.shape[-1] ** 0.5
     null = field(p1 / unit, p2 / unit, p3 / unit, mask_self=False)
-    return float(
-        kernel.rms(null, -null.ndim).mean() / kernel.rms(v := field(x / unit, p2 / unit, x / unit), -v.ndim).mean()
-    )
+    at_x = field(x / unit, p2 / unit, x / unit)
+    size = kernel.rms(at_x, -at_x.ndim).mean()
+    require(size > 0, "size of the field at x", 0.0, "x where the field is not zero")
+    return float(kernel.rms(null, -null.ndim).mean() / size)
 
 
 @torch.no_grad()

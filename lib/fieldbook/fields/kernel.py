@@ -10,12 +10,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, require
+from fieldbook.measures.distances import near_origin
 
 TAUS = (0.02, 0.05, 0.2)
 """Temperatures of the paper, in units of the mean distance."""
 
-FAR = 1e6  # added to masked distances: finite, so that a set of which nothing is left gives 0 and not NaN
+FAR = 1e6  # masked distances, in units of 1 + the mean one: finite, so that a set of which nothing is left gives 0
 BLOCK = 2**18  # entries of the kernel matrix worked on at a time: they stay in the cache
 
 Axes = Literal["both", "y", "separate"]
@@ -58,7 +59,7 @@ def distances(
     mean = (matrix * count).sum() / total
     variance = (matrix.square() * count).sum() / total - mean.square()
     if mask_self:
-        own.fill_(FAR)
+        own.copy_((FAR * (1 + mean)).expand_as(own))
     return Distances(matrix, mean, variance)
 
 
@@ -103,13 +104,14 @@ def field(
     several = not isinstance(tau, float | int)
     with torch.autocast(x.device.type, enabled=False):  # a softmax of distances needs all 24 bits
         x, pos, neg = (at_least_single(part) for part in (x, pos, neg))
+        x, neg, pos = near_origin(x, neg, pos)  # sums of large coordinates that cancel lose digits
         d = distances(x, pos, neg, weight, mask_self=mask_self)
         energy = d.matrix if kernel == "laplace" else d.matrix.square() / 2
         log_weight = torch.zeros_like(energy[..., :1, :])
         if weight is not None:
-            log_weight[..., 0, pos.shape[-2] :] = weight.clamp_min(1e-30).log()
+            log_weight[..., 0, pos.shape[-2] :] = weight.log().clamp_min(-FAR)
         taus = torch.tensor(tau if several else [tau], dtype=x.dtype, device=x.device).view(-1, *[1] * x.ndim)
-        units = taus * d.mean if relative else taus
+        units = taus * d.mean.where(d.mean > 0, 1.0) if relative else taus
         betas = 1 / (units if kernel == "laplace" else units.square())
         v = x.new_empty((len(betas), *x.shape))
         together = max(BLOCK // energy.numel(), 1)  # temperatures at a time
@@ -156,11 +158,6 @@ def _blocks(energy: Tensor) -> list[slice]:
     """Runs of rows with about `BLOCK` entries each."""
     step = max(BLOCK // energy[..., :1, :].numel(), 1)
     return [slice(start, start + step) for start in range(0, energy.shape[-2], step)]
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """The same numbers in single precision, unless they have more."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rms(v: Tensor, axes: int = -1) -> Tensor:

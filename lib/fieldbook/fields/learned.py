@@ -12,9 +12,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, require
 from fieldbook.fields import kernel
-from fieldbook.measures.distances import energy_distance
+from fieldbook.measures.distances import energy_distance, near_origin
 from fieldbook.models.blocks import MASKED, seeded
 
 Objective = Literal["frozen", "look_ahead", "distill", "attached"]
@@ -55,10 +55,10 @@ class SetField(nn.Module):
 
         A linear layer of g(y) - g(x) is one of g(y) minus one of g(x): no (N, M, D) tensor is needed.
         """
-        distance = torch.cdist(gx, gy)
+        distance = torch.cdist(*near_origin(gx, gy))
         of_both = self.of_x(gx)[..., :, None, :] + self.of_y(gy)[..., None, :, :]
         hidden = torch.addcmul(of_both, distance[..., None].to(of_both), self.of_distance.to(of_both))
-        logit = kernel.at_least_single(self.score(hidden).squeeze(-1))
+        logit = at_least_single(self.score(hidden).squeeze(-1))
         return torch.stack([logit - distance / tau for tau in self.taus] or [logit])
 
     def fields(
@@ -75,10 +75,11 @@ class SetField(nn.Module):
             logit = logit.masked_fill(nn.functional.pad(own, (p, 0)), MASKED)
         columns = logit.logsumexp(-2, keepdim=True)
         if weight is not None:
-            logit = logit + nn.functional.pad(weight.clamp_min(1e-30).log(), (p, 0))[..., None, :]
+            logit = logit + nn.functional.pad(weight.log().clamp_min(MASKED), (p, 0))[..., None, :]
         with torch.autocast(x.device.type, enabled=False):  # a difference of means needs all 24 bits
-            parts = [kernel.at_least_single(part) for part in (gx, gp, gn)]
-            found = [kernel.balance(kernel.affinities(logit, p, kind, columns), *parts) for kind in axes]
+            x, neg, pos = near_origin(*(at_least_single(part) for part in (gx, gn, gp)))
+            weights = [kernel.affinities(logit, p, kind, columns) for kind in axes]
+            found = [kernel.balance(a, x, pos, neg) for a in weights]
         return [back(v) for v in found]
 
     def forward(
@@ -131,7 +132,7 @@ def field_loss(
     """
     require(objective in get_args(Objective), "objective", objective, f"one of {', '.join(get_args(Objective))}")
     if objective == "look_ahead":
-        return energy_distance(x + v, fresh).mean() / math.sqrt(x.shape[-1])
+        return energy_distance(x + v, fresh, check=False).mean() / math.sqrt(x.shape[-1])
     if objective == "distill":
         require(len(taus) == len(v), "taus", tuple(taus), f"one per field, {len(v)}")
         target = kernel.field(x, pos, neg, taus, weight, axes=axes, mask_self=mask_self)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fieldbook.checks import require
+from fieldbook.checks import at_least_single, require
 from fieldbook.fields import kernel
-from fieldbook.fields.kernel import at_least_single
 from fieldbook.fields.learned import FieldBank, Objective, SetField, field_loss
 
 
@@ -35,12 +34,15 @@ def guidance_weight(alpha: Tensor, n_neg: int, n_unconditional: int) -> Tensor:
     Raises:
         ValueError: alpha < 1, where weights would be negative.
     """
-    require(bool((alpha >= 1).all()), "alpha", float(alpha.min()), "at least 1")
+    require((alpha >= 1).all(), "alpha", float(alpha.min()), "at least 1")
+    require(n_unconditional >= 1, "n_unconditional", n_unconditional, "at least 1")
     return (alpha - 1) * (n_neg - 1) / n_unconditional
 
 
 def draw_alpha(shape: Sequence[int], generator: torch.Generator, largest: float = 4.0, power: float = 3.0) -> Tensor:
     """Guidance strengths with density proportional to alpha^-power on [1, largest], power > 1, by inversion."""
+    require(power > 1, "power", power, "above 1")
+    require(largest >= 1, "largest", largest, "at least 1")
     u = torch.rand(*shape, generator=generator, device=generator.device)
     return (1 - u * (1 - largest ** (1 - power))) ** (1 / (1 - power))
 
@@ -76,12 +78,12 @@ def drifting_loss(
         if bank is None:
             options = {"axes": axes, "pull": pull, "push": push, "relative": True, "return_stats": True}
             v, stats = kernel.field(x, pos, neg, taus, weight, **options)
-            unit = stats["feature_dist_mean"] / math.sqrt(x.shape[-1])
+            unit = _unit(stats["feature_dist_mean"], x)
             v, own = v / unit, None
         else:
             d = kernel.distances(x, pos, neg, weight)
             stats = {"feature_dist_mean": d.mean, "feature_dist_var": d.variance}
-            unit = d.mean / math.sqrt(x.shape[-1])
+            unit = _unit(d.mean, x)
             fresh = pos if one.fresh is None else at_least_single(one.fresh)
             given = [part / unit for part in (x, pos, neg, fresh)]
             v, own = _learned(bank[scale], *given, weight, objective, taus)
@@ -93,6 +95,11 @@ def drifting_loss(
         rows.append(metrics | {"drift_norm": size.mean()} | stats)
     mean = {name: torch.stack([row[name].detach() for row in rows]).mean() for name in rows[0]}
     return torch.stack(terms).sum(), mean
+
+
+def _unit(mean: Tensor, x: Tensor) -> Tensor:
+    """What features are divided by, 1 / sqrt(D) where all are the same, whose drift is 0."""
+    return mean.where(mean > 0, 1.0) / math.sqrt(x.shape[-1])
 
 
 def _learned(
