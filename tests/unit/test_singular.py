@@ -92,7 +92,7 @@ def test_quadratic_estimate_tends_to_half_the_dimension():
 
 
 def test_impossible_ranks_are_named():
-    with pytest.raises(ValueError, match="rank = 4: expected between 0 and the smallest width 3"):
+    with pytest.raises(ValueError, match="rank = 4 .* expected between 0 and the smallest width 3"):
         singular.deep_linear([5, 3, 5], 4)
     with pytest.raises(ValueError, match="rank = -1"):
         singular.reduced_rank(2, 2, 2, -1)

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from fieldbook.checks import numbers, require
+
 BARRIER, TILT = 4.0, 0.15  # of the two wells: the ridge at a = 0, and what raises the well at a = -1
 
 
@@ -18,7 +20,8 @@ def harmonic(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def harmonic_entropy(x: Tensor, d: int) -> Tensor:
     """S = d/2 ln E: the volume of the ball E < E' grows as E'^(d/2), and S_x is the log of its derivative by x."""
-    return d / 2 * math.log(10) * x
+    require(d >= 1, "d", d, "at least 1 dimension")
+    return d / 2 * math.log(10) * numbers(x, "x")
 
 
 def two_wells(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,19 +34,26 @@ def two_wells(z: Tensor) -> tuple[Tensor, Tensor]:
     return _wells(a) + b.square().sum(-1) / 2, torch.cat([slope[..., None], b], -1)
 
 
-def two_wells_entropy(x: Tensor, d: int, points: int = 400_001) -> Tensor:
-    """S by quadrature: the d - 1 harmonic coordinates leave E integral da (E - V(a))_+^((d - 3) / 2).
+def two_wells_entropy(x: Tensor, d: int, points: int = 200_001) -> Tensor:
+    """S (bins,) by quadrature: the d - 1 harmonic coordinates leave E int da (E - V)_+^((d - 3) / 2).
+
+    Where V < E, |a^2 - 1| < sqrt(E) / 2: the points lie there, on either side of a = 0, so that the
+    lowest energies are resolved like all others.
 
     Raises:
-        ValueError: d < 3, where the integrand is not bounded.
+        ValueError: d < 3, where the integrand is not bounded, or x is not finite.
     """
-    if d < 3:
-        raise ValueError(f"d = {d}: expected at least 3 dimensions")
-    a = torch.linspace(-4, 4, points, dtype=torch.float64)
-    energy = 10.0 ** x.double()
-    room = (energy[:, None] - _wells(a)).clamp(min=0)
-    weight = torch.where(room > 0, room ** ((d - 3) / 2), 0.0)
-    return (energy * torch.trapezoid(weight, a)).log()
+    require(d >= 3, "d", d, "at least 3 dimensions")
+    energy = 10.0 ** numbers(x, "x", ndim=1).double()[:, None]
+    half = (energy / BARRIER).sqrt()
+    inner, outer = (1 - half).clamp(min=0).sqrt(), (1 + half).sqrt()
+    a = inner + (outer - inner) * torch.linspace(0, 1, points, dtype=torch.float64)
+    volume = 0.0
+    for side in (a, -a):
+        room = (energy - _wells(side)).clamp(min=0)
+        weight = torch.where(room > 0, room ** ((d - 3) / 2), 0.0)
+        volume = volume + torch.trapezoid(weight, a)
+    return (energy[:, 0] * volume).log()
 
 
 def _wells(a: Tensor) -> Tensor:

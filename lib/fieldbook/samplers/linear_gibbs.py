@@ -7,9 +7,12 @@ layer is Gaussian given the others, and is drawn exactly.
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from fieldbook.checks import numbers, positive, require
 
 
 def product(layers: Sequence[Tensor], inputs: int) -> Tensor:
@@ -33,8 +36,19 @@ def mean_loss(
     Args:
         stars: layers (outputs, inputs) of w*, where the chains start, with M their product; `strength`: a of each
             layer's entries, row by row; `sweeps`: over the layers, of which a third is burn-in.
+    Raises:
+        ValueError: layers that do not follow one another, or a strength that is not positive: what
+            the loss leaves open would be drawn from anywhere.
     """
-    stars, strength = [w.double() for w in stars], [a.double() for a in strength]  # condition numbers reach n_beta / a
+    require(0 < n_beta < math.inf, "n_beta", n_beta, "a positive number")
+    require(chains >= 2, "chains", chains, "at least 2, for a standard error")
+    require(sweeps >= 2, "sweeps", sweeps, "at least 2")
+    stars = [numbers(w, "stars", ndim=2).double() for w in stars]
+    shapes = [tuple(w.shape) for w in stars]
+    follow = all(below[0] == above[1] for below, above in pairwise(shapes))
+    require(follow, "shapes of stars", shapes, "(outputs, inputs) of layers that follow one another")
+    sizes = zip(strength, stars, strict=True)
+    strength = [positive(a, "strength", shape=(w.numel(),)).double() for a, w in sizes]
     target, generator, values = product(stars, stars[0].shape[-1]), torch.Generator().manual_seed(seed), []
     layers = [w.expand(chains, *w.shape) for w in stars]
     for _ in range(sweeps):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldbook.checks import require
 from fieldbook.samplers import linear_gibbs, singular
 from fieldbook.samplers.sgmcmc import Gradient
 
@@ -78,6 +79,9 @@ def monomial(powers: Sequence[int] = (2, 4, 2, 6), *, n_beta: float = 20.0) -> P
     Args:
         powers: two orbits of equal size, each with a 2.
     """
+    half = len(powers) // 2
+    fits = len(powers) == 2 * half and 2 in powers[:half] and 2 in powers[half:]
+    require(fits, "powers", list(powers), "two halves of equal size, each with a 2")
     p, orbits = torch.tensor(powers, dtype=torch.float32), torch.arange(len(powers)).chunk(2)
     b = torch.full_like(p, 0.7).index_fill(0, orbits[1], 1.0)
 
@@ -93,6 +97,7 @@ def monomial(powers: Sequence[int] = (2, 4, 2, 6), *, n_beta: float = 20.0) -> P
 
 def normal_crossing(exponents: tuple[int, int] = (1, 2), *, n_beta: float = 100.0, gamma: float = 5.0) -> Problem:
     """L = (x - b)^(2 k_1) (y - b)^(2 k_2) + (z - b)^2 / 2: lambda = min 1/(2 k_i) + 1/2; the truth is a quadrature."""
+    require(gamma > 0, "gamma", gamma, "a positive number: the valley of the minimum has no end")
     (k1, k2), b = exponents, torch.full((3,), 0.8)
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:

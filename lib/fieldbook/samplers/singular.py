@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from fieldbook.checks import numbers, require
 from fieldbook.samplers.sgmcmc import require_stable
 
 
@@ -18,13 +19,20 @@ def monomial_sum(powers: Sequence[int]) -> float:
 
     At every n beta, n beta E[L] equals it exactly under the density exp(-n beta L), with a flat prior.
     """
+    powers = list(powers)
+    require(powers and min(powers) > 0, "powers", powers, "positive powers, at least one")
     return sum(1 / p for p in powers)
 
 
 def normal_crossing(exponents: Sequence[int]) -> tuple[float, int]:
-    """(lambda, multiplicity) of L = prod_i w_i^(2 k_i): min_i 1/(2 k_i), and how often the minimum is taken."""
-    largest = max(exponents)
-    return 1 / (2 * largest), list(exponents).count(largest)
+    """(lambda, multiplicity) of L = prod_i w_i^(2 k_i): min_i 1/(2 k_i), and how often it is taken.
+
+    A k_i of 0 is a coordinate on which L does not depend.
+    """
+    exponents = list(exponents)
+    real = exponents and min(exponents) >= 0 and max(exponents) > 0
+    require(real, "exponents", exponents, "0 or more, at least one of them above 0")
+    return 1 / (2 * max(exponents)), exponents.count(max(exponents))
 
 
 def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> float:
@@ -99,13 +107,24 @@ def quadratic_estimate(
     Raises:
         ValueError: a step size at or beyond the stability bound eps P a < 4.
     """
+    curvature = numbers(curvature, "curvature", ndim=1).numpy(force=True).astype(float)
+    require((curvature >= 0).all(), "curvature", curvature.tolist(), "0 or more")
+    for name, value in {"eps": eps, "n_beta": n_beta, "steps": steps}.items():
+        require(0 < value < math.inf, name, value, "a positive number")
     stiffness = n_beta * curvature + gamma
+    require((stiffness >= 0).all(), "gamma", np.min(gamma), "0 or more")
     require_stable(eps, preconditioner * stiffness)
-    r2 = (1 - eps * preconditioner * stiffness / 2) ** 2
-    warm = 1 - r2 * (1 - r2**steps) / (1 - r2) / steps  # mean of 1 - r^(2t), t = 1 .. T
-    return float((n_beta * curvature / (stiffness * (1 - eps * preconditioner * stiffness / 4)) * warm).sum() / 2)
+    moving = preconditioner * stiffness > 0  # else r = 1, and it stays at the minimum
+    drift = np.where(moving, eps * preconditioner * stiffness, 1.0)
+    r2 = (1 - drift / 2) ** 2
+    late = r2 * (1 - r2**steps) / (drift * (1 - drift / 4)) / steps
+    warm = np.where(moving, 1 - late, 0.0)  # mean of 1 - r^(2t), t = 1 .. T
+    size = n_beta * curvature / np.where(moving, stiffness * (1 - drift / 4), 1.0)
+    return float((size * warm).sum() / 2)
 
 
 def _require_rank(rank: int, widths: Sequence[int]) -> None:
-    if not 0 <= rank <= min(widths):
-        raise ValueError(f"rank = {rank}: expected between 0 and the smallest width {min(widths)}")
+    enough = len(widths) >= 2 and min(widths) >= 1
+    require(enough, "widths", list(widths), "at least two, inputs first, each at least 1")
+    accepted = f"between 0 and the smallest width {min(widths)}"
+    require(0 <= rank <= min(widths), "rank", rank, accepted)

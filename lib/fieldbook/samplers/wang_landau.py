@@ -22,6 +22,7 @@ Source of the idea: "Is grokking a computational glass relaxation?" (arXiv:2505.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -157,7 +158,7 @@ def ramp(
 
 def wang_landau(
     energy: Energy, w: Walkers, grid: Grid, generator: torch.Generator, *, steps: int, h: Step, friction: float = 1.0,
-    first: float = 1.0, entropy: Tensor | None = None, flat: bool = False, observe: Observe | None = None,
+    first: float | None = None, entropy: Tensor | None = None, flat: bool = False, observe: Observe | None = None,
     observe_every: int = 10,
 ) -> Landscape:  # fmt: skip
     """Visit all x of a grid alike, and return the entropy that this took.
@@ -165,30 +166,66 @@ def wang_landau(
     Args:
         w: from `start`, inside the grid. Walkers of one seed share S_hat; seeds are independent.
         h: time step; `friction`: rate at which momenta are refreshed, per unit of time.
-        first: modification factor at the start, nats per visit; 0 leaves S_hat as it is.
+        first: modification factor at the start, nats per visit of one walker; 0 leaves S_hat as it is. Unless given,
+            S_hat is the integrated mean force for the first quarter of the steps (or `entropy`, if that is given),
+            and the factor 1/t from there on, which suits any number of walkers.
         entropy: (seeds, bins) S_hat at the start, for instance from `ramp`; zero unless given.
         flat: a flat prior in place of the standard normal.
         observe: averaged per bin every `observe_every` steps.
     Raises:
         ValueError: a walker outside the grid, low >= high, or a number that is not positive (`first`: negative).
+        RuntimeError: without `first`, S_hat did not settle: bins were hardly visited, or its two estimates differ.
+    Warns:
+        UserWarning: with `first`, they differ by more than S_hat itself.
     """
     _require(grid, h=float(torch.as_tensor(h).min()), friction=friction, steps=steps, first=first or 1)
     if not grid.inside(w.x).all():
         raise ValueError(f"w starts at log10 E = {w.x.flatten().tolist()}: expected all in {list(grid[:2])}")
     seeds, walkers = w.x.shape
     s = torch.zeros(seeds, grid.count, dtype=torch.float64) if entropy is None else entropy.double().clone()
-    factor, fresh = torch.full((seeds,), float(first), dtype=torch.float64), torch.zeros(s.shape, dtype=torch.bool)
+    learn = steps // 4 if first is None and entropy is None else 0  # steps that measure the force first
+    largest = grid.count / (max(learn, 1) * walkers) if first is None else float(first)
+    factor = torch.full((seeds,), largest, dtype=torch.float64)
+    fresh = torch.zeros(s.shape, dtype=torch.bool)
     sums, kernel = _Sums(grid, seeds, observe, observe_every), _kernel(grid)
     for t in range(steps):
         at, step = w.x, h if t % 8 else h / 8  # a short step frees a walker that has dug itself in
         w, taken, force = move(w, energy, _table(grid, s), generator, step, friction, flat)
         sums.add(t, w, taken, at, force)
+        if t < learn:
+            s = s if t % 10 < 9 else integrate(grid, sums.force())
+            continue
         s += factor[:, None] * kernel(w.x).sum(1)
         fresh.scatter_(1, grid.bins(w.x).cpu(), True)
         done = fresh.all(1)
         factor[done], fresh[done] = factor[done] / 2, False
-        factor.clamp_(min=grid.count / ((t + 1) * walkers)).clamp_(max=first)
-    return sums.landscape(s - s.mean(1, keepdim=True), factor, w, torch.as_tensor(h))
+        factor.clamp_(min=grid.count / ((t + 1) * walkers)).clamp_(max=largest)
+    found = sums.landscape(s - s.mean(1, keepdim=True), factor, w, torch.as_tensor(h))
+    if first != 0 and entropy is None:
+        _require_settled(found, grid, first)
+    return found
+
+
+def _require_settled(found: Landscape, grid: Grid, first: float | None) -> None:
+    """Whether the walkers went where they had not been, and both estimates of S agree."""
+    force = integrate(grid, found.force)
+    apart = (found.entropy - force).abs().amax(1)
+    if first is None:
+        rare = flatness(found.visits)
+        wrong = (apart > 2) | (rare < 0.05)
+        remedy = "more steps or walkers, another step h, or a narrower grid; with `first` it is kept"
+    else:
+        wrong = apart > (force.amax(1) - force.amin(1)).clamp(min=2)
+        remedy = f"first = {first:g} left out, or smaller"
+    if wrong.any():
+        seed = int(wrong.nonzero()[0])
+        said = (
+            f"the entropy of seed {seed} did not settle: its two estimates differ by {apart[seed]:.3g} nats, and"
+            f" {int((found.visits[seed] == 0).sum())} of {grid.count} bins were never visited; try {remedy}"
+        )
+        if first is None:
+            raise RuntimeError(said)
+        warnings.warn(said, stacklevel=3)
 
 
 def spread(kept: Sequence[Walkers], places: Sequence[float]) -> Tensor:
@@ -210,7 +247,7 @@ def integrate(grid: Grid, force: Tensor) -> Tensor:
 
 def flatness(visits: Tensor) -> Tensor:
     """Smallest over mean count of a histogram (.., bins): 1 if flat, 0 if a bin was never visited."""
-    return visits.min(-1).values / visits.mean(-1)
+    return visits.min(-1).values / visits.mean(-1).clamp(min=1e-9)  # less than any count gives
 
 
 def offline_histogram(losses: Sequence[float], grid: Grid) -> Tensor:
