@@ -5,6 +5,8 @@ Every column is a rolling z-score against the past alone, so that no unit, price
 
 import numpy as np
 
+from fieldbook.checks import require
+
 CHANNELS = (
     "mid_price", "vwap", "micro_price", "mid_return", "last_return", "vwap_return", "micro_return", "vol_diff",
     "ask_volume_1", "bid_volume_1", "obi_1", "spread_1", "open_interest",
@@ -34,12 +36,16 @@ def transform(
     Returns:
         (..., tick, 52) float32 in [-5, 5], or 39 columns without the skewness.
     Raises:
-        ValueError: the last axis is not of 13 channels, or a window is too short.
+        ValueError: the last axis is not of 13 channels, there is no tick, numbers are not real, or a
+            window is too short.
     """
-    if raw.ndim < 2 or raw.shape[-1] != len(CHANNELS):
-        raise ValueError(f"raw has the shape {raw.shape}; expected (..., tick, {len(CHANNELS)})")
-    if inner < 3 or outer < MIN_PERIODS:
-        raise ValueError(f"inner = {inner}, outer = {outer}; expected at least 3 and {MIN_PERIODS} ticks")
+    raw = np.asarray(raw)
+    real = raw.dtype.kind in "iuf"
+    require(real, "dtype of raw", str(raw.dtype), "real numbers")
+    fits = raw.ndim >= 2 and raw.shape[-1] == len(CHANNELS) and raw.size
+    require(fits, "shape of raw", raw.shape, f"(..., tick, {len(CHANNELS)}) with a tick or more")
+    require(inner >= 3, "inner", inner, "at least 3 ticks")
+    require(outer >= MIN_PERIODS, "outer", outer, f"at least {MIN_PERIODS} ticks")
     days = raw.reshape(-1, *raw.shape[-2:])
     width = len(CHANNELS) * len(_kept(include_skew_norm))
     out = np.empty((*days.shape[:2], width), np.float32)
@@ -99,7 +105,7 @@ def _z_score(values: np.ndarray, origin: np.ndarray | float, valid: np.ndarray |
     variance -= n * mean * mean
     variance /= n - 1
     std = np.sqrt(np.maximum(variance, 0, out=variance), out=variance)
-    good = std > 1e-6 * np.maximum(np.abs(mean + origin), 1e-12)
+    good = std > 1e-6 * np.abs(mean + origin)
     good &= count >= MIN_PERIODS
     if valid is not None:
         good &= valid
@@ -109,20 +115,22 @@ def _z_score(values: np.ndarray, origin: np.ndarray | float, valid: np.ndarray |
 
 
 def _last(x: np.ndarray, width: int) -> np.ndarray:
-    """Sum over each full window of `width` ticks, (channel, tick - width + 1)."""
-    total = np.cumsum(x, axis=1)
-    out = total[:, width - 1 :].copy()
-    out[:, 1:] -= total[:, :-width]
-    return out
+    """Sum over each full window of `width` ticks, (channel, tick - width + 1).
+
+    A window is the end of one block of `width` and the beginning of the next: no difference of long
+    sums, which a single wild value would spoil for the rest of the day.
+    """
+    channels, ticks = x.shape
+    blocks = np.pad(x, ((0, 0), (0, -ticks % width))).reshape(channels, -1, width)
+    begun = blocks.cumsum(2).reshape(channels, -1)[:, width - 1 : ticks]
+    left = blocks[:, :, ::-1].cumsum(2)[:, :, ::-1]
+    left[:, :, 0] = 0  # where a window is a block
+    return begun + left.reshape(channels, -1)[:, : ticks - width + 1]
 
 
 def _before(x: np.ndarray, width: int) -> np.ndarray:
     """Sum over the at most `width` ticks before each."""
-    total = np.zeros(x.shape)
-    np.cumsum(x[:, :-1], axis=1, out=total[:, 1:])
-    out = total.copy()
-    out[:, width:] -= total[:, : max(x.shape[1] - width, 0)]
-    return out
+    return _last(np.pad(x[:, :-1], ((0, 0), (width, 0))), width)
 
 
 def _kept(include_skew_norm: bool) -> tuple[str, ...]:
