@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import torch
-from scipy.stats import rankdata
+from scipy.stats import bootstrap, rankdata
 from torch import Tensor, nn
 
 from fieldbook.checkpoints import load_weights, save_weights
-from fieldbook.checks import require
+from fieldbook.checks import positive, require
 from fieldbook.data.patches import HORIZONS, Patches
 from fieldbook.data.transforms import columns
 from fieldbook.experiments.patch_configs import Config
@@ -374,14 +374,25 @@ def mean_over_horizons(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame
 def ratio_interval(
     first: np.ndarray, second: np.ndarray, *, seed: int, repeats: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Ratio of two mean losses on the same days, with its interval by a paired bootstrap of whole days.
+    """Ratio of two mean losses on the same days, with its interval by a paired bootstrap of days.
 
     Args:
         first, second: (day,) losses, positive.
     Returns:
         The ratio and both ends of the interval.
+    Raises:
+        ValueError: losses that are not positive, not of the same days, or of fewer than two days.
     """
-    drawn = np.random.default_rng(seed).integers(len(first), size=(repeats, len(first)))
-    ratios = first[drawn].mean(1) / second[drawn].mean(1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    first = positive(first, "first", ndim=1, least=2).numpy(force=True)
+    second = positive(second, "second", shape=first.shape).numpy(force=True)
+    found = bootstrap(
+        (first, second),
+        lambda one, two, axis=-1: one.mean(axis) / two.mean(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=repeats,
+        confidence_level=level,
+        rng=np.random.default_rng(seed),
+    )
+    low, high = found.confidence_interval
     return float(first.mean() / second.mean()), float(low), float(high)

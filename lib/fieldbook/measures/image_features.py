@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fieldbook import training
 from fieldbook.checkpoints import cpu_copy
+from fieldbook.checks import numbers, require
 from fieldbook.data.images import Images
 from fieldbook.measures import distances, frechet
 from fieldbook.models.blocks import seeded
@@ -62,6 +63,7 @@ class Judge:
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Features (n, 64) of images (n, c, h, w) in [-1, 1], on the CPU."""
+        x = numbers(x, "x", shape=(None, *self.images.train.shape[1:]))
         device = next(self.network.parameters()).device
         return torch.cat([self.network.features(part.to(device)).cpu() for part in x.split(1024)])
 
@@ -76,8 +78,12 @@ class Judge:
             the nearest training image over that of the held-out images.
         """
         found, generator = self.features(x), torch.Generator().manual_seed(stream("kid", seed))
-        right = self.network.logits.cpu()(found).argmax(1) == label.cpu()
-        test = self.images.test
+        require(label.shape == (len(x),), "shape of label", tuple(label.shape), f"({len(x)},)")
+        layer = self.network.logits
+        right = layer(found.to(layer.weight.device)).argmax(1).cpu() == label.cpu()
+        test, train = self.images.test, self.images.train
+        usual = distances.nearest(test, train).mean()
+        require(usual > 0, "nearest of held-out images", 0.0, "others than those of training")
         return {
             "fd_train": frechet.frechet(found, self.train),
             "fd_heldout": frechet.frechet(found, self.test),
@@ -85,9 +91,7 @@ class Judge:
             **frechet.coverage(self.test, found),
             "accuracy": float(right.double().mean()),
             "energy": float(distances.energy_distance(x.flatten(1).cpu(), test.flatten(1))),
-            "nearest": float(
-                distances.nearest(x.cpu(), self.images.train).mean() / distances.nearest(test, self.images.train).mean()
-            ),
+            "nearest": float(distances.nearest(x.cpu(), train).mean() / usual),
         }
 
     def floor(self, repeats: int = 20) -> list[float]:
