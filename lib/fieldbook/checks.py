@@ -1,5 +1,6 @@
 """What the library accepts: refusals that name the thing, and one rule for the numbers that measures take."""
 
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,3 +85,18 @@ def _tensor(x: object, name: str) -> Tensor:
     real = not (x.is_complex() or x.is_quantized or x.dtype == torch.bool)
     require(real, f"dtype of {name}", x.dtype, "real numbers")
     return x.to_dense() if x.layout != torch.strided else x
+
+
+def whole(array: np.ndarray) -> np.ndarray:
+    """The array itself, unless the file that it is mapped from has been cut: to touch what is gone ends the process.
+
+    Raises:
+        OSError: names the file.
+    """
+    if isinstance(array, np.memmap):
+        unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the array's offset
+        end = array.offset // unit * unit + len(array._mmap)
+        if array._mmap.size() < end:
+            problem = f"ends at byte {array._mmap.size()} instead of {end}: it has been cut; make it again"
+            raise OSError(f"{array.filename} {problem}")
+    return array

@@ -76,7 +76,6 @@ def fit(
     watch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
-    prefetch: Callable[[Tensor], None] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> Fit:
@@ -98,8 +97,6 @@ def fit(
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
             improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
-        prefetch: called before each update with the `index` that follows one `shuffle_block` later, if the recipe has
-            several blocks, so that data can be read while the model computes; `Spectra.prefetch` is one.
     Returns:
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
@@ -118,8 +115,6 @@ def fit(
         if not state.history:
             run.observe()
         while state.step < recipe.steps and not state.stopped_early:
-            if prefetch:
-                run.announce(prefetch)
             norm = run.update()
             bar.update()
             if watch:
@@ -187,14 +182,6 @@ class _Run:
         recipe = self.recipe
         key = (self.n_examples, recipe.batch_size, step, recipe.seed)
         return indices(*key, self.rank, self.world, recipe.shuffle_block)
-
-    def announce(self, prefetch: Callable[[Tensor], None]) -> None:
-        """Name the examples that are to come when a block has been gone through, while there are any."""
-        block = self.recipe.shuffle_block
-        if block is not None and block < self.n_examples:
-            step = self.fit.step + math.ceil(block / self.recipe.batch_size)
-            if step < self.recipe.steps:
-                prefetch(self.index(step))
 
     # -- one update
 

@@ -466,7 +466,7 @@ def test_any_type_chunks_and_shapes(tmp_path_factory, data):
     flux, error, params = zip(*parts, strict=True)
     assert_holds(spectra, wave, np.vstack(flux), np.vstack(error), pd.concat(params), rtol=0)
     index = data.draw(st.lists(st.integers(0, len(spectra) - 1), min_size=1, max_size=50))
-    block = Spectra.open(folder / "out", block=data.draw(st.integers(1, 50)))
+    block = Spectra.open(folder / "out")
     for got, whole in zip(block.rows(index), (spectra.flux, spectra.error), strict=True):
         assert np.array_equal(got, whole[index]) and got.shape == (len(index), pixels)
 
@@ -489,10 +489,10 @@ def test_splits_are_found_in_natural_order(tmp_path):
 
 @pytest.fixture
 def stored(tmp_path):
-    """120 spectra of 16 pixels in blocks of 16, and the same in memory."""
+    """120 spectra of 16 pixels on disk, and the same in memory."""
     wave, flux, error, params = values(120, 16)
     convert([build(tmp_path / "a.h5", wave, flux, error, params)], tmp_path / "out")
-    return Spectra.open(tmp_path / "out", block=16), Spectra(wave, flux.astype("f4"), error.astype("f4"), params)
+    return Spectra.open(tmp_path / "out"), Spectra(wave, flux.astype("f4"), error.astype("f4"), params)
 
 
 def assert_same(rows, spectra, index):
@@ -516,53 +516,6 @@ def test_rows_in_any_order_are_those_of_the_arrays(stored, block):
             assert_same(spectra.rows(index), stored[1], index)
 
 
-def test_a_block_is_read_through_once(stored, monkeypatch):
-    spectra, calls = stored[0], []
-    original = os.sendfile
-    monkeypatch.setattr(os, "sendfile", lambda *args: calls.append(args[3]) or original(*args))
-    for step in range(15):
-        spectra.rows(indices(120, 8, step, seed=0, block=16))
-    assert calls.count(16 * 64) == 2 * 7 and calls.count(8 * 64) == 2  # 7 blocks of 16 spectra and one of 8, twice
-    calls.clear()
-    spectra.rows(torch.arange(0, 120, 16))  # scattered
-    assert not calls
-
-
-def test_a_block_that_is_on_its_way_is_not_read_again(stored, monkeypatch):
-    spectra, memory, calls = *stored, []
-    original = os.sendfile
-    monkeypatch.setattr(os, "sendfile", lambda *args: calls.append(args[3]) or original(*args))
-    for step in range(15):
-        spectra.prefetch(indices(120, 8, step + 2, seed=0, block=16))
-        index = indices(120, 8, step, seed=0, block=16)
-        assert_same(spectra.rows(index), memory, index)
-    assert 0 <= calls.count(16 * 64) + calls.count(8 * 64) - 2 * 8 <= 2  # all blocks, perhaps one of the next epoch
-    memory.prefetch([0])  # nothing to do
-    os.truncate(spectra.flux.filename, 4000)
-    spectra.prefetch([100])  # its thread keeps silent
-    with pytest.raises(OSError, match="ends"):
-        spectra.rows([100])
-
-
-def test_only_the_block_at_hand_stays_mapped(tmp_path):
-    (tmp_path / "zeros").touch()
-    os.truncate(tmp_path / "zeros", 2048 * 2**14)
-    zeros = np.memmap(tmp_path / "zeros", "<f4", "r", shape=(2048, 4096))
-    spectra = Spectra(np.arange(4096.0), zeros, zeros, pd.DataFrame(index=range(2048)), block=256)
-    for first in range(0, 2048, 256):
-        spectra.rows([first + 5])
-        mapped = Path("/proc/self/smaps").read_text().split(str(tmp_path / "zeros"))[1]
-        kilobytes = int(mapped.split("Rss:")[1].split()[0])
-        assert 4096 <= kilobytes <= 4096 + 2 * 2048  # the block, and at most a huge page before and after it
-
-
-def test_a_system_that_cannot_map_a_block_at_once_reads_the_same(stored, monkeypatch):
-    monkeypatch.setattr("fieldbook.data.spectra.MADV_POPULATE_READ", 9999)
-    for step in range(15):
-        index = indices(120, 8, step, seed=0, block=16)
-        assert_same(stored[0].rows(index), stored[1], index)
-
-
 def test_rows_that_are_not_there_are_refused(stored):
     for spectra in stored:
         for index in ([1.0], 5, [True, False]):
@@ -582,7 +535,6 @@ def test_parts_share_the_file_and_survive_pickling(stored):
     for one in (part, copy, pickle.loads(pickle.dumps(memory))[30:70]):
         assert_same(one.rows([0, 39, 7]), memory, [30, 69, 37])
         assert list(one.params["log_g"]) == list(memory.params["log_g"][30:70])
-    assert copy.block == 16
     with pytest.raises(ValueError, match="slice"):
         spectra[::2]
 

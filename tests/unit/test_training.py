@@ -175,44 +175,6 @@ def test_blocks_are_shuffled_inside_and_reach_the_loop():
     assert torch.equal(torch.cat(seen)[:N], indices(N, N, 0, seed=recipe().seed, block=10))
 
 
-@pytest.mark.parametrize(("block", "ahead"), [(10, 1), (12, 1), (25, 3), (52, 5)])
-def test_prefetch_is_told_of_the_block_to_come_and_changes_nothing(block, ahead):
-    r, told = recipe(shuffle_block=block), []
-    plain, hinted = make_model(dropout=0.2), make_model(dropout=0.2)
-    train(plain, r, noisy_mse)
-    train(hinted, r, noisy_mse, prefetch=told.append)
-    assert same(weights(plain), weights(hinted))
-    expected = [indices(N, 12, step, 0, block=block) for step in range(ahead, 30)]
-    assert len(told) == len(expected) and all(map(torch.equal, told, expected))
-
-
-@pytest.mark.parametrize("block", [None, N, N + 1])
-def test_prefetch_is_not_told_where_there_are_no_blocks(block):
-    told = []
-    train(make_model(), recipe(shuffle_block=block), prefetch=told.append)
-    assert not told
-
-
-def test_prefetch_goes_on_in_a_resumed_run(tmp_path):
-    r, whole, first, second = recipe(shuffle_block=10, eval_every=10), [], [], []
-    reference, resumed = make_model(dropout=0.2), make_model(dropout=0.2)
-    train(reference, r, noisy_mse, prefetch=whole.append)
-
-    def interrupted(model, step):
-        if step == 20:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        train(resumed, r, noisy_mse, evaluate=interrupted, checkpoint=tmp_path, prefetch=first.append)
-    resumed = make_model()
-    resumed[3].p = 0.2
-    train(resumed, r, noisy_mse, checkpoint=tmp_path, prefetch=second.append)
-    assert same(weights(reference), weights(resumed))
-    assert len(first) == 20 and len(second) == 19  # from step 10 on, the last written
-    assert all(map(torch.equal, first[:10] + second, whole))
-
-
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}, {"block": 0}])
 def test_indices_name_what_they_refuse(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

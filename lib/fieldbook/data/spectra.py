@@ -3,11 +3,7 @@
 `fieldbook.data.spectra_hdf5` makes the folders that `Spectra.open` maps.
 """
 
-import contextlib
-import errno
 import mmap
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.checks import require, whole
 
 SEED = 42  # of the noise of validation and test splits
-MADV_POPULATE_READ = 22  # of Linux; map all pages of a range at once, or fail where they cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,28 +31,23 @@ class Spectra:
         flux: (n, pixels) float32, without noise, >= 0.
         error: (n, pixels) float32, standard deviation of the noise at level 1, > 0, in the flux's unit.
         params: n rows of labels: `T_eff` in K, `log_g`, `M_H`, `a_M`, `C_M` in dex, `mag`, `redshift`, `snr`.
-        block: spectra that `rows` reads ahead in one piece, best the `shuffle_block` of the recipe.
     Raises:
-        ValueError: the shapes do not belong together, or block < 1.
+        ValueError: the shapes do not belong together.
     """
 
     wave: np.ndarray
     flux: np.ndarray
     error: np.ndarray
     params: pd.DataFrame
-    block: int = 4096
 
     def __post_init__(self) -> None:
         shape = (len(self.params), *self.wave.shape)
         require(self.wave.ndim == 1, "wave", self.wave.shape, "(pixels,)")
         require(self.flux.shape == shape, "flux", self.flux.shape, f"(params, wave) = {shape}")
         require(self.error.shape == shape, "error", self.error.shape, f"(params, wave) = {shape}")
-        require(self.block >= 1, "block", self.block, "at least 1")
-        ahead = [_ReadAhead(array, self.block) for array in (self.flux, self.error) if _is_mapped(array)]
-        object.__setattr__(self, "_ahead", ahead)
 
     @classmethod
-    def open(cls, folder: Path, block: int = 4096) -> Self:
+    def open(cls, folder: Path) -> Self:
         """Map what `spectra_hdf5.convert` has left in a folder.
 
         Raises:
@@ -68,7 +58,7 @@ class Spectra:
         try:
             wave, params = np.load(folder / "wave.npy"), pd.read_parquet(folder / "params.parquet")
             flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
-            return cls(wave, flux, error, params, block)
+            return cls(wave, flux, error, params)
         except FileNotFoundError as missing:
             raise FileNotFoundError(
                 f"no converted spectra in {folder} ({missing}); convert the files first"
@@ -84,42 +74,30 @@ class Spectra:
         return replace(self, flux=self.flux[part], error=self.error[part], params=self.params[part])
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Flux and error of some spectra, at the disk's speed where they come block by block.
-
-        An index that stays within a block, or two at a border, as from `fieldbook.recipe.indices(..., block=block)`,
-        announces that the rest of the block is to follow: it is then read in order, once, and stays mapped until left.
+        """Flux and error of some spectra.
 
         Args:
             index: (batch,) of integers in [0, n).
         Returns:
             (batch, pixels) float32 each, on the CPU, as copies.
         Raises:
-            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file ends too early.
+            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file has been cut.
         """
         index = np.asarray(index)
         require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
-        for array in self._ahead:
-            array.enter(index)
-        return torch.from_numpy(self.flux[index]).float(), torch.from_numpy(self.error[index]).float()
-
-    def prefetch(self, index: Tensor | np.ndarray | Sequence[int]) -> None:
-        """Begin to read the blocks of an index that is to come; `rows` then waits for what has not yet arrived.
-
-        Reading and computing overlap if the index is that of `block` examples later.
-        """
-        for array in self._ahead:
-            array.prefetch(np.asarray(index))
+        flux, error = whole(self.flux)[index], whole(self.error)[index]
+        return torch.from_numpy(flux).float(), torch.from_numpy(error).float()
 
     def __reduce__(self):
         flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
-        return _rebuilt, (self.wave, flux, error, self.params, self.block)
+        return _rebuilt, (self.wave, flux, error, self.params)
 
 
-def _rebuilt(wave, flux, error, params, block) -> Spectra:
+def _rebuilt(wave, flux, error, params) -> Spectra:
     flux, error = (np.memmap(*array) if isinstance(array, tuple) else array for array in (flux, error))
-    return Spectra(wave, flux, error, params, block)
+    return Spectra(wave, flux, error, params)
 
 
 def _is_mapped(array: np.ndarray) -> bool:
@@ -129,68 +107,8 @@ def _is_mapped(array: np.ndarray) -> bool:
 def _arguments(array: np.memmap) -> tuple:
     """What makes `np.memmap` map the same part of the same file; an array's own `offset` is that of the whole."""
     unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's offset
-    return str(array.filename), "<f4", "r", array.offset // unit * unit + _start(array), array.shape
-
-
-def _start(array: np.memmap) -> int:
-    """Where the array begins in its map, in bytes."""
-    return array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
-
-
-class _ReadAhead:
-    """Brings a mapped array into memory block by block and in order, before rows are taken from it in any order.
-
-    `sendfile` reads in longer pieces than page faults ask for (benchmarks/spectra_io.py), and one call then maps all
-    pages of the block: a row is copied once, without a call of the system.
-    """
-
-    def __init__(self, array: np.memmap, block: int):
-        self.file, _, _, self.offset, (self.rows, pixels) = _arguments(array)
-        self.map, self.start = array._mmap, _start(array)
-        self.row, self.block, self.entered, self.arriving = 4 * pixels, block, set(), {}
-
-    def enter(self, index: np.ndarray) -> None:
-        if self.map.size() < self.offset + self.rows * self.row:  # to touch what is missing would end the process
-            raise OSError(f"{self.file} ends at byte {self.map.size()}, too early; convert again")
-        if blocks := self._blocks(index):
-            for block in blocks - self.entered:
-                if thread := self.arriving.pop(block, None):
-                    thread.join()
-                else:
-                    self._read_through(block)
-                self._advise(MADV_POPULATE_READ, block)
-            for block in self.entered - blocks:
-                self._advise(mmap.MADV_DONTNEED, block)
-            self.entered = blocks
-
-    def prefetch(self, index: np.ndarray) -> None:
-        for block in self._blocks(index) - self.entered - self.arriving.keys():
-            self.arriving[block] = threading.Thread(target=self._read_through, args=(block,), daemon=True)
-            self.arriving[block].start()
-
-    def _blocks(self, index: np.ndarray) -> set[int]:
-        """Those that rows are taken from; none if the rows are scattered over too many to be read in full."""
-        blocks = set((index // self.block).tolist())
-        return blocks if len(blocks) <= 2 + len(index) // self.block else set()
-
-    def _span(self, block: int) -> tuple[int, int]:
-        return tuple(min(b * self.block, self.rows) * self.row for b in (block, block + 1))
-
-    def _read_through(self, block: int) -> None:
-        """Bring a block into the system's cache; what goes wrong here is met again when its rows are taken."""
-        position, stop = (self.offset + byte for byte in self._span(block))
-        with contextlib.suppress(OSError), open(self.file, "rb") as file, open(os.devnull, "wb") as null:
-            while count := os.sendfile(null.fileno(), file.fileno(), position, stop - position):
-                position += count  # the null device takes pages without copying them
-
-    def _advise(self, advice: int, block: int) -> None:
-        first, stop = (self.start + byte for byte in self._span(block))
-        first -= first % mmap.PAGESIZE
-        try:
-            self.map.madvise(advice, first, stop - first)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a system that does not know the advice does without
-                raise OSError(error.errno, "cannot be read; convert again", self.file) from error
+    start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
+    return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
 
 
 def signal_to_noise(flux: np.ndarray, error: np.ndarray) -> np.ndarray:

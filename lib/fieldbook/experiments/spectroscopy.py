@@ -360,7 +360,7 @@ def train(
 
     fit = training.fit(
         model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, prefetch=data["train"].prefetch, progress=progress,
+        evaluate=evaluate, checkpoint=checkpoint, progress=progress,
     )  # fmt: skip
     if fit.best is not None:
         model.load_state_dict(fit.best)
