@@ -13,13 +13,19 @@ import numpy as np
 import pandas as pd
 
 from fieldbook.checks import require
+from fieldbook.data.hdf5 import readable
 
 
-def kinds(file: h5py.File) -> dict[str, str]:
-    """Paths of the objects that pandas has left in a file, and its word for each, such as frame_table or series."""
-    found = {}
-    file.visititems(lambda path, node: found.update({path: node.attrs.get("pandas_type")}))
-    return {path: kind.decode() for path, kind in found.items() if kind is not None}
+def kind(node: h5py.Group | h5py.Dataset | None) -> str:
+    """pandas' word for what it has left in a node, such as frame_table or series; empty if it has not."""
+    return "" if node is None else _words(node, "pandas_type")
+
+
+def keys(file: h5py.File) -> list[str]:
+    """Paths of the objects that pandas has left in a file."""
+    found = []
+    file.visititems(lambda path, node: found.append(path) if kind(node) else None)
+    return found
 
 
 def numbers(group: h5py.Group) -> pd.DataFrame:
@@ -30,20 +36,39 @@ def numbers(group: h5py.Group) -> pd.DataFrame:
     Raises:
         ValueError: another kind of object; the names of columns are no list of strings and numbers. Names the path.
     """
-    path, kind = group.name.strip("/"), group.attrs["pandas_type"].decode()
-    require(kind == "frame_table", f"pandas_type of {path}", kind, "frame_table, columns written with format='table'")
+    path, found = group.name.strip("/"), kind(group)
+    require(found == "frame_table", f"pandas_type of {path}", found, "frame_table, columns written with format='table'")
     table, columns = group["table"], {}
-    rows = table[()]
+    with readable(table) as packed:
+        rows = packed[()]
     for field in rows.dtype.names:
         if _holds_numbers(table, field):
-            values = np.atleast_2d(rows[field].T)
-            columns |= zip(_names(table, f"{field}_kind", len(values)), values, strict=True)
+            values = np.atleast_2d(_native(rows[field]).T)
+            names = _names(table, f"{field}_kind", len(values))
+            repeated = [name for name in names if name in columns or names.count(name) > 1]
+            require(not repeated, f"columns of {path}", repeated, "every name once")
+            columns |= zip(names, values, strict=True)
     return pd.DataFrame(columns)
 
 
+def _native(values: np.ndarray) -> np.ndarray:
+    """In this machine's byte order, and no wider than what a table can be stored with."""
+    dtype = values.dtype.newbyteorder("=")
+    return values.astype(np.float64 if dtype == np.longdouble else dtype)
+
+
 def _holds_numbers(table: h5py.Dataset, field: str) -> bool:
-    stored = table.attrs.get(f"{field}_dtype", b"")  # what it was in pandas: dates are stored as int64, too
-    return stored.startswith((b"float", b"int", b"uint", b"bool")) and table.attrs.get(f"{field}_meta") != b"category"
+    stored = _words(table, f"{field}_dtype")  # what it was in pandas: dates are stored as int64, too
+    return stored.startswith(("float", "int", "uint", "bool")) and _words(table, f"{field}_meta") != "category"
+
+
+def _words(node: h5py.Group | h5py.Dataset, attribute: str) -> str:
+    """An attribute as text, however it is stored; empty if there is none, or none that can be read."""
+    try:
+        value = node.attrs.get(attribute, "")
+    except (OSError, TypeError, ValueError):
+        return ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _names(table: h5py.Dataset, attribute: str, count: int) -> list[str | int | float]:

@@ -6,7 +6,9 @@ read can run code, though pandas keeps the names of columns as pickles.
 """
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -26,7 +28,8 @@ from tqdm import tqdm
 
 from fieldbook.checkpoints import atomic_write
 from fieldbook.checks import require
-from fieldbook.data import pandas_hdf5
+from fieldbook.data import hdf5, pandas_hdf5
+from fieldbook.data.hdf5 import check
 from fieldbook.data.spectra import Spectra, signal_to_noise
 
 WAVE, FLUX, ERROR = "spectrumdataset/wave", "dataset/arrays/flux/value", "dataset/arrays/error/value"
@@ -34,9 +37,15 @@ PARAMS = "dataset/params"
 REQUIRED = ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "redshift")
 """Columns that a table must have unless told otherwise; a missing `snr` is computed."""
 
+LIMITS = {"T_eff": (1.0, 1e6), "log_g": (-5.0, 20.0), "mag": (-40.0, 60.0), "weight": (0.0, 1e300)}
+LIMITS |= {"redshift": (-0.999, 100.0), "snr": (1e-9, 1e12)}
+LIMITS |= dict.fromkeys(("M_H", "a_M", "C_M"), (-9.0, 9.0))
+"""What such a column can hold: more than any star has, but not -999, 99.99 and the like."""
+
 ANGSTROM = (900.0, 3e5)  # wavelengths that stars are observed at; those in nm, microns or metres lie below
 BUFFER = 2**26  # bytes of float32 in memory at a time, for flux and for error
-VERSION = 1  # of the converted folder; a change converts anew
+KEPT = {"flux.npy", "error.npy", "wave.npy", "params.parquet", "spectra.json"}
+VERSION = 2  # of the converted folder; a change converts anew
 
 
 def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "test*") -> dict[str, list[Path]]:
@@ -46,7 +55,7 @@ def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "
         train: pattern of the folders of shards; `val`, `test`: of one folder each.
     Raises:
         FileNotFoundError: a split has no file; names the folder, the pattern and what is there.
-        ValueError: several files for `val` or `test`; names them.
+        ValueError: several files for `val` or `test`, or one file in two splits; names them.
     """
     folder, found = Path(folder), {}
     for split, pattern in {"train": train, "val": val, "test": test}.items():
@@ -59,6 +68,10 @@ def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "
         if split != "train" and len(found[split]) > 1:
             names = ", ".join(str(path) for path in found[split])
             raise ValueError(f"{split} = {pattern!r} fits several files: {names}; expected a pattern for one of them")
+    for one, other in itertools.combinations(found, 2):
+        both = {path.resolve() for path in found[one]} & {path.resolve() for path in found[other]}
+        common = sorted(map(str, both))
+        require(not both, f"{one} and {other}", common, "patterns without a common file")
     return found
 
 
@@ -92,24 +105,32 @@ def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUI
     """Check the spectra of one or several files and lay them down as float32 arrays, unless that has been done.
 
     Memory stays constant, flux is clipped at 0, and the folder is replaced only by a whole new one. The result serves
-    as long as paths, sizes and times of the files stay the same. Several processes may call this at once.
+    as long as the files, and those behind their links and virtual datasets, stay the same. Several processes may call
+    this at once.
 
     Args:
-        files: of one layout and one wavelength grid, of any float or integer type, chunks and compression.
+        files: of one layout and one wavelength grid, of any float or integer type, byte order, chunks and compression
+            that h5py or PyTables undo.
         folder: of the result, one per split; `Spectra.open` maps it when the files are gone.
         required: columns of numbers that each table must have.
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, lacks something or has values that cannot be; names the file, the path in it
-            and the row. What was in the folder before is intact.
+        ValueError: a file is damaged, in use, lacks something or has values that cannot be; names the file, the path
+            in it and the row. What was in the folder before is intact.
         OSError: the folder could not be written; what was there before is intact.
     """
-    files, folder = [Path(file) for file in files], Path(folder).absolute()
+    files, folder = [Path(file) for file in files], Path(folder).resolve()
     require(files, "files", files, "at least one file")
-    identity = {"version": VERSION, "files": [_identity(file) for file in files]}
+    once = len({file.resolve() for file in files}) == len(files)
+    require(once, "files", [*map(str, files)], "no file twice")
+    free = not folder.exists() or (folder.is_dir() and KEPT.issuperset(os.listdir(folder)))
+    accepted = f"a folder of {', '.join(sorted(KEPT))} alone, or none, as it is replaced as a whole"
+    require(free, "folder", str(folder), accepted)
+    identity = {"version": VERSION, "files": [identity_of(file) for file in files]}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not _is_of(folder, identity):
+        spectra = _stored(folder, identity)
+        if spectra is None:
             shards = [_inspect(file) for file in files]
             _check_alike(shards, required)
             try:
@@ -117,9 +138,26 @@ def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUI
             except OSError as error:
                 reason = f"could not be written ({error.strerror or error}); what was there before is intact"
                 raise OSError(error.errno, reason, str(folder)) from error
-        spectra = Spectra.open(folder)
+            spectra = Spectra.open(folder)
     _check_columns(spectra.params, required, str(folder))
     return spectra
+
+
+def identity_of(file: Path) -> dict[str, object]:
+    """The content of a file of spectra, and of the files behind its links and virtual datasets.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `convert`.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no spectra at {file}; expected an HDF5 file")
+    with hdf5.reading(file, WAVE), h5py.File(file) as h5:
+        found = [hdf5.dataset(h5, name) for name in (WAVE, FLUX, ERROR)]
+        table = h5[_key(h5)].get("table")
+        found += [table] if isinstance(table, h5py.Dataset) else []
+        behind = set().union({file.resolve()}, *map(hdf5.sources, found))
+    contents = {str(path): hdf5.fingerprint(path) for path in sorted(behind)}
+    return {"path": str(file.resolve()), "files": contents}
 
 
 @dataclass(frozen=True)
@@ -134,36 +172,39 @@ class _Shard:
 
 def _inspect(file: Path) -> _Shard:
     """Read all but the spectra, and check the shapes."""
-    with _reading(file, WAVE), h5py.File(file) as h5:
+    with hdf5.reading(file, WAVE), h5py.File(file) as h5:
         for name in (WAVE, FLUX, ERROR):
-            dataset = h5.get(name)
-            _check(isinstance(dataset, h5py.Dataset), file, name, "is missing; expected a dataset")
+            dataset = h5[name]
             real = dataset.dtype.kind in "fiu" and dataset.shape is not None
-            _check(real, file, name, f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers")
-        wave, shape, shape_of_error = h5[WAVE][()].astype(float), h5[FLUX].shape, h5[ERROR].shape
+            check(real, file, name, f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers")
+        shape, shape_of_error = h5[FLUX].shape, h5[ERROR].shape
+        with hdf5.readable(h5[WAVE]) as dataset:
+            wave = dataset[()].astype(float)
     rising = wave.ndim == 1 and wave.size and np.isfinite(wave).all() and (np.diff(wave) > 0).all()
-    _check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
+    check(rising, file, WAVE, "is not a rising sequence; expected (pixels,) in Angstrom")
     reach = f"reaches from {wave[0]:g} to {wave[-1]:g}; expected Angstrom, {ANGSTROM[0]:g} to {ANGSTROM[1]:g}"
-    _check(ANGSTROM[0] <= wave[0] and wave[-1] <= ANGSTROM[1], file, WAVE, reach)
+    check(ANGSTROM[0] <= wave[0] and wave[-1] <= ANGSTROM[1], file, WAVE, reach)
     fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
-    _check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
-    _check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
-    key, params = _table(file)
-    _check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
+    check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
+    check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
+    with hdf5.reading(file, PARAMS), h5py.File(file) as h5:
+        key = _key(h5)
+        try:
+            params = pandas_hdf5.numbers(h5[key])
+        except hdf5.Fault:
+            raise
+        except ValueError as problem:
+            raise hdf5.Fault(f"{file}: {problem}") from problem
+    check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
     return _Shard(file, wave, params.reset_index(drop=True), key)
 
 
-def _table(file: Path) -> tuple[str, pd.DataFrame]:
-    """The pandas table of a file: at the usual key, or the only one."""
-    with _reading(file, PARAMS), h5py.File(file) as h5:
-        keys = list(pandas_hdf5.kinds(h5))
-        key = PARAMS if PARAMS in keys else keys[0] if len(keys) == 1 else None
-        found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
-        _check(key, file, PARAMS, f"is missing, and {found}; expected one pandas table")
-        try:
-            return key, pandas_hdf5.numbers(h5[key])
-        except ValueError as problem:
-            raise _Fault(f"{file}: {problem}") from problem
+def _key(h5: h5py.File) -> str:
+    """Where the pandas table of a file is: at the usual key, or the only one."""
+    keys = [PARAMS] if pandas_hdf5.kind(h5.get(PARAMS)) else pandas_hdf5.keys(h5)
+    found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
+    check(len(keys) == 1, h5.filename, PARAMS, f"is missing, and {found}; expected one pandas table")
+    return keys[0]
 
 
 def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
@@ -171,17 +212,22 @@ def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
     for shard in shards:
         _check_columns(shard.params, required, f"{shard.file}: {shard.key}")
         alike = shard.wave.shape == first.wave.shape and np.allclose(shard.wave, first.wave, rtol=1e-7, atol=0)
-        _check(alike, shard.file, WAVE, f"differs from that of {first.file}; expected one grid for all files")
+        check(alike, shard.file, WAVE, f"differs from that of {first.file}; expected one grid for all files")
 
 
 def _check_columns(params: pd.DataFrame, required: Sequence[str], where: str) -> None:
     for name in required:
         if name not in params:
             raise ValueError(f"{where} lacks the column {name!r} of numbers (there: {', '.join(map(str, params))})")
+    for name in [name for name in params if name in {*required, *LIMITS}]:
         values = params[name].to_numpy(float)
-        if not np.isfinite(values).all():
-            row = int(np.argmin(np.isfinite(values)))
-            raise ValueError(f"{where}, column {name!r}, row {row}: {params[name][row]!r}; expected a finite number")
+        low, high = LIMITS.get(name, (-np.inf, np.inf))
+        good = np.isfinite(values) & (values >= low) & (values <= high)
+        good |= np.isnan(values) & (name not in {*required, "snr"})  # others may be unknown
+        if not good.all():
+            row = int(np.argmin(good))
+            found = f"column {name!r}, row {row}: {params[name][row]!r}"
+            raise ValueError(f"{where}, {found}; expected a finite number in [{low:g}, {high:g}]")
 
 
 def _replace(folder: Path, shards: list[_Shard], identity: dict) -> None:
@@ -219,28 +265,45 @@ def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
         for file in (flux_file, error_file):
             np.lib.format.write_array_header_1_0(file, header)
         for shard in shards:
-            for flux, error in _checked_blocks(shard):
+            for flux, error, snr in _checked_blocks(shard, folder):
                 flux_file.write(flux)
                 error_file.write(error)
-                ratios.append(signal_to_noise(flux, error))
+                ratios.append(snr)
                 bar.update(len(flux))
     return np.concatenate(ratios)
 
 
-def _checked_blocks(shard: _Shard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Flux >= 0 and error > 0 in little-endian float32, some rows at a time, in buffers that are used again."""
-    with h5py.File(shard.file) as h5:
-        datasets, (n, pixels) = (h5[FLUX], h5[ERROR]), h5[FLUX].shape
+def _checked_blocks(shard: _Shard, scratch: Path) -> Iterator[tuple[np.ndarray, ...]]:
+    """Flux >= 0, error > 0 in little-endian float32, and S/N, in buffers that are used again."""
+    with contextlib.ExitStack() as stack, hdf5.reading(shard.file, FLUX):
+        h5 = stack.enter_context(h5py.File(shard.file))
+        readable = (hdf5.readable(h5[name], scratch) for name in (FLUX, ERROR))
+        datasets = [stack.enter_context(each) for each in readable]
+        n, pixels = datasets[0].shape
         rows = _rows_at_once(datasets)
         buffers = np.empty((2, min(rows, n), pixels), "<f4")
         for start in range(0, n, rows):
             flux, error = buffers[:, : min(rows, n - start)]
-            for dataset, block in zip(datasets, (flux, error), strict=True):
-                with _reading(shard.file, dataset.name.strip("/")):
+            for name, dataset, block in zip((FLUX, ERROR), datasets, (flux, error), strict=True):
+                with hdf5.reading(shard.file, name):
                     dataset.read_direct(block, np.s_[start : start + len(block)])
-            _check_values(np.isfinite(flux), flux, start, shard.file, FLUX, "a finite number")
-            _check_values(np.isfinite(error) & (error > 0), error, start, shard.file, ERROR, "a finite number above 0")
-            yield np.maximum(flux, 0, out=flux), error
+            yield flux, error, _checked(flux, error, start, shard.file, h5[FLUX].fillvalue)
+
+
+def _checked(flux: np.ndarray, error: np.ndarray, start: int, file: Path, fill: float) -> np.ndarray:
+    """Clip the flux of some rows at 0, and give their S/N."""
+    _check_values(np.isfinite(flux), flux, start, file, FLUX, "a finite number in float32")
+    good = np.isfinite(error) & (error > 0)
+    _check_values(good, error, start, file, ERROR, "a finite number above 0 in float32")
+    written = (flux != np.float32(fill)).any(1)
+    snr = signal_to_noise(np.maximum(flux, 0, out=flux), error)
+    low, high = LIMITS["snr"]
+    good = (snr >= low) & (snr <= high) & written
+    row = int(np.argmin(good))
+    found = f"its median S/N is {snr[row]:g}, expected {low:g} to {high:g}"
+    filled = f"or all of it is {fill:g}, as where nothing was written"
+    check(good.all(), file, FLUX, f"is no star in row {start + row}: {found}; {filled}")
+    return snr
 
 
 def _rows_at_once(datasets: Sequence[h5py.Dataset]) -> int:
@@ -253,47 +316,25 @@ def _rows_at_once(datasets: Sequence[h5py.Dataset]) -> int:
 def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, name: str, accepted: str) -> None:
     if not good.all():
         row, pixel = np.argwhere(~good)[0]
-        _check(False, file, name, f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}")
+        check(False, file, name, f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}")
 
 
-class _Fault(ValueError):
-    """What `_check` has found: it names the file, and needs no more words."""
-
-
-def _check(condition: object, file: Path, name: str, problem: str) -> None:
-    if not condition:
-        raise _Fault(f"{file}: {name} {problem}")
-
-
-@contextlib.contextmanager
-def _reading(file: Path, name: str) -> Iterator[None]:
-    """Name the file, and the path in it, in the errors of the HDF5 libraries."""
+def _stored(folder: Path, identity: dict) -> Spectra | None:
+    """What is in the folder, if it is whole and of these files."""
     try:
-        yield
-    except (_Fault, PermissionError):
-        raise
-    except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"{file}: {name} cannot be read; the file is damaged or not HDF5 ({error})") from error
-
-
-def _identity(file: Path) -> dict[str, object]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no spectra at {file}; expected an HDF5 file")
-    status = file.stat()
-    return {"path": str(file.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
-def _is_of(folder: Path, identity: dict) -> bool:
-    try:
-        return json.loads((folder / "spectra.json").read_text()) == identity
-    except (OSError, ValueError):
-        return False
+        if json.loads((folder / "spectra.json").read_text()) == identity:
+            return Spectra.open(folder)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if path.is_file() or error.errno == errno.EIO:  # some file systems flush no folders
+            raise
     finally:
         os.close(handle)
 

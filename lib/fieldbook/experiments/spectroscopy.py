@@ -75,11 +75,10 @@ def provide(
     return stars, read(folder, paths.inputs("spectra_maps", _digest(str(folder.resolve()))), sizes)
 
 
-def sizes_of(data_dir: str) -> dict[str, int]:
-    """Size in bytes of each file of real spectra, {} for synthetic ones: what results are tied to."""
-    return {
-        str(f.relative_to(data_dir)): f.stat().st_size for f in sorted(Path(data_dir).glob("*/dataset.h5")) if data_dir
-    }
+def sizes_of(data_dir: str) -> dict[str, list[str]]:
+    """What each file of real spectra holds, through links, {} for synthetic ones: what results are tied to."""
+    files = sorted(Path(data_dir).glob("*/dataset.h5")) if data_dir else []
+    return {str(f.relative_to(data_dir)): [*spectra_hdf5.identity_of(f)["files"].values()] for f in files}
 
 
 def _digest(*values: object) -> str:
