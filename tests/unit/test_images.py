@@ -67,6 +67,64 @@ def test_missing_and_changed_files(read, write, tmp_path):
         read(tmp_path, good)
 
 
+def packed_again(folder, name):
+    (folder / name).write_bytes(gzip.compress(gzip.decompress((folder / name).read_bytes()), 1, mtime=7))
+
+
+def unpacked(folder, name):
+    (folder / name).with_suffix("").write_bytes(gzip.decompress((folder / name).read_bytes()))
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize("change", [packed_again, unpacked])
+def test_mnist_is_known_by_its_content_however_packed(tmp_path, change):
+    made = write_mnist(tmp_path)
+    contents = {name: gzip.decompress((tmp_path / name).read_bytes()) for name in images.MNIST}
+    good = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    for name in images.MNIST:
+        change(tmp_path, name)
+    assert images.mnist(tmp_path, good).train_label.tolist() == list(made.values())[1].tolist()
+
+
+def other_mnist(part, array):
+    """Another array for one of the four files."""
+    name = list(images.MNIST)[part]
+
+    def write(folder):
+        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / name).write_bytes(gzip.compress(header + array.astype("u1").tobytes()))
+
+    return write
+
+
+def other_batch(**changes):
+    def write(folder):
+        batch = {b"data": np.zeros((4, 3072), "u1"), b"labels": [0, 1, 2, 3]}
+        batch |= {name.encode(): value for name, value in changes.items()}
+        (folder / "data_batch_3").write_bytes(pickle.dumps(batch, protocol=2))
+
+    return write
+
+
+@pytest.mark.parametrize(("read", "write", "change", "words"), [
+    (images.mnist, write_mnist, other_mnist(1, np.array([0, 1, 2, 10, 4, 5, 6])), ["label 10 in row 3", "0 to 9"]),
+    (images.mnist, write_mnist, other_mnist(3, np.arange(6)), ["t10k-labels", "6 labels for (7, 1, 28, 28)"]),
+    (images.mnist, write_mnist, other_mnist(0, np.ones((7, 32, 32))), ["(7, 1, 32, 32)", "(n, 1, 28, 28)"]),
+    (images.mnist, write_mnist, other_mnist(0, np.ones((0, 28, 28))), ["train-images", "shape"]),
+    (images.cifar10, write_cifar, other_batch(labels=[0, 1, -1, 3]), ["label -1 in row 2", "0 to 9"]),
+    (images.cifar10, write_cifar, other_batch(labels=[0, 1, 2.5, 3]), ["label 2.5 in row 2", "0 to 9"]),
+    (images.cifar10, write_cifar, other_batch(labels=[0, 1, 2]), ["3 labels for (4, 3, 32, 32)"]),
+    (images.cifar10, write_cifar, other_batch(data=np.zeros((4, 3072))), ["float64", "bytes"]),
+    (images.cifar10, write_cifar, other_batch(data=np.zeros((4, 3071), "u1")), ["no CIFAR-10 batch"]),
+])  # fmt: skip
+def test_labels_and_shapes_that_cannot_be_are_refused(tmp_path, read, write, change, words):
+    write(tmp_path)
+    change(tmp_path)
+    with pytest.raises(ValueError, match=str(tmp_path)) as caught:
+        read(tmp_path, sums(tmp_path))
+    assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
 def damaged(folder, name, change):
     raw = change(gzip.decompress((folder / name).read_bytes()))
     (folder / name).write_bytes(gzip.compress(raw))

@@ -1,8 +1,12 @@
-"""Small labelled images as tensors: digits from scikit-learn, MNIST and CIFAR-10 from files. Nothing is downloaded."""
+"""Small labelled images as tensors: digits from scikit-learn, MNIST and CIFAR-10 from files. Nothing is downloaded.
+
+torchvision's readers leave MNIST unchecked, want it unpacked, and load any pickle: these parsers are no longer.
+"""
 
 import gzip
 import hashlib
 import io
+import math
 import pickle
 import struct
 import zlib
@@ -15,10 +19,10 @@ import torch
 from torch import Tensor
 
 MNIST = {
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
 }
 CIFAR10 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -28,7 +32,7 @@ CIFAR10 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-"""File names and MD5 sums of the data sets as their authors distribute them."""
+"""Files of the data sets as their authors distribute them, and MD5 sums of what they hold, unpacked."""
 
 
 class Images(NamedTuple):
@@ -62,21 +66,20 @@ def digits(seed: int = 0) -> Images:
 
 
 def mnist(folder: Path, sums: Mapping[str, str] = MNIST) -> Images:
-    """MNIST from its four idx files, 28 x 28.
+    """MNIST from its four idx files, packed or not, 28 x 28.
 
     Args:
-        folder: holds the files named in `MNIST`; `sums`: their MD5 sums.
+        folder: holds the files named in `MNIST`; `sums`: MD5 sums of their content, or of the packed files.
     Raises:
         FileNotFoundError: a file is missing; lists all names.
-        ValueError: wrong checksum or magic number, or a file too short; names it.
+        ValueError: wrong checksum or magic number, a file too short, shapes or labels that cannot be; names it.
     Source: LeCun et al. 1998 (doi:10.1109/5.726791).
     """
-    parts = []
-    for name, axes in zip(MNIST, (3, 1, 3, 1), strict=True):
-        path = Path(folder) / name
-        parts.append(_idx(path, _checked(path, sums), axes))
-    x, y, x_test, y_test = parts
-    return Images(_scaled(x[:, None]), y.long(), _scaled(x_test[:, None]), y_test.long())
+    paths = [Path(folder) / name for name in MNIST]
+    axes = zip(paths, (3, 1, 3, 1), strict=True)
+    x, y, x_test, y_test = (_idx(path, _content(path, sums), count) for path, count in axes)
+    train = _checked(x[:, None], y, (1, 28, 28), paths[1])
+    return Images(*train, *_checked(x_test[:, None], y_test, (1, 28, 28), paths[3]))
 
 
 def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
@@ -88,11 +91,20 @@ def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
     Source: Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
     images, labels = zip(*(_batch(Path(folder) / name, sums) for name in CIFAR10), strict=True)
-    return Images(_scaled(torch.cat(images[:-1])), torch.cat(labels[:-1]), _scaled(images[-1]), labels[-1])
+    return Images(torch.cat(images[:-1]), torch.cat(labels[:-1]), images[-1], labels[-1])
 
 
-def _scaled(x: Tensor) -> Tensor:
-    return x.float() / 127.5 - 1
+def _checked(x: Tensor, label: Tensor, shape: tuple[int, int, int], path: Path) -> tuple[Tensor, Tensor]:
+    """Bytes as images in [-1, 1], with labels from 0 to 9."""
+    fits = x.dtype == torch.uint8 and x.shape == (len(label), *shape) and len(label) > 0
+    found = f"{path}: {len(label)} labels for {tuple(x.shape)} images of {x.dtype}"
+    if not fits:
+        raise ValueError(f"{found}; expected (n, {', '.join(map(str, shape))}) bytes and n labels")
+    known = torch.isin(label, torch.arange(10))
+    if not known.all():
+        row = int(known.int().argmin())
+        raise ValueError(f"{path}: label {label[row].item()} in row {row}; expected 0 to 9")
+    return x.float() / 127.5 - 1, label.long()
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -100,31 +112,33 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
-def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
-    """Content of a file whose MD5 sum is as expected."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; its folder must hold {', '.join(sums)}, as the authors distribute them"
-        )
-    content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != sums[path.name]:
-        raise ValueError(f"{path}: MD5 sum {found}, expected {sums[path.name]}; the file is damaged: fetch it again")
+def _content(path: Path, sums: Mapping[str, str]) -> bytes:
+    """What a file holds, unpacked, if its MD5 sum is as expected."""
+    packed = path.is_file() and path.suffix == ".gz"
+    file = path if packed else path.with_suffix("")
+    if not file.is_file():
+        all_names = f"{', '.join(sums)}, as the authors distribute them"
+        raise FileNotFoundError(f"no file {path}; its folder must hold {all_names}")
+    stored = file.read_bytes()
+    try:
+        content = gzip.decompress(stored) if packed else stored
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from None
+    found, also = (hashlib.md5(data, usedforsecurity=False).hexdigest() for data in (content, stored))
+    if sums[path.name] not in (found, also):
+        problem = "it is damaged, or of another data set: fetch it again"
+        raise ValueError(f"{file}: MD5 sum {found}, expected {sums[path.name]}; {problem}")
     return content
 
 
-def _idx(path: Path, content: bytes, axes: int) -> Tensor:
+def _idx(path: Path, raw: bytes, axes: int) -> Tensor:
     """An idx file of unsigned bytes."""
-    try:
-        raw = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole gzip file ({error})") from None
     magic = bytes((0, 0, 8, axes))
     if raw[:4] != magic:
         raise ValueError(f"{path}: magic number {raw[:4].hex()}, expected {magic.hex()}: unsigned bytes, {axes} axes")
     header = 4 + 4 * axes
     shape = struct.unpack(f">{axes}I", raw[4:header]) if len(raw) >= header else None
-    if shape is None or len(raw) - header != np.prod(shape, dtype=np.int64):
+    if shape is None or len(raw) == header or len(raw) - header != math.prod(shape):
         raise ValueError(f"{path}: {len(raw)} bytes do not hold the shape {shape} of its header")
     return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(shape)
 
@@ -141,10 +155,10 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _batch(path: Path, sums: Mapping[str, str]) -> tuple[Tensor, Tensor]:
-    content = _checked(path, sums)
+    content = _content(path, sums)
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         x, label = torch.from_numpy(batch[b"data"]), torch.tensor(batch[b"labels"])
-        return x.view(len(label), 3, 32, 32), label
+        return _checked(x.view(-1, 3, 32, 32), label, (3, 32, 32), path)
     except Exception as error:  # a damaged pickle fails in many ways
         raise ValueError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error})") from None
