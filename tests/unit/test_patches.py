@@ -1,5 +1,7 @@
 """The patch transformer's counts and operations, its configurations, and the samples it sees."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -214,11 +216,46 @@ def test_windows_and_representations_line_up(days):
     assert data.factors().flatten(0, 1)[: 4 * 110].std(0) == pytest.approx(torch.ones(62), abs=1e-3)
 
 
-def test_written_once_or_not_at_all(days, tmp_path):
-    folder, world, _ = days
-    before = (folder / "features.npy").stat().st_mtime_ns
-    patches.write_patches(folder, world, patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, core=1))
-    assert (folder / "features.npy").stat().st_mtime_ns == before
+SMALL = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=0)
+
+
+def test_written_once_as_long_as_they_are_of_the_same_world_and_layout(tmp_path):
+    world, other = (ticks.World(best_short=0.7, best_long=0.25, seed=seed) for seed in (0, 1))
+    patches.write_patches(tmp_path / "a", world, SMALL)
+    first, before = patches.open_patches(tmp_path / "a"), (tmp_path / "a/features.npy").stat().st_ino
+    patches.write_patches(tmp_path / "a", world, SMALL)
+    assert (tmp_path / "a/features.npy").stat().st_ino == before
+    patches.write_patches(tmp_path / "a", other, SMALL)
+    patches.write_patches(tmp_path / "b", other, SMALL)
+    again, alone = patches.open_patches(tmp_path / "a"), patches.open_patches(tmp_path / "b")
+    np.testing.assert_array_equal(again.features, alone.features)
+    np.testing.assert_array_equal(again.target[1], alone.target[1])
+    assert not np.array_equal(again.features, first.features)
+
+
+@pytest.mark.parametrize("name", ["features.npy", "targets.npz"])
+def test_an_emptied_file_is_made_again(tmp_path, name):
+    world = ticks.World(best_short=0.7, best_long=0.25)
+    patches.write_patches(tmp_path, world, SMALL)
+    whole = np.array(patches.open_patches(tmp_path).features)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is damaged .*delete it, and write_patches makes it anew"):
+        patches.open_patches(tmp_path)
+    patches.write_patches(tmp_path, world, SMALL)
+    np.testing.assert_array_equal(patches.open_patches(tmp_path).features, whole)
+
+
+def test_features_cut_under_way_are_an_error(tmp_path):
+    patches.write_patches(tmp_path, ticks.World(best_short=0.7, best_long=0.25), SMALL)
+    data = patches.open_patches(tmp_path)
+    os.truncate(tmp_path / "features.npy", 5000)
+    at = data.examples(2, "train")[:3]
+    for read in (data.patches, data.windows, lambda at: data.represent(lambda x: x.mean(-2), 52)):
+        with pytest.raises(OSError, match=r"features\.npy ends at byte 5000"):
+            read(at)
+
+
+def test_refuses_what_cannot_be(tmp_path):
     with pytest.raises(FileNotFoundError, match="write_patches"):
         patches.open_patches(tmp_path)
     with pytest.raises(ValueError, match="ticks = 6000"):

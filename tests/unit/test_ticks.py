@@ -124,3 +124,41 @@ def test_reads_real_days(tmp_path):
         ticks.read_days(tmp_path)
     with pytest.raises(FileNotFoundError, match="empty"):
         ticks.read_days(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("mid_price", 0.0), ("vwap", -1.0), ("micro_price", np.inf), ("ask_volume_1", -1.0), ("open_interest", -0.5),
+    ("obi_1", -np.inf),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_values_that_cannot_be_are_refused(tmp_path, name, value, suffix):
+    frame = pd.DataFrame(ticks.generate(ticks.World(), 0, 0, 50).raw, columns=CHANNELS)
+    file = tmp_path / f"a.{suffix}"
+    for at, good in ((value, False), (np.nan, True)):  # missing is what it may be
+        frame.loc[7, name] = at
+        frame.to_csv(file, index=False) if suffix == "csv" else frame.to_parquet(file)
+        if good:
+            assert np.isnan(ticks.read_days(tmp_path)["a"][7, CHANNELS.index(name)])
+            continue
+        with pytest.raises(ValueError, match=rf"column {name} of {file} in row 7 = {value}.*finite numbers"):
+            ticks.read_days(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "float32", "UInt8"])
+def test_numbers_that_may_be_missing_are_read(tmp_path, dtype):
+    raw = np.random.default_rng(0).integers(1, 100, (9, len(CHANNELS)))
+    frame = pd.DataFrame(raw, columns=CHANNELS).astype(dtype)
+    frame.loc[3, "obi_1"] = None
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = ticks.read_days(tmp_path)["a"]
+    assert found.dtype == float and np.isnan(found[3, CHANNELS.index("obi_1")])
+    np.testing.assert_array_equal(found[:3], raw[:3])
+
+
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_what_is_no_real_number_is_refused(tmp_path, dtype):
+    frame = pd.DataFrame(ticks.generate(ticks.World(), 0, 0, 50).raw, columns=CHANNELS)
+    frame["obi_1"] = frame["obi_1"].astype(dtype)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=r"column obi_1 of .*a\.csv.*numbers"):
+        ticks.read_days(tmp_path)

@@ -1,5 +1,6 @@
 """Days of ticks, transformed and cut into patches of 60, on disk once and read by every run through memory mapping."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write
-from fieldbook.checks import require
+from fieldbook.checks import require, whole
 from fieldbook.data import ticks
 from fieldbook.data.transforms import columns, transform
 
@@ -73,6 +74,17 @@ class Patches:
     target: dict[int, np.ndarray]
     mean: dict[int, np.ndarray]
 
+    def __post_init__(self) -> None:
+        shape = (len(self.items), *self.features.shape[1:2])
+        stored = self.features.shape, str(self.features.dtype)
+        accepted = f"({len(self.items)}, patch, {PATCH}, column) float16"
+        fits = self.features.shape[:1] + self.features.shape[2:-1] == (len(self.items), PATCH)
+        require(fits and self.features.dtype == np.float16, "features", stored, accepted)
+        for arrays in (self.target, self.mean):
+            for level, array in arrays.items():
+                place = f"targets of level {level}"
+                require(array.shape[:2] == shape, place, array.shape, f"{shape} and horizons")
+
     def examples(
         self, level: int, split: str, *, instruments: int | None = None, days: int | None = None, stride: int = 1
     ) -> np.ndarray:
@@ -87,18 +99,18 @@ class Patches:
 
     def patches(self, at: np.ndarray, n_features: int = 52) -> Tensor:
         """(batch, 60, features) float32 of samples (batch, 2)."""
-        return torch.from_numpy(self.features[at[:, 0], at[:, 1]]).float()[..., :n_features]
+        return torch.from_numpy(whole(self.features)[at[:, 0], at[:, 1]]).float()[..., :n_features]
 
     def windows(self, at: np.ndarray, n_features: int = 52) -> Tensor:
         """(batch, 60, 60, features) float32: the patch of each sample and the 59 before it."""
-        found = self.features[at[:, :1], at[:, 1:] + np.arange(1 - WINDOW, 1)]
+        found = whole(self.features)[at[:, :1], at[:, 1:] + np.arange(1 - WINDOW, 1)]
         return torch.from_numpy(found).float()[..., :n_features]
 
     def represent(self, function: Callable[[Tensor], Tensor], width: int, n_features: int = 52) -> Tensor:
         """Apply (patch, 60, features) -> (patch, width) to all patches: (item, patch, width) float32 on the CPU."""
         out = torch.empty(*self.features.shape[:2], width)
         with torch.no_grad():
-            for day, row in zip(self.features, out, strict=True):
+            for day, row in zip(whole(self.features), out, strict=True):
                 row[:] = function(torch.from_numpy(day.astype(np.float32))[..., :n_features])
         return out
 
@@ -110,10 +122,12 @@ class Patches:
 
 
 def write_patches(folder: Path, world: ticks.World, layout: Layout) -> None:
-    """Generate, transform and store all days, unless that has been done; a killed call leaves nothing half done."""
+    """Generate, transform and store all days, unless these have been; a killed call leaves nothing half done."""
     folder, items = Path(folder), layout.items()
-    if (folder / "targets.npz").exists():
+    key = json.dumps(data_key(world, layout))
+    if _key_in(folder) == key:
         return
+    (folder / "targets.npz").unlink(missing_ok=True)  # before the features that it would not belong to
     count = layout.ticks // PATCH
     shape = (len(items), count, PATCH, len(columns()))
     arrays = {f"{kind}{level}": [] for kind in ("target", "mean") for level in HORIZONS}
@@ -132,7 +146,17 @@ def write_patches(folder: Path, world: ticks.World, layout: Layout) -> None:
     atomic_write(folder / "features.npy", fill)
     facts = {name: np.stack(values) for name, values in arrays.items()}
     facts |= {name: items[name].to_numpy(str if name == "split" else int) for name in items}
+    facts["key"] = np.array(key)
     atomic_write(folder / "targets.npz", lambda file: np.savez(file, **facts))
+
+
+def _key_in(folder: Path) -> str | None:
+    """What the patches in a folder are a function of; None if there are none, or a file is damaged."""
+    try:
+        open_patches(folder)
+        return str(np.load(folder / "targets.npz")["key"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
 
 
 def open_patches(folder: Path) -> Patches:
@@ -150,6 +174,8 @@ def open_patches(folder: Path) -> Patches:
         items = pd.DataFrame({name: facts[name] for name in ("instrument", "day", "split")})
         target, mean = ({level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean"))
         return Patches(items, np.load(folder / "features.npy", mmap_mode="r"), target, mean)
+    except PermissionError:
+        raise
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{folder} is damaged ({error}); delete it, and write_patches makes it anew") from error
 

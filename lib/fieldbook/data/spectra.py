@@ -63,6 +63,8 @@ class Spectra:
             raise FileNotFoundError(
                 f"no converted spectra in {folder} ({missing}); convert the files first"
             ) from missing
+        except PermissionError:
+            raise
         except (ValueError, OSError, EOFError) as damage:
             raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
 

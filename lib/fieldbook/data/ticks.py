@@ -31,6 +31,8 @@ TICK_SIZE, RETURN = 0.01, 1e-4  # spread at rest, in price; standard deviation o
 TRAILING = 300.0  # half-life, in ticks, of the realised volatility that targets are measured in
 SLOWEST = 30.0  # largest factor on the weights of the slow signals
 SHORT, LONG = 10, 1800  # horizons in ticks at which the best possible correlation is set
+PRICES = ("mid_price", "vwap", "micro_price")  # channels above 0
+VOLUMES = ("ask_volume_1", "bid_volume_1", "open_interest")  # channels of at least 0
 GRID = np.linspace(-6, 6, 1201)  # values of the bent signal
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 
@@ -151,8 +153,8 @@ def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.nda
         (tick, 13) per file, by its stem.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, lacks a channel or its numbers, or its times fall; two files are of one day. Both
-            name the path.
+        ValueError: a file is damaged, lacks a channel or its numbers, has infinite ones, prices of 0 or volumes below
+            it, or its times fall; two files are of one day. Both name the path.
     """
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     files = sorted(file for file in Path(folder).glob("*") if file.suffix in readers)
@@ -163,17 +165,30 @@ def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.nda
         require(file.stem not in days, "file", str(file), "one file per instrument and day; another has this name")
         try:
             frame = readers[file.suffix](file)
+        except PermissionError:
+            raise
         except Exception as error:  # a damaged file fails in many ways
             raise ValueError(f"{file} is not a readable table ({error})") from error
         if missing := [name for name in names if name not in frame]:
             raise ValueError(f"{file} lacks the columns {missing}; expected {', '.join(names)}")
+        require(frame.columns.is_unique, f"columns of {file}", [*frame.columns], "no name twice")
         times = frame.get("time", frame.index)
         require(times.is_monotonic_increasing, f"time in {file}", "not rising", "ticks in their order")
         for name in names:
-            numeric = pd.api.types.is_numeric_dtype(frame[name])
-            require(numeric and frame[name].notna().any(), f"column {name} of {file}", frame[name].dtype, "numbers")
-        days[file.stem] = frame[list(names)].to_numpy(float)
+            _check_channel(frame[name], name, file)
+        days[file.stem] = frame[list(names)].astype(float).to_numpy()
     return days
+
+
+def _check_channel(column: pd.Series, name: str, file: Path) -> None:
+    numeric = column.dtype.kind in "fiu" and column.notna().any()
+    require(numeric, f"column {name} of {file}", column.dtype, "numbers")
+    values = column.astype(float).to_numpy()
+    bad = np.isinf(values)
+    bad |= (values <= 0) if name in PRICES else (values < 0) if name in VOLUMES else False
+    row = int(bad.argmax())
+    accepted = "finite numbers, prices above 0, volumes of at least 0; leave out what is missing"
+    require(not bad.any(), f"column {name} of {file} in row {row}", float(values[row]), accepted)
 
 
 def _channels(mid: np.ndarray, s: np.ndarray, noise: np.ndarray) -> np.ndarray:
