@@ -5,18 +5,30 @@ import hashlib
 import inspect
 import platform
 import subprocess
-import textwrap
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fieldbook import paths
+from fieldbook.identity import code, described
 
+LIBRARY = Path(__file__).resolve().parent
 PLUMBING = {
     f"fieldbook.{name}"
-    for name in ("checkpoints", "figures", "parameters", "paths", "provenance", "results", "tables", "workers")
+    for name in (
+        "checkpoints",
+        "figures",
+        "identity",
+        "parameters",
+        "paths",
+        "provenance",
+        "results",
+        "tables",
+        "workers",
+    )
 }
 
 
@@ -44,47 +56,54 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_hash(uses: Iterable[Any]) -> str:
-    """Hash of the code that makes rows; comments and docstrings do not count.
+    """Hash of the code that makes rows; comments and docstrings do not count, nor does the version of Python.
 
     Args:
         uses: modules of fieldbook, taken with all of fieldbook that they import but for the plumbing that only moves
-            rows and files, and with the tables (CSV) beside a module that reads package data; functions of a notebook;
-            any other value by its repr.
+            rows and files, and with the tables (CSV) beside a module that reads package data; functions of a notebook
+            and modules of one's own, by their source; any other value as `fieldbook.identity.described` tells it.
+    Raises:
+        ValueError: there is no source, or a value has nothing to be known by.
     """
     parts: dict[str, str] = {}
     waiting = []
     for use in uses:
         module = use.__name__ if inspect.ismodule(use) else getattr(use, "__module__", None) or ""
-        if module.startswith("fieldbook."):
+        if ours := module.startswith("fieldbook."):
+            if not _file_of(module):
+                raise ValueError(f"{module} has no source in {LIBRARY}; install fieldbook with its .py files")
             waiting.append(module)
-        else:
-            code = _normalised(textwrap.dedent(inspect.getsource(use)))[0] if inspect.isfunction(use) else repr(use)
-            parts[f"use {len(parts)}"] = code
+        if not ours or not (inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)):
+            own = parts[f"use {len(parts)}"] = described(use)
+            waiting += _imported(own) if inspect.ismodule(use) else []
     while waiting:
         name = waiting.pop()
-        file = paths.ROOT / "lib" / f"{name.replace('.', '/')}.py"
-        if name in parts or name in PLUMBING or not name.startswith("fieldbook.") or not file.exists():
+        file = _file_of(name)
+        if name in parts or name in PLUMBING or file is None:
             continue
-        parts[name], imported = _normalised(file.read_text(encoding="utf-8"))
+        source = file.read_text(encoding="utf-8")
+        parts[name], imported = code(source), _imported(source)
         if "importlib.resources" in imported:
-            parts |= {f"table {table.name}": table.read_text(encoding="utf-8") for table in file.parent.glob("*.csv")}
+            tables = sorted(file.parent.glob("*.csv"))
+            parts |= {f"table {table.name}": table.read_text(encoding="utf-8") for table in tables}
         waiting += imported
     return hashlib.sha256("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
 
 
-def _normalised(code: str) -> tuple[str, list[str]]:
-    """Code without comments and docstrings, and the modules it may import."""
-    tree, imported = ast.parse(code), []
-    for node in ast.walk(tree):
+def _file_of(name: str) -> Path | None:
+    """The file of a module of fieldbook, found without importing it; None if the name is of something else."""
+    top, *rest = name.split(".")
+    place = LIBRARY.joinpath(*rest)
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if top == "fieldbook" and file.is_file()), None)
+
+
+def _imported(source: str) -> list[str]:
+    """The modules that a source may import."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom) and node.module:
-            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(tree), imported
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
