@@ -162,7 +162,7 @@ rule networks:
     output: expand("build/{{build}}/data/inputs/networks/{{networks}}/{operation}.safetensors", operation=OPERATIONS)
     run:
         for file in map(Path, output):
-            trained = f"build/{wildcards.networks}/data/inputs/agop/{wildcards.networks}/{file.stem}_seed0"
+            trained = f"build/{wildcards.networks}/data/inputs/agop/{wildcards.networks}/*/{file.stem}_seed0"
             shell(f"cp {trained}/final.safetensors {file}")
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,21 @@ from filelock import FileLock
 
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
+from fieldbook.identity import content_of, digest
 from fieldbook.provenance import provenance, source_hash
-from fieldbook.tables import Row, Table, sweep
+from fieldbook.tables import FILLING, Row, Table, sweep
 
 EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
-MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float, "csv_sha256": dict}
+MANIFEST = {
+    "parameters": dict,
+    "sources": str,
+    "status": str,
+    "wall_s": int | float,
+    "csv_sha256": dict,
+    "filled_by": dict,
+}
 CLAIM = ["claim", "source", "ours", "verdict"]
+OLDER = "the library has changed"
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
 
 
@@ -35,7 +45,10 @@ def _set_aside(path: Path) -> None:
     """Keep one older generation of a stale file or folder as `<name>.stale`."""
     if path.exists():
         stale = path.with_name(f"{path.name}.stale")
-        shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
         os.replace(path, stale)
 
 
@@ -52,6 +65,9 @@ class Run:
         parameters: checked parameters (`fieldbook.parameters.load`), with `profile` among them.
         uses: what determines the rows beside the parameters: library modules, functions of the notebook, constants.
         reads: input files that do so too, by name: rows belong to their content. Frozen results do without them.
+    Attributes:
+        folder: of the tables, one for all runs of a profile: a run with other parameters or sources takes it.
+        inputs: of checkpoints and the like, in which no other run ever writes.
     Raises:
         OSError: the results folder cannot be written; names it.
         ValueError: the profile names no folder; or results are frozen and do not belong to these parameters.
@@ -62,30 +78,26 @@ class Run:
         self, chapter: str, parameters: Row, uses: Iterable[Any] = (), reads: Mapping[str, Path] | None = None
     ):
         self.chapter, self.profile = chapter, parameters["profile"]
-        self.folder, self.inputs = paths.data(chapter, self.profile), paths.inputs(chapter, self.profile)
+        self.folder = paths.data(chapter, self.profile).resolve()  # links are followed, and stay
+        inputs = paths.inputs(chapter, self.profile).resolve()
         self._started, self._claims = time.monotonic(), {}
         chosen = {k: value for k, value in parameters.items() if k not in EXECUTION and not k.startswith("draw_")}
         identity = {"chapter": chapter, "parameters": chosen, "sources": source_hash(uses)}
         if reads and not paths.frozen():
-            identity["inputs"] = {name: sha256(path) for name, path in reads.items()}
+            identity["inputs"] = {name: content_of(path) for name, path in reads.items()}
         self._identity = json.loads(json.dumps(identity))  # as a manifest gives it back: tuples are lists there
+        self.inputs = inputs / digest(self._identity)
         if paths.frozen():
             self._require_same()
             return
         try:
-            self.inputs.mkdir(parents=True, exist_ok=True)
+            inputs.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 for unfinished in self.folder.glob(".*.tmp"):  # left by a kill: writers hold the lock
                     unfinished.unlink()
-                if problem := self._stale():
-                    earlier = [*self.folder.glob("*.csv"), *([self.inputs] if any(self.inputs.iterdir()) else [])]
-                    if earlier:
-                        print(f"setting aside earlier results of {chapter} ({problem})", file=sys.stderr)
-                    for path in earlier:
-                        _set_aside(path)
-                    self.inputs.mkdir(exist_ok=True)
-                    self._write({"status": "partial", "wall_s": 0.0})
+                self._begin(inputs)
+                self.inputs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             where = error.filename or self.folder
             raise type(error)(
@@ -94,22 +106,51 @@ class Run:
                 str(where),
             ) from error
 
+    def _begin(self, inputs: Path) -> None:
+        """Set aside what is another run's, all of it; and what has been altered, with the tables it is filled by."""
+        manifest = self.manifest()
+        facts = {"status": "partial", "wall_s": 0.0}
+        if problem := self._stale(manifest):
+            earlier = [*self.folder.glob("*.csv"), *([inputs] if any(inputs.iterdir()) else [])]
+        elif altered := self._altered(manifest):
+            problem = f"{altered[0]} is not the file that the manifest describes"
+            facts |= {"wall_s": manifest["wall_s"], "filled_by": manifest.get("filled_by", {})}
+            fillers = [name for side in altered for name in facts["filled_by"].get(side, [])]
+            earlier = [self.folder / name for name in sorted({*altered, *fillers})]
+        else:
+            return
+        if earlier:
+            print(f"setting aside earlier results of {self.chapter} ({problem})", file=sys.stderr)
+        for path in earlier:
+            _set_aside(path)
+        self._write(facts)
+
     def table(self, name: str, keys: Sequence[str]) -> Table:
         """The table `<name>.csv` of this run."""
-        return Table(self.folder / f"{name}.csv", keys, self._writing)
+        path = self.folder / f"{name}.csv"
+        return Table(path, keys, partial(self._writing, path.name))
 
     def sweep(self, name: str, jobs: Sequence[Row], compute: Callable[[Row], Row], **options: Any) -> pd.DataFrame:
         """Fill `<name>.csv`, keyed by what the jobs hold, by `fieldbook.tables.sweep` with its options."""
         return sweep(self.table(name, list(jobs[0])), jobs, compute, **{"description": name, **options})
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the manifest while a table changes; a complete run is partial again, until its hashes are renewed."""
+    def _writing(self, name: str) -> Iterator[None]:
+        """Hold the manifest while a table changes; a complete run is partial again, until its hashes are renewed.
+
+        A table that is filled within a sweep of another one comes back only if that one is swept again: it is noted.
+        """
         with self._lock():
-            manifest = self._own_manifest()
+            manifest, filling = self._own_manifest(), FILLING.get()
+            filled_by = manifest.get("filled_by", {})
+            facts = {"status": "partial", "wall_s": manifest["wall_s"], "filled_by": filled_by}
             if manifest["status"] == "complete":
-                self._write({"status": "partial", "wall_s": manifest["wall_s"]})
+                self._write(facts)
             yield
+            fillers = set(filled_by.get(name, ()))
+            if not fillers >= {filling} - {name, None}:
+                filled_by[name] = sorted(fillers | {filling})
+                self._write(facts)
 
     def claim(self, text: str, source: str, ours: str, verdict: bool | None, tested: bool = True) -> None:
         """Note a claim with the truth value that code came to; one that this run cannot test keeps its numbers alone.
@@ -149,7 +190,8 @@ class Run:
         hashes = {path.name: sha256(path) for path in tables}
         if old.get("csv_sha256") != hashes:
             wall_s = round(old["wall_s"] + time.monotonic() - self._started, 1)
-            self._write({"status": "complete", "wall_s": wall_s, "csv_sha256": hashes, **provenance(), **facts})
+            made = {"csv_sha256": hashes, "filled_by": old.get("filled_by", {}), **provenance(), **facts}
+            self._write({"status": "complete", "wall_s": wall_s, **made})
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".manifest.lock")  # made anew: a run travels to worker processes, a lock cannot
@@ -169,27 +211,32 @@ class Run:
         text = json.dumps({**self._identity, **facts}, indent=1, sort_keys=True) + "\n"
         atomic_write(self.folder / "manifest.json", lambda file: file.write(text.encode()))
 
-    def _stale(self) -> str | None:
+    def _stale(self, manifest: Row) -> str | None:
         """Why the rows on disk are not this run's, or None."""
-        manifest = self.manifest()
         if not manifest:
             return "there is no readable manifest"
         if manifest["parameters"] != self._identity["parameters"]:
             return _difference(manifest["parameters"], self._identity["parameters"])
         if not paths.frozen() and (old := manifest.get("inputs", {})) != (new := self._identity.get("inputs", {})):
             return f"input {next(name for name in {**old, **new} if old.get(name) != new.get(name))} has changed"
-        if manifest["sources"] != self._identity["sources"]:
-            return "the library has changed"
-        for name, digest in manifest.get("csv_sha256", {}).items():
-            if not (self.folder / name).exists() or sha256(self.folder / name) != digest:
-                return f"{name} is not the file that the manifest describes"
-        return None
+        return OLDER if manifest["sources"] != self._identity["sources"] else None
+
+    def _altered(self, manifest: Row) -> list[str]:
+        """Tables of a complete run that are not as the manifest describes them; of a partial one, those deleted."""
+        hashes = manifest.get("csv_sha256")
+        if hashes is None:
+            return [name for name in manifest.get("filled_by", {}) if not (self.folder / name).exists()]
+        found = {path.name: sha256(path) for path in self.folder.glob("*.csv") if path.name != "claims.csv"}
+        return sorted(name for name in hashes | found if hashes.get(name) != found.get(name))
 
     def _require_same(self) -> None:
-        problem = self._stale()
-        if problem == "the library has changed":
+        manifest = self.manifest()
+        problem, altered = self._stale(manifest), self._altered(manifest)
+        if problem == OLDER:
             print(f"note: {self.chapter} was computed by an earlier version of the library", file=sys.stderr)
-        elif problem:
+        if altered and (not problem or problem == OLDER):
+            problem = f"{altered[0]} is not the file that the manifest describes"
+        if problem and problem != OLDER:
             raise ValueError(f"{self.folder}: frozen results are not those asked for: {problem}; recompute and publish")
 
 
@@ -201,7 +248,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         return {}
-    whole = all(isinstance({"csv_sha256": {}, **found}.get(name), kind) for name, kind in MANIFEST.items())
+    entries = {"csv_sha256": {}, "filled_by": {}, **found}
+    whole = all(isinstance(entries.get(name), kind) for name, kind in MANIFEST.items())
     return found if whole else {}
 
 

@@ -6,8 +6,10 @@ import hashlib
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,14 +26,18 @@ from fieldbook.checkpoints import atomic_write
 from fieldbook.workers import each
 
 Row = Mapping[str, Any]
+FILLING: ContextVar[str | None] = ContextVar("FILLING", default=None)
+"""The file that the sweep of this moment fills."""
+LIKE_A_NUMBER = re.compile(r"[-+]?inf|[-+\d.,'%\seE]*")  # as a spreadsheet may write it
 PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks elsewhere
 
 
 class Table:
     """A CSV whose rows are identified by key columns and appended one by one under a lock, each fsynced.
 
-    Numbers are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a
-    row whose key is there already is ignored, so that a resumed computation may repeat its last step.
+    Keys are compared as values: in a file that a spreadsheet has saved, 1.00E-05 is 1e-05 and TRUE is True. Numbers
+    are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a row whose
+    key is there already is ignored, so that a resumed computation may repeat its last step.
 
     Args:
         writing: makes the context in which the file is changed; a lock beside it unless given.
@@ -56,7 +62,8 @@ class Table:
 
     def missing(self, keys: Iterable[Row]) -> list[Row]:
         """The keys without a row, in the order given."""
-        known = set(self._read()[1])
+        keys = list(keys)
+        known = set(self._read(keys)[1])
         return [key for key in keys if self.key(key) not in known]
 
     def append(self, *rows: Row) -> None:
@@ -72,7 +79,7 @@ class Table:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._writing():
-            lines, keys = self._read()
+            lines, keys = self._read(rows)
             header = next(csv.reader(lines), [str(name) for name in rows[0]])
             new: dict[tuple[str, ...], str] = {}
             for row in rows:
@@ -119,8 +126,12 @@ class Table:
             raise ValueError(f"{self.path}: row without its key columns {absent}")
         return tuple(_text(row[name]) for name in self.keys)
 
-    def _read(self) -> tuple[list[str], list[tuple[str, ...]]]:
-        """Lines as they are on disk, the header first and a torn one left out, and the key of each row."""
+    def _read(self, like: Sequence[Row] = ()) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Lines as they are on disk, the header first and a torn one left out, and the key of each row.
+
+        Args:
+            like: rows whose values say which key columns hold numbers or truth values.
+        """
         content = self.path.read_bytes() if self.path.exists() else b""
         try:
             lines = content[: content.rfind(b"\n") + 1].decode().split("\n")[:-1]
@@ -128,7 +139,9 @@ class Table:
             places = [header.index(name) for name in self.keys]
             if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
                 raise ValueError("not every line is a row with the header's fields")
-            keys = [tuple(row[i] for i in places) for row in rows]
+            kinds = [_kind([row.get(name) for row in like]) for name in self.keys]
+            columns = [_column([row[i] for row in rows], kind) for i, kind in zip(places, kinds, strict=True)]
+            keys = list(zip(*columns, strict=True))
             if len(set(keys)) < len(keys):
                 raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")
         except (ValueError, csv.Error) as error:
@@ -137,7 +150,7 @@ class Table:
         return lines, keys
 
     def _sorted(self, order: Sequence[Row]) -> list[str]:
-        lines, keys = self._read()
+        lines, keys = self._read(order)
         rank = {self.key(row): position for position, row in enumerate(order)}
         places = [-1, *(rank.get(key, len(rank)) for key in keys)]  # the header stays first
         return [line for _, line in sorted(zip(places, lines, strict=False), key=itemgetter(0))]
@@ -147,12 +160,37 @@ class Table:
             raise PermissionError(f"{self.path}: results are frozen, and this would change them")
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor | np.generic) else value
+
+
 def _text(value: Any) -> str:
-    if isinstance(value, torch.Tensor | np.generic):
-        value = value.item()
+    value = _plain(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.10g}" if isinstance(value, float) else " ".join(str(value).splitlines())
+
+
+def _kind(values: Sequence[Any]) -> type:
+    """Whether a column of these values holds numbers or truth values, as far as there are any; otherwise texts."""
+    kinds = {type(_plain(value)) for value in values if _text(value)}
+    return bool if kinds == {bool} else float if kinds and kinds <= {int, float} else str
+
+
+def _column(texts: list[str], kind: type) -> list[str]:
+    """Fields as `_text` writes their values; as they are, if there are other texts among them."""
+    if kind is bool and {text.lower() for text in texts} <= {"", "true", "false"}:
+        return [text.capitalize() for text in texts]
+    if kind is float and all(LIKE_A_NUMBER.fullmatch(text) for text in texts):
+        return [_number(text) for text in texts]
+    return texts
+
+
+def _number(text: str) -> str:
+    try:
+        return str(int(text))
+    except ValueError:
+        return _text(float(text)) if text else ""
 
 
 def _line(values: Iterable[Any]) -> str:
@@ -218,7 +256,11 @@ def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) 
     with lock:
         try:
             if not table.has(job):
-                row = compute(job)
+                token = FILLING.set(table.path.name)
+                try:
+                    row = compute(job)
+                finally:
+                    FILLING.reset(token)
                 if table.key(row) != table.key(job):
                     raise ValueError(f"{table.path}: computed a row with the key {table.key(row)}")
                 table.append(row)

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import ModuleType
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from fieldbook import figures, results, tables
+from fieldbook import figures, provenance, results, tables
 from fieldbook.checkpoints import atomic_write
 from fieldbook.measures import agop, circulant
 
@@ -203,6 +204,91 @@ def test_manifest_vouches_for_its_rows(root):
     assert again.table("t", ["x"]).missing(JOBS) == [] and again.manifest() == manifest
 
 
+def published(root, monkeypatch, uses=()):
+    """A finished run with a table of one row, about to be read frozen."""
+    one = results.Run("agop", {"profile": "test"}, uses=uses)
+    one.table("t", ["x"]).append({"x": 0, "y": 5})
+    one.finish()
+    monkeypatch.setenv("FIELDBOOK_FROZEN", "1")
+    return one
+
+
+@pytest.mark.parametrize("library", ["the same", "another"])
+@pytest.mark.parametrize("change", ["edited", "deleted", "added"])
+def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(root, monkeypatch, library, change, capsys):
+    one = published(root, monkeypatch)
+    uses = [circulant] if library == "another" else []
+    results.Run("agop", {"profile": "test"}, uses=uses)
+    assert ("earlier version" in capsys.readouterr().err) == (library == "another")
+    name = "u.csv" if change == "added" else "t.csv"
+    file = one.folder / name
+    file.unlink(missing_ok=True) if change == "deleted" else file.write_text("x,y\n0,6\n")
+    with pytest.raises(ValueError, match=rf"{name} is not the file that the manifest describes"):
+        results.Run("agop", {"profile": "test"}, uses=uses)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_lost_table_costs_itself_and_the_sweep_that_fills_it(root, finished):
+    def start():
+        one = run()
+        side, done = one.table("side", ["x"]), []
+
+        def compute(job):
+            done.append(job["x"])
+            side.append({**job, "detail": 1})
+            return square(job)
+
+        one.sweep("other", JOBS[:2], square)
+        one.sweep("t", JOBS[:2], compute)
+        return one, done
+
+    one, done = start()
+    assert done == [0, 1]
+    (one.inputs / "last.pt").write_text("hours")
+    if finished:
+        one.finish()
+    (one.folder / "side.csv").unlink()
+    two, done = start()
+    assert done == [0, 1] and len(two.table("side", ["x"]).frame()) == 2
+    assert (two.inputs / "last.pt").exists() and not (two.folder / "other.csv.stale").exists()
+    if finished:
+        two.finish()
+    (one.folder / "other.csv").unlink()
+    assert start()[1] == []
+
+
+def test_runs_never_share_a_folder_of_inputs(root):
+    first = run()
+    (first.inputs / "last.pt").write_text("7")
+    second = run(p=11)
+    (first.inputs / "late").parent.mkdir(parents=True)
+    (first.inputs / "late").write_text("still 7")
+    assert first.inputs != second.inputs and not list(second.inputs.iterdir())
+    assert run(p=11).inputs == second.inputs
+
+
+def test_links_in_the_place_of_folders_are_followed_and_stay(root, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    for kind in ("data/agop", "data/inputs/agop"):
+        (root / kind).mkdir(parents=True)
+        (root / kind / "test").symlink_to(disk / kind)  # to a folder that is not there yet
+    for p in (7, 11, 13):
+        one = run(p=p)
+        (one.inputs / "last.pt").write_text("hours")
+        one.table("t", ["x"]).append({"x": p})
+    assert one.table("t", ["x"]).frame().x.tolist() == [13]
+    assert (root / "data/agop/test").is_symlink() and (disk / "data/agop/t.csv.stale").exists()
+
+
+def test_an_earlier_generation_that_is_a_link_is_replaced(root, tmp_path_factory):
+    first, elsewhere = run(), tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "kept").touch()
+    (first.inputs / "last.pt").write_text("hours")
+    first.inputs.parent.with_name("test.stale").symlink_to(elsewhere)
+    run(p=11)
+    assert (elsewhere / "kept").exists() and list(first.inputs.parents[1].glob("test.stale/*/last.pt"))
+
+
 def test_new_rows_reopen_a_complete_run(root):
     first = run()
     tables.sweep(first.table("t", ["x"]), JOBS[:3], square)
@@ -234,7 +320,7 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
         path.write_text(json.dumps({**first.manifest(), "sources": "0"}))
     second = run(p=11) if spoil == "parameters" else run()
     assert second.table("t", ["x"]).missing(JOBS) == JOBS
-    assert (first.folder / "t.csv.stale").exists() and not (second.inputs / "last.pt").exists()
+    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (spoil == "edited")
     assert second.manifest()["status"] == "partial"
     assert ("p was 7, is 11" in capsys.readouterr().err) == (spoil == "parameters")
 
@@ -276,39 +362,39 @@ def test_claims_and_ledger(root):
     assert results.ledger("paper").empty
 
 
-def test_source_hash_follows_imports_and_ignores_prose(tmp_path, monkeypatch):
-    library = tmp_path / "lib" / "fieldbook"
-    library.mkdir(parents=True)
-    monkeypatch.setattr(results.paths, "ROOT", tmp_path)
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Write modules of another fieldbook, and hash what uses the first."""
+    monkeypatch.setattr(provenance, "LIBRARY", tmp_path)
 
-    class Use:
-        __module__ = "fieldbook.one"
+    def hashed(**modules):
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        return results.source_hash([ModuleType(f"fieldbook.{next(iter(modules))}")])
 
-    def write(one, two):
-        (library / "one.py").write_text(one)
-        (library / "two.py").write_text(two)
-        return results.source_hash([Use()])
-
-    base = write("from fieldbook import two\n", "def f():\n    return 1\n")
-    assert base == write("from fieldbook import two  # a comment\n", 'def f():\n    """Text."""\n    return 1\n')
-    assert base != write("from fieldbook import two\n", "def f():\n    return 2\n")
+    return hashed
 
 
-def test_source_hash_sees_the_tables_that_a_module_reads(tmp_path, monkeypatch):
-    package = tmp_path / "lib" / "fieldbook"
-    package.mkdir(parents=True)
-    monkeypatch.setattr(results.paths, "ROOT", tmp_path)
-    (package / "reader.py").write_text("from importlib.resources import files\n", encoding="utf-8")
-    (package / "other.py").write_text("x = 1\n", encoding="utf-8")
+def test_source_hash_follows_imports_and_ignores_prose(package):
+    base = package(one="from fieldbook import two\n", two="def f():\n    return 1\n")
+    prose = {"one": "from fieldbook import two  # a comment\n", "two": 'def f():\n    """Text."""\n\n    return 1\n'}
+    assert base == package(**prose)
+    assert base != package(one="from fieldbook import two\n", two="def f():\n    return 2\n")
 
-    def hashes() -> list[str]:
-        names = ("fieldbook.reader", "fieldbook.other")
-        return [results.source_hash([type("Use", (), {"__module__": name})()]) for name in names]
+
+def test_source_hash_sees_the_tables_that_a_module_reads(package, tmp_path):
+    def hashes():
+        return package(reader="from importlib.resources import files\n"), package(other="x = 1\n")
 
     before = hashes()
-    (package / "lines.csv").write_text("wavelength\n1\n", encoding="utf-8")
+    (tmp_path / "lines.csv").write_text("wavelength\n1\n", encoding="utf-8")
     after = hashes()
     assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_a_module_without_source_is_refused(package):
+    with pytest.raises(ValueError, match=r"fieldbook\.absent has no source"):
+        results.source_hash([ModuleType("fieldbook.absent")])
 
 
 def test_source_hash_sees_functions_and_constants_of_a_notebook(tmp_path):
@@ -376,6 +462,39 @@ def test_one_append_checks_and_keys_each_of_its_rows(tmp_path):
     with pytest.raises(ValueError, match=r"the new row has \['y', 'x'\]"):
         table.append({"x": 2, "y": 2}, {"y": 3, "x": 3})
     assert table.frame().x.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("1e-05", "1.00E-05"), ("0.1,", "0.10,"), ("0.1,", "1E-1,"), ("True", "TRUE"), ("7,", "7.0,")]
+)
+def test_keys_that_a_spreadsheet_writes_otherwise_are_the_same(tmp_path, old, new):
+    table, jobs = tables.Table(tmp_path / "t.csv", ["lr", "big", "n"]), []
+    jobs += [{"lr": 0.1, "big": np.bool_(True), "n": 7}, {"lr": 1e-5, "big": False, "n": np.int64(8)}]
+    table.append(*({**job, "y": 5.0} for job in jobs[::-1]))
+    table.path.write_text(table.path.read_text().replace(old, new))
+    table.append({**jobs[0], "y": -1.0}, {**jobs[1], "y": -1.0})
+    frame = tables.sweep(table, jobs, None)
+    assert frame.y.tolist() == [5, 5] and frame.lr.tolist() == [0.1, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace("0.1,", '"0,1",'), "'0,1'"),
+        (lambda text: text.replace("0.1,", "10%,"), "'10%'"),
+        (lambda text: text.replace(",", ";"), "'lr' is not in list"),
+        (lambda text: text + "0.10,6\n", "0.1 comes twice"),
+    ],
+    ids=["decimal comma", "percent", "semicolons", "twice"],
+)
+def test_a_spreadsheet_s_keys_that_are_no_numbers_are_refused(tmp_path, edit, message):
+    table = tables.Table(tmp_path / "t.csv", ["lr"])
+    table.append({"lr": 0.1, "y": 5.0}, {"lr": 1e-5, "y": 6.0})
+    table.path.write_text(edit(table.path.read_text()))
+    with pytest.raises(ValueError, match=rf"t\.csv is no table keyed by lr .*{message}.*delete it to compute it again"):
+        tables.sweep(table, [{"lr": 0.1}, {"lr": 1e-5}], None)
+    table.path.unlink()  # the remedy
+    assert tables.sweep(table, [{"lr": 0.1}], lambda job: {**job, "y": 5.0}).y.tolist() == [5]
 
 
 NAMES = [
@@ -552,7 +671,7 @@ def test_a_run_whose_folder_was_taken_writes_nothing(root):
 def test_finish_waits_for_rows_being_written(root, monkeypatch):
     first = run()
     first.table("t", ["x"]).append({"x": 1})
-    with first._writing():
+    with first._writing("t.csv"):
         process = multiprocessing.get_context("fork").Process(target=first.finish)
         process.start()
         process.join(timeout=0.3)
