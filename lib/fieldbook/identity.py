@@ -1,21 +1,24 @@
 """What things are, so that results are tied to all of it: code without its prose, values, files by their content."""
 
 import ast
+import contextlib
 import hashlib
 import inspect
 import io
 import re
+import sys
 import textwrap
 import tokenize
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 
 LARGE = 2**26  # bytes of a file that is read whole
+OTHERS = {"numpy", "torch", *sys.stdlib_module_names}  # whose constants are no choice of the caller
 BLOCKS, BLOCK = 64, 2**16  # of a larger one, evenly spread
 
 
@@ -107,18 +110,82 @@ def _array(value: Any) -> str:
         value = np.asarray(value)
         if value.dtype == object:
             return described(value.tolist())
-        content = np.ascontiguousarray(value)
-    return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8) if value.size else b""
+    found = hashlib.sha256()
+    for start in _places(len(content)):
+        found.update(content[start : start + BLOCK])
+    return f"{tuple(value.shape)} {value.dtype} {found.hexdigest()}"
+
+
+def _places(size: int) -> range:
+    """Where blocks begin: all of them, or of a large thing some, evenly spread."""
+    return range(0, size, BLOCK if size <= LARGE else size // BLOCKS)
 
 
 def content_of(path: Path) -> str:
     """What tells a file from any other, through links: its digest; of a large one size, time and a sample of blocks."""
     status, found = Path(path).stat(), hashlib.sha256()
     with open(path, "rb") as file:
-        if status.st_size <= LARGE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        step = (status.st_size - BLOCK) // (BLOCKS - 1)
-        for place in accumulate([step] * (BLOCKS - 1), initial=0):
-            file.seek(place)
+        for start in _places(status.st_size):
+            file.seek(start)
             found.update(file.read(BLOCK))
-    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}"
+    large = status.st_size > LARGE
+    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
+
+
+def structure_of(model: "torch.nn.Module") -> dict[str, str]:
+    """What a network is beside the weights that are trained: the class and settings of each module, and constants."""
+    found = {}
+    for name, module in model.named_modules():
+        settings = {key: _told(value) for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+        found[f"module {name or 'itself'}"] = f"{type(module).__qualname__} {settings}"
+    frozen = {name: w for name, w in model.named_parameters() if not w.requires_grad}
+    constants = {**dict(model.named_buffers()), **frozen}
+    return found | {f"initial {name}": described(tensor) for name, tensor in constants.items()}
+
+
+def constants_of(function: Any, seen: Set[Any] = frozenset()) -> dict[str, str]:
+    """The arrays and fractions that a function refers to, or a function it refers to, by name.
+
+    Other things are left out: counters and lists may change from call to call, and weights are trained.
+    """
+    found = {}
+    for name, value in _referred(function):
+        frozen = getattr(value, "__dataclass_params__", None)
+        array = hasattr(value, "__array__") and not getattr(value, "requires_grad", False)
+        if isinstance(value, float) or array or (frozen and frozen.frozen and not inspect.isclass(value)):
+            found[name] = _told(value)
+        elif inspect.isfunction(value) and value not in seen and value.__module__.partition(".")[0] not in OTHERS:
+            found = constants_of(value, {*seen, function, value}) | found
+    return found
+
+
+def _referred(function: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of what a function's code can see: arrays by default, closure, globals, arguments of a partial."""
+    if isinstance(function, partial):
+        yield from ((f"argument {i}", value) for i, value in enumerate(function.args))
+        yield from function.keywords.items()
+        yield from _referred(function.func)
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
+        return
+    parameters = inspect.signature(function).parameters.values()
+    yield from ((p.name, p.default) for p in parameters if hasattr(p.default, "__array__"))
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it is empty
+            yield name, cell.cell_contents
+    names = sorted(_names(function.__code__))
+    yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _told(value: Any) -> str:
+    """As `described`; what has no content by its class, as a device has not."""
+    try:
+        return described(value) if not isinstance(value, torch.device) else "device"
+    except ValueError:
+        return getattr(value, "__qualname__", type(value).__qualname__)

@@ -5,12 +5,15 @@ learning rate are pure functions of seed and step, so that a killed run continue
 """
 
 import atexit
+import contextlib
 import math
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from fieldbook.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
 from fieldbook.checks import require
 from fieldbook.hardware import keep_freed_memory
+from fieldbook.identity import constants_of, described, structure_of
 from fieldbook.recipe import AUTOCAST, Recipe, indices, learning_rate, stream
 
 LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
@@ -76,13 +80,14 @@ def fit(
     watch: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
+    facts: Mapping[str, object] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> Fit:
     """Train a model in place; given a checkpoint folder, continue a killed run bit-identically.
 
-    Dropout is a function of (seed, step, rank) too, and the global generators are left as they were found; on a GPU,
-    bit-identity also needs deterministic kernels. Modules whose parameters are all frozen stay in eval mode. Under
+    Dropout is a function of (seed, step, rank) too, as is what the global generators of torch, NumPy and Python draw,
+    which are left as they were found; on a GPU, bit-identity also needs deterministic kernels. Modules whose parameters are all frozen stay in eval mode. Under
     `torchrun` each rank takes its share of every batch; the caller puts the model on the rank's device, and rank 0
     alone evaluates and writes.
 
@@ -97,21 +102,25 @@ def fit(
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
             improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
+        facts: what determines the weights, by name, and must agree for a checkpoint to be continued, beside what is
+            found: the recipe, the number of ranks, the network's modules with their settings, its buffers and frozen
+            weights, which weights are trained, and the arrays and fractions that `loss_fn` refers to. Initial weights
+            are not among them.
     Returns:
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
-        ValueError: the checkpoint is damaged or of another recipe, model or data size; the loss is not 0-d; the
-            monitored metric is missing; the model has no trainable parameter.
+        ValueError: the checkpoint is damaged or of another run; the loss is not 0-d; the monitored metric is missing;
+            the model has no trainable parameter.
         Diverged: too many updates were not finite.
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
-    """
+    """  # noqa: E501
     keep_freed_memory()
-    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint)
+    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts)
     state, every = run.fit, recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
     bar = tqdm(total=recipe.steps, initial=state.step, desc=description, disable=hidden, mininterval=1, unit="step")
-    with bar, torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
+    with bar, _generators_kept(run.device):
         if not state.history:
             run.observe()
         while state.step < recipe.steps and not state.stopped_early:
@@ -129,7 +138,7 @@ def fit(
 class _Run:
     """The working parts of one call of `fit`; those in `stateful` are what a checkpoint stores."""
 
-    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint):
+    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts):
         self.model, self.loss_fn, self.n_examples = model, loss_fn, n_examples
         self.recipe, self.evaluate, self.folder = recipe, evaluate, checkpoint and Path(checkpoint)
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -163,6 +172,7 @@ class _Run:
         self.evaluated = model if self.ema is None else self.ema.module.eval()
         share = math.ceil(recipe.batch_size / self.world)
         self.fit = Fit(recipe.batch_size, min(recipe.micro_batch or share, share), ema=self.ema and self.ema.module)
+        self.identity = self.what_determines_weights(facts or {}) if self.folder else {}
         self.resume()
         self.train_mode()
 
@@ -235,6 +245,7 @@ class _Run:
             self.restore(buffers)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            self.save()  # noise sees micro-batches, so that a resumed run must split this one, too
 
     def accumulate(self, index: Tensor) -> Tensor:
         """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch after the other."""
@@ -298,21 +309,41 @@ class _Run:
         if self.folder and self.rank == 0:
             content = {name: part.state_dict() for name, part in self.stateful.items()}
             content["fit"] = {name: value for name, value in vars(self.fit).items() if name != "ema"}
-            save_checkpoint(content, self.identity(), self.folder / "last.pt")
+            content["unsaved"] = {name: _value(thing) for name, thing in self.unsaved().items()}
+            save_checkpoint(content, self.identity, self.folder / "last.pt")
 
     def resume(self) -> None:
         reads = self.folder and self.rank == 0
-        content = self.from_rank_0(load_checkpoint(self.folder / "last.pt", self.identity()) if reads else None)
+        content = self.from_rank_0(load_checkpoint(self.folder / "last.pt", self.identity) if reads else None)
         if content is not None:
             for name, part in self.stateful.items():
                 part.load_state_dict(content[name])
+            for name, thing in self.unsaved().items():
+                set_value = thing.set_state if isinstance(thing, torch.Generator) else thing.copy_
+                set_value(content["unsaved"][name])
             vars(self.fit).update(content["fit"])
 
-    def identity(self) -> dict[str, str]:
-        """What must agree for a checkpoint to be continued."""
-        settings = {"n_examples": self.n_examples} | asdict(self.recipe)
-        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in self.model.state_dict().items()}
-        return {name: repr(value) for name, value in settings.items()} | shapes
+    def unsaved(self) -> dict[str, Tensor | torch.Generator]:
+        """What state dicts leave out: buffers that are not persistent, and generators of the network's own."""
+        found = {}
+        for part in (self.model, self.ema):
+            for prefix, module in part.named_modules() if part is not None else ():
+                kept = module._non_persistent_buffers_set
+                things = {name: module._buffers[name] for name in kept if module._buffers[name] is not None}
+                things |= {name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)}
+                found |= {f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()}
+        return found
+
+    def what_determines_weights(self, facts: Mapping[str, object]) -> dict[str, str]:
+        """What must agree for a checkpoint to be continued, taken before the first update."""
+        settings = {"n_examples": self.n_examples} | asdict(self.recipe) | {"ranks": self.world}
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
+        found = {name: repr(value) for name, value in (settings | {"trained weights": trained}).items()} | shapes
+        found |= structure_of(self.model)
+        found |= {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
+        return found | {name: described(value) for name, value in facts.items()}
 
     def from_rank_0(self, value: object) -> object:
         box = [value]
@@ -336,9 +367,27 @@ def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
     return False
 
 
+def _value(thing: Tensor | torch.Generator) -> Tensor:
+    return thing.get_state() if isinstance(thing, torch.Generator) else thing
+
+
+@contextlib.contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Leave the global generators as they are found."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
 def _seed_global(device: torch.device, *key: object) -> None:
     # not torch.manual_seed, which formats a stack trace per call where CUDA is present but unused
     torch.default_generator.manual_seed(stream(*key))
+    random.seed(stream(*key))
+    np.random.seed(stream(*key) % 2**32)  # noqa: NPY002
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(stream(*key))
 

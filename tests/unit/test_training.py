@@ -5,10 +5,13 @@ import itertools
 import math
 import multiprocessing
 import os
+import random
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -591,6 +594,180 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, change):
     named = {"recipe": "lr is 0.01 there, 0.02 here", "model": "weight", "data": "n_examples is 53 there, 50 here"}
     with pytest.raises(ValueError, match=rf"last.pt.*{named[change]}.*delete it"):
         fit(model, mse, 50 if change == "data" else N, r, checkpoint=tmp_path, progress=False)
+
+
+class Noisy(nn.Module):
+    """Noise from a generator of its own, on a scale that falls with each pass and is no part of the state dict."""
+
+    def __init__(self, level=0.1, activation=torch.tanh, seed=0):
+        super().__init__()
+        self.level, self.activation = level, activation
+        self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+        torch.manual_seed(3)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        if self.training:
+            self.scale.mul_(0.9)
+            x = x + self.level * self.scale * torch.randn(x.shape, generator=self.generator)
+        return self.second(self.activation(self.first(x)))
+
+
+class Killed(Exception):
+    pass
+
+
+def train_in_two(folder, build, loss, build_again=None, loss_again=None, at=7, **arguments):
+    """Weights of a run that is killed, and continued by another one; and those of one left alone."""
+
+    def watch(step, norm):
+        if step == at:
+            raise Killed
+
+    r = recipe(steps=12)
+    with pytest.raises(Killed):
+        train(build(), r, loss, watch=watch, checkpoint=folder, checkpoint_every=5)
+    model, alone = (build_again or build)(), build()
+    train(model, r, loss_again or loss, checkpoint=folder, **arguments)
+    train(alone, r, loss)
+    return weights(model), weights(alone)
+
+
+def test_state_that_a_state_dict_leaves_out_is_continued(tmp_path):
+    assert same(*train_in_two(tmp_path, Noisy, mse))
+    other = Noisy(seed=1)
+    train(other, recipe(steps=12), mse)
+    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), "the generator matters"
+
+
+def test_global_generators_of_numpy_and_python_are_functions_of_the_step(tmp_path):
+    def loss(model, index, generator):
+        return mse(model, index, generator) * (1 + np.random.rand()) * (1 + random.random())  # noqa: NPY002
+
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    resumed, alone = train_in_two(tmp_path, make_model, loss)
+    assert same(resumed, alone) and (random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+def frozen_first(part=0):
+    model = make_model()
+    model[part].requires_grad_(False)
+    return model
+
+
+def preset(value):
+    """BatchNorm's averages, or frozen weights, that were settled before."""
+    model = make_model(norm=True)
+    model[1].running_mean.fill_(value)
+    return model
+
+
+def other_frozen_weights():
+    model = frozen_first()
+    nn.init.zeros_(model[0].weight)
+    return model
+
+
+def swapped():
+    model = Noisy()
+    first = model._modules.pop("first")
+    model.second = nn.Linear(4, 1)
+    model._modules["first"] = first
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "again", "named"),
+    [
+        (frozen_first, lambda: frozen_first(4), "trained weights"),
+        (Noisy, swapped, "trained weights"),
+        (Noisy, lambda: Noisy(level=0.2), "'level': '0.1'"),
+        (Noisy, lambda: Noisy(activation=torch.relu), "relu"),
+        (make_model, lambda: make_model(dropout=0.1), "module 3"),
+        (frozen_first, other_frozen_weights, "initial 0.weight"),
+        (lambda: preset(0.0), lambda: preset(1.0), "initial 1.running_mean"),
+    ],
+    ids=["frozen", "order", "noise level", "activation", "dropout", "frozen weights", "averages"],
+)
+def test_a_network_of_another_kind_is_not_continued(tmp_path, build, again, named):
+    with pytest.raises(ValueError, match=rf"last\.pt is of another run: .*{named}.*delete it to train from the start"):
+        train_in_two(tmp_path, build, mse, again)
+    (tmp_path / "last.pt").unlink()  # the remedy
+    model, alone = again(), again()
+    train(model, recipe(steps=12), mse, checkpoint=tmp_path)
+    train(alone, recipe(steps=12), mse)
+    assert same(weights(model), weights(alone))
+
+
+X, Y = data()
+
+
+def reading(x, level=0.1, how=lambda error: error.square()):
+    def error(model, index):
+        return model(x[index]) - Y[index]
+
+    def loss(model, index, generator):
+        return how(error(model, index) + level * torch.randn(len(index), 1, generator=generator)).mean()
+
+    return loss
+
+
+def of_default(model, index, generator, x=X):
+    return (model(x[index]) - Y[index]).square().mean()
+
+
+def of_default_2(model, index, generator, x=X + 1):
+    return (model(x[index]) - Y[index]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "again", "named"),
+    [
+        (reading(X), reading(X + 1), "x of the loss"),
+        (reading(X), reading(X, level=0.2), "level of the loss is 0.1 there, 0.2 here"),
+        (partial(reading, X)(), partial(mse, noise=0.3), "noise of the loss|x of the loss|level of the loss"),
+        (of_default, of_default_2, "x of the loss"),
+    ],
+    ids=["data", "noise level", "partial", "default"],
+)
+def test_other_data_or_noise_are_not_continued(tmp_path, loss, again, named):
+    with pytest.raises(ValueError, match=rf"last\.pt is of another run: ({named}).*delete it"):
+        train_in_two(tmp_path, make_model, loss, loss_again=again)
+
+
+def test_facts_must_agree(tmp_path):
+    train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "log_g", "stars": X})
+    assert train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "log_g", "stars": X.clone()}).step == 30
+    with pytest.raises(ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"):
+        train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "T_eff", "stars": X})
+
+
+def test_what_may_change_between_two_calls_does_not_matter(tmp_path):
+    seen, calls, own = [], 0, make_model()
+
+    def loss(model, index, generator):
+        nonlocal calls
+        calls, _ = calls + 1, seen.append(0.5)
+        return mse(model, index, generator) + 0 * own[0].weight.sum().detach()
+
+    train(make_model(), recipe(), loss, checkpoint=tmp_path)
+    nn.init.zeros_(own[0].weight)
+    assert train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30 and len(seen) == calls == 30
+
+
+def test_a_batch_that_was_split_is_split_again_where_memory_suffices(tmp_path):
+    def starving(model, index, generator):
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return noisy_mse(model, index, generator)
+
+    resumed, _ = train_in_two(tmp_path, make_model, starving, loss_again=noisy_mse, at=3)
+    alone = make_model()
+    train(alone, recipe(steps=12), starving)
+    assert same(resumed, weights(alone))
 
 
 @pytest.mark.parametrize("length", [0, 100, -100])
