@@ -4,16 +4,21 @@ import contextlib
 import fcntl
 import glob
 import io
+import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from fieldbook.checks import require
+
+TORCH = "a file of torch.save"
 
 
 def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
@@ -37,11 +42,7 @@ def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, survives a power cut
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         reason = f"could not be written ({error.strerror or error}); what was there before is intact"
         raise OSError(error.errno, reason, str(path)) from error
@@ -50,40 +51,88 @@ def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
             partial.unlink()
 
 
-def cpu_copy(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers by name, copied to the CPU; tied weights are copied apart."""
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+def _sync(folder: Path) -> None:
+    """Let a new name, too, survive a power cut, where the file system can do that to a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def save_weights(weights: nn.Module | dict[str, Tensor], path: Path) -> None:
-    """Write a model's parameters and buffers (or those of `cpu_copy`) as one safetensors file, atomically.
+def cpu_copy(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers by name, copied to the CPU; tied weights are copied apart."""
+    copied = {}
+    for name, t in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
+        require(isinstance(t, Tensor), name, type(t).__name__, "a tensor, as nothing else is kept with weights")
+        copied[name] = t.detach().to("cpu", copy=True).contiguous()
+    return copied
 
+
+def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None) -> None:
+    """Write parameters and buffers as one safetensors file, atomically.
+
+    Args:
+        facts: what is to be known of them, as JSON can hold it, for `read_weights`.
     Raises:
+        ValueError: something is no tensor; names it.
         OSError: the file could not be written; names the path.
     """
-    weights = cpu_copy(weights) if isinstance(weights, nn.Module) else weights
-    atomic_write(path, lambda file: file.write(safetensors.torch.save(weights)))
+    metadata = {"facts": json.dumps(facts)} if facts is not None else None
+    content = safetensors.torch.save(cpu_copy(weights), metadata)
+    atomic_write(path, lambda file: file.write(content))
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load into a model what `save_weights` wrote.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors by name, and the facts beside them ({} if there are none), of what `save_weights` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its names or shapes are not the model's; names the file and the first.
+        ValueError: it is of another format, or damaged; names the file and the remedy.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; train the model first, or correct the path")
     try:
-        weights = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); delete it and train again") from error
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError) as error:
+        kind = kind_of(path)
+        remedy = "restore it, or delete it and train again"
+        if kind == TORCH:
+            new = str(path.with_suffix(".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"))
+            code = f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
+            remedy = f"write its tensors anew: `{code}`, or delete it and train again"
+        raise ValueError(f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> dict:
+    """Load into a model what `save_weights` wrote, and return the facts beside it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`; or names or shapes are not the model's: names the first.
+    """
+    weights, facts = read_weights(path)
     theirs, ours = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict()))
     if name := _first_difference(ours, theirs):
         found, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
         raise ValueError(f"{path} does not fit the model: it has {found} for {name!r}, the model has {wanted}")
     model.load_state_dict(weights)
+    return facts
+
+
+def kind_of(path: Path) -> str:
+    """What the first bytes of a file say it is."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if not head:
+        return "empty"
+    if head[8:] == b"{":
+        return "safetensors, but damaged"
+    kinds = {b"PK": TORCH, b"\x80": TORCH, b"\x89HDF": "HDF5"}
+    return next((kind for start, kind in kinds.items() if head.startswith(start)), "no format that is known here")
 
 
 def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None:
@@ -113,6 +162,8 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         theirs, content = dict(saved["identity"]), dict(saved["content"])
+    except (PermissionError, MemoryError):
+        raise  # it may be whole
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to train from the start") from error
     if name := _first_difference(identity, theirs):

@@ -281,6 +281,13 @@ def _read_claims(file: Path) -> pd.DataFrame:
     return frame
 
 
+def _read_benchmark(file: Path) -> pd.Series:
+    try:
+        return pd.read_csv(file, sep="\t")[["s", "cpu_time", "max_rss"]].iloc[-1]
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"{file} is no benchmark that Snakemake wrote ({error}); delete it") from error
+
+
 def costs(profile: str) -> pd.DataFrame:
     """What every chapter's run took: chapter, minutes, cpu_minutes, memory_gb (of all its processes) and device.
 
@@ -291,7 +298,7 @@ def costs(profile: str) -> pd.DataFrame:
     for file in sorted(paths.results().glob(f"data/*/{profile}/manifest.json")):
         manifest, chapter = read_manifest(file.parent), file.parts[-3]
         kept = (file.with_name("benchmark.tsv"), paths.results() / "benchmark" / f"{chapter}.tsv")
-        measured = next((pd.read_csv(path, sep="\t").iloc[-1] for path in kept if path.exists()), None)
+        measured = next((_read_benchmark(path) for path in kept if path.exists()), None)
         row = {
             "chapter": chapter,
             "minutes": manifest.get("wall_s", math.nan) / 60,

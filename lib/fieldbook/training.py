@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,15 +82,16 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int | None = None,
     facts: Mapping[str, object] | None = None,
+    written: Callable[[int], bool] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> Fit:
     """Train a model in place; given a checkpoint folder, continue a killed run bit-identically.
 
     Dropout is a function of (seed, step, rank) too, as is what the global generators of torch, NumPy and Python draw,
-    which are left as they were found; on a GPU, bit-identity also needs deterministic kernels. Modules whose parameters are all frozen stay in eval mode. Under
-    `torchrun` each rank takes its share of every batch; the caller puts the model on the rank's device, and rank 0
-    alone evaluates and writes.
+    which are left as they were found; on a GPU, bit-identity also needs deterministic kernels. Modules whose
+    parameters are all frozen stay in eval mode. Under `torchrun` each rank takes its share of every batch; the caller
+    puts the model on the rank's device, and rank 0 alone evaluates and writes.
 
     Args:
         model: on its device, parameters in float32 (or float64).
@@ -106,6 +108,8 @@ def fit(
             found: the recipe, the number of ranks, the network's modules with their settings, its buffers and frozen
             weights, which weights are trained, and the arrays and fractions that `loss_fn` refers to. Initial weights
             are not among them.
+        written: is there still what `evaluate` wrote at a step? Unless it is, for all steps of the checkpoint, the
+            training begins anew.
     Returns:
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
@@ -114,9 +118,9 @@ def fit(
         Diverged: too many updates were not finite.
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
-    """  # noqa: E501
+    """
     keep_freed_memory()
-    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts)
+    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts, written)
     state, every = run.fit, recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
     bar = tqdm(total=recipe.steps, initial=state.step, desc=description, disable=hidden, mininterval=1, unit="step")
@@ -138,7 +142,7 @@ def fit(
 class _Run:
     """The working parts of one call of `fit`; those in `stateful` are what a checkpoint stores."""
 
-    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts):
+    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts, written):
         self.model, self.loss_fn, self.n_examples = model, loss_fn, n_examples
         self.recipe, self.evaluate, self.folder = recipe, evaluate, checkpoint and Path(checkpoint)
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -173,7 +177,7 @@ class _Run:
         share = math.ceil(recipe.batch_size / self.world)
         self.fit = Fit(recipe.batch_size, min(recipe.micro_batch or share, share), ema=self.ema and self.ema.module)
         self.identity = self.what_determines_weights(facts or {}) if self.folder else {}
-        self.resume()
+        self.resume(written or (lambda step: True))
         self.train_mode()
 
     def autocast(self) -> torch.autocast:
@@ -312,9 +316,14 @@ class _Run:
             content["unsaved"] = {name: _value(thing) for name, thing in self.unsaved().items()}
             save_checkpoint(content, self.identity, self.folder / "last.pt")
 
-    def resume(self) -> None:
-        reads = self.folder and self.rank == 0
-        content = self.from_rank_0(load_checkpoint(self.folder / "last.pt", self.identity) if reads else None)
+    def resume(self, written: Callable[[int], bool]) -> None:
+        content = None
+        if self.folder and self.rank == 0:
+            content = load_checkpoint(self.folder / "last.pt", self.identity)
+            if content and not all(written(row["step"]) for row in content["fit"]["history"]):
+                print(f"training anew: what was written beside {self.folder / 'last.pt'} is gone", file=sys.stderr)
+                content = None
+        content = self.from_rank_0(content)
         if content is not None:
             for name, part in self.stateful.items():
                 part.load_state_dict(content[name])
@@ -341,9 +350,8 @@ class _Run:
         weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
         found = {name: repr(value) for name, value in (settings | {"trained weights": trained}).items()} | shapes
-        found |= structure_of(self.model)
-        found |= {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
-        return found | {name: described(value) for name, value in facts.items()}
+        found |= {name: described(value) for name, value in facts.items()} | structure_of(self.model)
+        return found | {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
 
     def from_rank_0(self, value: object) -> object:
         box = [value]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fieldbook import figures
+from fieldbook.checkpoints import save_weights
 from fieldbook.data.images import Images, digits
 from fieldbook.experiments import drift_evaluation, drifting
 from fieldbook.measures.image_features import Judge, judge
@@ -97,6 +98,33 @@ def test_interrupted_training_ends_with_the_same_bytes(options, tmp_path, monkey
     drifting.train(s, tmp_path / "killed")
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
     assert (tmp_path / "killed" / "steps.csv").read_bytes() == (tmp_path / "straight" / "steps.csv").read_bytes()
+
+
+@pytest.mark.parametrize("lost", ["steps.csv", "step_0000006.safetensors"])
+def test_what_was_deleted_beside_a_checkpoint_is_made_again(run, tmp_path, lost, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / lost).unlink()
+    drifting.train(setting(), folder)
+    assert "training anew" in capsys.readouterr().err
+    assert weights(folder) == weights(run) and (folder / lost).read_bytes() == (run / lost).read_bytes()
+    drifting.train(setting(), folder)
+    assert "training anew" not in capsys.readouterr().err
+
+
+def test_another_start_or_setting_is_not_continued(run, tmp_path):
+    start = run / "step_0000006.safetensors"
+    drifting.train(setting(), tmp_path / "a", start=start)
+    with pytest.raises(ValueError, match=r"last\.pt is of another run: start"):
+        drifting.train(setting(), tmp_path / "a", start=run / "step_0000003.safetensors")
+    with pytest.raises(ValueError, match=r"last\.pt is of another run"):
+        drifting.train(setting(taus=[0.3]), tmp_path / "a", start=start)
+
+
+def test_weights_that_are_no_checkpoint_are_named(tmp_path):
+    save_weights({"model.a": torch.ones(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors is not a checkpoint of a drifting run .*train it again"):
+        drifting.restore(tmp_path / "w.safetensors")
 
 
 def test_a_learned_run_wants_its_field_back(run, tmp_path):

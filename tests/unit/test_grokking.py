@@ -51,6 +51,14 @@ def test_columns_and_milestones(tmp_path):
     assert (tmp_path / "run" / "initial.safetensors").exists() and not (tmp_path / "run" / "agop").exists()
 
 
+def test_a_deleted_table_is_computed_again(tmp_path, capsys):
+    _, rows = go(tmp_path)
+    before = (tmp_path / "t.csv").read_bytes()
+    (tmp_path / "t.csv").unlink()
+    assert go(tmp_path)[1].equals(rows) and (tmp_path / "t.csv").read_bytes() == before
+    assert "training anew" in capsys.readouterr().err
+
+
 def test_measures_are_deterministic(tmp_path):
     go(tmp_path / "one"), go(tmp_path / "two")
     assert (tmp_path / "one/t.csv").read_bytes() == (tmp_path / "two/t.csv").read_bytes()

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from fieldbook import results
-from fieldbook.experiments import networks
+from fieldbook import paths, results
+from fieldbook.checkpoints import save_weights
+from fieldbook.experiments import grokking, networks
+from fieldbook.tables import Table
 
 TINY = {"p": 5, "d_model": 8, "n_heads": 2, "d_hidden": 16, "steps": 20, "eval_every": 10, "batch_size": 8}
 
@@ -23,6 +25,40 @@ def test_what_is_missing_is_trained_once_and_fits_its_settings(settings):
     assert not torch.equal(start.head.weight, end.head.weight)
     with pytest.raises(ValueError, match="does not fit the model"):
         networks.load(settings | {"d_model": 16}, files["add"])
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}])
+def test_networks_of_other_settings_are_trained_again(settings, change):
+    before = networks.trained("tiny", ["add"])["add"].read_bytes()
+    settings |= change
+    with pytest.raises(
+        FileNotFoundError, match=r"no trained network of these settings and this code at .*add\.safetens"
+    ):
+        networks.trained("tiny", ["add"], train_missing=False)
+    assert networks.trained("tiny", ["add"])["add"].read_bytes() != before
+    networks.trained("tiny", ["add"], train_missing=False)
+
+
+def test_networks_of_other_code_and_of_nobody_are_trained_again(settings, monkeypatch):
+    file = networks.trained("tiny", ["add"])["add"]
+    code = networks.source_hash
+    monkeypatch.setattr(networks, "source_hash", lambda uses: f"later {code(uses)}")
+    with pytest.raises(FileNotFoundError):
+        networks.trained("tiny", ["add"], train_missing=False)
+    monkeypatch.undo()
+    save_weights(networks.network_of(settings, 0), file)
+    assert not networks._is_of(file, settings, "add")
+
+
+def test_what_chapter_agop_leaves_is_what_is_looked_for(settings, tmp_path):
+    seed = settings["seeds"][0]
+    task, recipe = networks.task_of(settings, "add", seed), networks.recipe_of(settings, seed, torch.device("cpu"))
+    model, table = networks.network_of(settings, seed), Table(tmp_path / "t.csv", ["step"])
+    grokking.train(model, task, recipe, table, tmp_path / "run", progress=False)
+    file = paths.inputs("networks", "tiny") / "add.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes((tmp_path / "run" / "final.safetensors").read_bytes())
+    assert networks.trained("tiny", ["add"], train_missing=False) == {"add": file}
 
 
 def test_a_missing_network_is_named_with_the_remedy(settings):

@@ -732,6 +732,18 @@ def test_costs_are_those_of_the_run_that_made_the_rows(root, place, seconds, kno
     assert measured == [18.0, 2.0] if known else np.isnan(measured).all()
 
 
+@pytest.mark.parametrize("text", ["", "s\tmax_rss\tcpu_time\n", "s\n1\n"])
+def test_a_benchmark_that_holds_nothing_is_named_with_a_remedy(root, text):
+    one = run()
+    one.finish()
+    file = one.folder / "benchmark.tsv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"benchmark\.tsv is no benchmark.*delete it"):
+        results.costs("test")
+    file.unlink()
+    assert len(results.costs("test")) == 1
+
+
 def test_claims_keep_words_that_pandas_reads_as_missing(root):
     one = run()
     one.claim("it groks", "n/a", "None", True)

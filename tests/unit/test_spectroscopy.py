@@ -1,5 +1,7 @@
 """From a grid of stars to trained networks, at the smallest size at which each step can go wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,24 @@ def test_unknown_options_are_named(data, wrong):
     with pytest.raises(ValueError, match="kind" if name == "norm" else name):
         norm = sp.norm_of(options, data["train"].params.log_g.to_numpy())
         sp.network_of(SETTINGS, options, data["train"], norm, seed=0)
+
+
+@pytest.mark.parametrize("change", ["loss", "noise_level", "label", "flux"])
+def test_a_checkpoint_of_other_spectra_noise_or_loss_is_refused(data, tmp_path, change):
+    norm = LabelNorm.fit(data["train"].params.log_g.to_numpy())
+
+    def go(data, **options):
+        model = sp.network_of(SETTINGS, sp.OPTIONS, data["train"], norm, seed=0)
+        model.preprocess = torch.nn.Identity()  # which is fitted to the spectra, and would tell
+        return sp.train(model, data, norm, recipe(), checkpoint=tmp_path, **options)
+
+    go(data)
+    options = {"loss": {"loss": "huber"}, "noise_level": {"noise_level": 2}, "label": {"label": "M_H"}}.get(change, {})
+    if change == "flux":
+        data = {split: replace(part, flux=3 * part.flux) for split, part in data.items()}
+    name = "train" if change == "flux" else change
+    with pytest.raises(ValueError, match=rf"last\.pt is of another run: {name}"):
+        go(data, **options)
 
 
 def test_noise_is_fresh_in_training_and_a_logger_hears_of_each_validation(data):

@@ -1,7 +1,6 @@
 """Generators trained in a drifting field: settings, training with checkpoints that rebuild themselves, sampling."""
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -9,14 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from fieldbook import training
-from fieldbook.checkpoints import atomic_write, cpu_copy
+from fieldbook.checkpoints import read_weights, save_weights
 from fieldbook.checks import require
 from fieldbook.data import images as image_data
 from fieldbook.data.images import Images
@@ -24,6 +21,7 @@ from fieldbook.data.toys import TOYS
 from fieldbook.fields import kernel
 from fieldbook.fields.learned import FieldBank, Objective
 from fieldbook.fields.loss import Sets, draw_alpha, drifting_loss, guidance_weight
+from fieldbook.identity import content_of
 from fieldbook.models.encoder import Autoencoder
 from fieldbook.models.generator import DiTGenerator, MLPGenerator
 from fieldbook.recipe import Positive, Recipe, learning_rate, stream
@@ -149,7 +147,7 @@ class Drifter(nn.Module):
             taus = setting.taus if setting.prior else ()
             bank = {"projection": setting.projection, "taus": taus, "axes": setting.axes, "seed": setting.seed + 1}
             self.field = FieldBank(dims, **bank)
-        self.setting, self.classes = setting, classes
+        self.setting, self.classes, self.dims = setting, classes, list(dims)
 
     def sample(self, label: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
         """One sample per label (n,), in one pass; in two, extrapolated from no class, under `two_pass`."""
@@ -266,10 +264,15 @@ def train(
         save_checkpoint(folder / f"step_{step:07d}.safetensors", model, averaged, step, epoch, last)
         return {"drift_norm": last["drift_norm"]}
 
+    def written(step: int) -> bool:
+        kept = step < setting.steps or (folder / f"step_{step:07d}.safetensors").exists()
+        return kept and (step == 0 or table.has({"step": step}))
+
     with _determinism(deterministic):
         return training.fit(
             model, loss, reals.count, recipe,
-            evaluate=evaluate, watch=watch, checkpoint=folder, progress=progress, description=folder.name,
+            evaluate=evaluate, watch=watch, checkpoint=folder, facts={"start": start and content_of(start)},
+            written=written, progress=progress, description=folder.name,
         )  # fmt: skip
 
 
@@ -300,37 +303,32 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     path: Path, model: Drifter, ema: Drifter, step: int, epoch: float, metrics: dict[str, float]
 ) -> None:
-    """Write weights, field and averaged weights as safetensors, atomically, with all else as its metadata."""
-    tensors = {f"{part}.{name}": t for part, m in (("model", model), ("ema", ema)) for name, t in cpu_copy(m).items()}
-    dims = [
-        field.of_x.in_features if field.project is None else field.project.in_features for field in model.field or ()
-    ]
+    """Write weights, field and averaged weights, with all else as the facts beside them."""
+    parts = {"model": model.state_dict(), "ema": ema.state_dict()}
+    tensors = {f"{part}.{name}": t for part, weights in parts.items() for name, t in weights.items()}
     facts = {
-        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes, "dims": dims,
+        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes, "dims": model.dims,
         "step": step, "epoch": epoch, "metrics": metrics,
     }  # fmt: skip
-    content = safetensors.torch.save(tensors, {"drifting": json.dumps(facts)})
-    atomic_write(path, lambda file: file.write(content))
+    save_weights(tensors, path, facts)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else; names it.
+        FileNotFoundError, ValueError: as `fieldbook.checkpoints.read_weights`; or these are other weights: names it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    tensors, facts = read_weights(path)
+    parts = {"model": {}, "ema": {}}
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["drifting"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        parts = {p: {k[len(p) + 1 :]: t for k, t in tensors.items() if k.startswith(f"{p}.")} for p in ("model", "ema")}
-        facts |= {"setting": Setting(**facts["setting"]), "shape": tuple(facts["shape"])}
-        return Checkpoint(**facts, **parts)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint of a drifting run ({error})") from None
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        setting = Setting(**facts.pop("setting"))
+        return Checkpoint(setting, tuple(facts.pop("shape")), **facts, **parts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of a drifting run ({error!r}); train it again") from None
 
 
 def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fieldbook.checkpoints import atomic_write, save_weights
 from fieldbook.data.modular import Task, residue_class, token_order
-from fieldbook.experiments.networks import GROKKED, fit, waiting
+from fieldbook.experiments.networks import GROKKED, facts_of, fit, waiting
 from fieldbook.measures import circulant
 from fieldbook.measures.agop import one_hot_blocks, residuals, second_moments, signs
 from fieldbook.models.grokker import Grokker
@@ -65,10 +65,13 @@ def train(
         table.append(row)
         return waiting(step, row["test_acc"])
 
+    def written(step: int) -> bool:
+        return table.has({"step": step})
+
     options = {"evaluate": evaluate, "checkpoint": folder, "progress": progress, "description": folder.name}
-    fit(model, task, recipe, **options)
+    fit(model, task, recipe, written=written, **options)
     if not (folder / "final.safetensors").exists():
-        save_weights(model, folder / "final.safetensors")
+        save_weights(model, folder / "final.safetensors", facts_of(model, task, recipe))
     return _align(table, folder)
 
 

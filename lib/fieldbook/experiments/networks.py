@@ -3,7 +3,10 @@
 Settings are the parameters of chapter agop, by name, for instance those of one of its profiles.
 """
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ from filelock import FileLock
 from torch import Tensor
 
 from fieldbook import parameters, paths, training
-from fieldbook.checkpoints import load_weights, save_weights
+from fieldbook.checkpoints import load_weights, read_weights, save_weights
 from fieldbook.data.modular import Task
 from fieldbook.data.modular import task as build_task
 from fieldbook.hardware import device, resolve_precision
+from fieldbook.identity import digest, structure_of
 from fieldbook.models.grokker import Grokker
+from fieldbook.provenance import source_hash
 from fieldbook.recipe import Recipe
 from fieldbook.workers import each
 
@@ -60,8 +65,8 @@ def trained(
 ) -> dict[str, Path]:
     """Weights of one trained network per operation, in the results folder: {operation: safetensors file}.
 
-    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing are trained here, as that
-    chapter does with its first seed. A killed call continues.
+    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing, or of other settings or
+    code, are trained here, as that chapter does with its first seed. A killed call continues.
 
     Args:
         profile: of chapter agop, in `parameters/agop/<profile>.yaml`.
@@ -69,15 +74,38 @@ def trained(
         train_missing: train what is not there; otherwise that is an error.
     Raises:
         FileNotFoundError: no such profile; or a network is missing and may not be trained. Names file and remedy.
+        ValueError: a file is damaged; names it.
     """
     files = {operation: paths.inputs("networks", profile) / f"{operation}.safetensors" for operation in operations}
-    missing = [operation for operation in operations if not files[operation].exists()]
-    if missing and not train_missing:
-        remedy = f"run chapter agop at profile {profile} through Snakemake, or set train_missing"
-        raise FileNotFoundError(f"no trained network at {files[missing[0]]}; {remedy}")
     settings = settings_of(profile)
+    missing = [operation for operation in operations if not _is_of(files[operation], settings, operation)]
+    if missing and not train_missing:
+        file, remedy = (
+            files[missing[0]],
+            f"run chapter agop at profile {profile} through Snakemake, or set train_missing",
+        )
+        kind = "of these settings and this code " if file.exists() else ""
+        raise FileNotFoundError(f"no trained network {kind}at {file}; {remedy}")
     list(each(_train, [(settings, operation, files[operation]) for operation in missing], workers))
     return files
+
+
+def facts_of(model: Grokker, task: Task, recipe: Recipe) -> dict[str, Any]:
+    """What determines a network's weights but for rounding: kept beside them."""
+    chosen = {name: value for name, value in asdict(recipe).items() if name != "precision"}
+    code = source_hash([sys.modules[__name__]])
+    facts = {"recipe": chosen, "task": digest(task), "network": digest(structure_of(model)), "code": code}
+    return json.loads(json.dumps(facts))  # as they are read
+
+
+def _facts(settings: Settings, operation: str) -> dict[str, Any]:
+    seed = settings["seeds"][0]
+    recipe = recipe_of(settings, seed, device())
+    return facts_of(network_of(settings, seed), task_of(settings, operation, seed), recipe)
+
+
+def _is_of(file: Path, settings: Settings, operation: str) -> bool:
+    return file.exists() and read_weights(file)[1] == _facts(settings, operation)
 
 
 def load(settings: Settings, file: Path) -> Grokker:
@@ -120,6 +148,8 @@ def _train(settings: Settings, operation: str, file: Path) -> None:
         return waiting(step, float((network(pairs).argmax(1) == target).double().mean()))
 
     file.parent.mkdir(parents=True, exist_ok=True)
+    facts = _facts(settings, operation)
     with FileLock(file.with_suffix(".lock")):
-        if not file.exists():
-            save_weights(train(settings, operation, file.with_suffix(""), evaluate), file)
+        if not _is_of(file, settings, operation):
+            folder = file.with_name(f"{file.stem}-{digest(facts)}")
+            save_weights(train(settings, operation, folder, evaluate), file, facts)

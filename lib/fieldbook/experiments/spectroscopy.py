@@ -357,9 +357,12 @@ def train(
             logger.log(row, step=step)
         return row
 
+    facts = {"loss": loss, "label": label, "norm": norm, "noise_level": noise_level}
+    for split in ("train", "val"):
+        facts[split] = [data[split].flux, data[split].error, data[split].params[label]]
     fit = training.fit(
         model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, progress=progress,
+        evaluate=evaluate, checkpoint=checkpoint, facts=facts, progress=progress,
     )  # fmt: skip
     if fit.best is not None:
         model.load_state_dict(fit.best)

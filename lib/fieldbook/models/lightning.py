@@ -1,9 +1,14 @@
 """Reads weights that a PyTorch Lightning module saved, without running any code that the file may hold."""
 
+import pickle
+import re
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from fieldbook.checkpoints import TORCH, kind_of
 
 PREFIX = "model."
 
@@ -17,22 +22,14 @@ def load_lightning(model: nn.Module, path: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds more than tensors and plain values, or does not fit the network: then
-            all unknown keys, missing keys and wrong shapes are listed. The network is left as it was.
+        ValueError: the file is of another format, damaged, holds more than tensors and plain values, or does not fit
+            the network: then all unknown keys, missing keys and wrong shapes are listed. The network is left as it was.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; correct the path")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors and plain values, which is not run here ({error}); "
-            "save its 'state_dict' alone, where you trust the file"
-        ) from error
+    saved, path = _read(Path(path)), Path(path)
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} has no dictionary 'state_dict'; expected a checkpoint of PyTorch Lightning")
+        expected = f"a checkpoint of PyTorch Lightning, {{'state_dict': {{'{PREFIX}<name>': tensor, ..}}, ..}}"
+        raise ValueError(f"{path} has no dictionary 'state_dict'; expected {expected}")
     ours = {PREFIX + name: tuple(t.shape) for name, t in model.state_dict().items()}
     theirs = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in weights.items()}
     differences = [
@@ -43,3 +40,25 @@ def load_lightning(model: nn.Module, path: Path) -> None:
     if differences:
         raise ValueError(f"{path} does not fit the network:\n  " + "\n  ".join(sorted(differences)))
     model.load_state_dict({name.removeprefix(PREFIX): t for name, t in weights.items()})
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; correct the path")
+    if (kind := kind_of(path)) != TORCH:
+        raise ValueError(f"{path} is no checkpoint of PyTorch Lightning: it is {kind}; expected {TORCH}")
+    try:
+        with open(path, "rb") as file:  # by its name, torch would take it for what it is called
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global) (\S+\.\S+)", str(error))
+    except Exception:  # a damaged file fails in many ways
+        found = None
+    if not found or not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip():
+        raise ValueError(f"{path} is damaged; copy it again from where it was written")
+    new = str(path.with_suffix(".plain.ckpt"))
+    code = f'torch.load(open({str(path)!r}, "rb"), weights_only=False)["state_dict"]'
+    raise ValueError(
+        f"{path} holds more than tensors and plain values ({found.group(1)}), which is not run here; where you trust "
+        f'the file, run `torch.save({{"state_dict": {code}}}, {new!r})` and load {new}'
+    )
