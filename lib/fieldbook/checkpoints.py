@@ -65,12 +65,19 @@ def cpu_copy(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters and buffers by name, copied to the CPU; tied weights are copied apart."""
     copied = {}
     for name, t in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
-        require(isinstance(t, Tensor), name, type(t).__name__, "a tensor, as nothing else is kept with weights")
+        require(
+            isinstance(t, Tensor),
+            name,
+            type(t).__name__,
+            "a tensor, as nothing else is kept with weights",
+        )
         copied[name] = t.detach().to("cpu", copy=True).contiguous()
     return copied
 
 
-def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None) -> None:
+def save_weights(
+    weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None
+) -> None:
     """Write parameters and buffers as one safetensors file, atomically.
 
     Args:
@@ -85,7 +92,7 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path, facts: M
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors by name, and the facts beside them ({} if there are none), of what `save_weights` wrote.
+    """Tensors by name and the facts beside them, or {}, of what `save_weights` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,17 +109,25 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         kind = kind_of(path)
         remedy = "restore it, or delete it and train again"
         if kind == TORCH:
-            new = str(path.with_suffix(".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"))
-            code = f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
+            new = str(
+                path.with_suffix(
+                    ".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"
+                )
+            )
+            code = (
+                f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
+            )
             remedy = f"write its tensors anew: `{code}`, or delete it and train again"
-        raise ValueError(f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> dict:
     """Load into a model what `save_weights` wrote, and return the facts beside it.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights`; or names or shapes are not the model's: names the first.
+        FileNotFoundError, ValueError: as `read_weights`; or it does not fit the model.
     """
     weights, facts = read_weights(path)
     theirs, ours = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict()))
@@ -132,7 +147,10 @@ def kind_of(path: Path) -> str:
     if head[8:] == b"{":
         return "safetensors, but damaged"
     kinds = {b"PK": TORCH, b"\x80": TORCH, b"\x89HDF": "HDF5"}
-    return next((kind for start, kind in kinds.items() if head.startswith(start)), "no format that is known here")
+    return next(
+        (kind for start, kind in kinds.items() if head.startswith(start)),
+        "no format that is known here",
+    )
 
 
 def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What things are, so that results are tied to all of it: code without its prose, values, files by their content."""
+"""What results are tied to: code without its prose, values and files by their content."""
 
 import ast
 import contextlib
@@ -28,7 +28,7 @@ def digest(*values: Any) -> str:
 
 
 def code(source: str) -> str:
-    """Source text without comments, texts that are statements, and blank lines: alike under every Python."""
+    """Source without comments, docstrings and blank lines: alike under every Python."""
     lines, commented, kept = source.split("\n"), set(), set()
     tree = ast.parse(source)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -44,14 +44,17 @@ def code(source: str) -> str:
         if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
             first, last = node.lineno, node.end_lineno
             tail = raw[last - 1][node.end_col_offset :]
-            raw[first - 1 : last] = [raw[first - 1][: node.col_offset] + tail, *[b""] * (last - first)]
+            raw[first - 1 : last] = [
+                raw[first - 1][: node.col_offset] + tail,
+                *[b""] * (last - first),
+            ]
             kept -= set(range(first, last + 1))
     rows = enumerate((line.decode() for line in raw), 1)
     return "\n".join(line for row, line in rows if line.strip() or row in kept - commented)
 
 
 def described(value: Any) -> str:
-    """A text that differs if the value does, and is the same in every process: arrays by content, functions by code.
+    """A text that tells a value from others: arrays by content, functions by code.
 
     Raises:
         ValueError: it is known by its address alone.
@@ -78,17 +81,17 @@ def described(value: Any) -> str:
         return f"{type(value).__qualname__}{described(vars(value))}"
     text = repr(value)
     if re.search(r" at 0x[0-9a-f]+", text):
-        remedy = "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
-        raise ValueError(f"{text} is known by its address alone, which the next run does not have; {remedy}")
+        remedy = (
+            "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
+        )
+        raise ValueError(
+            f"{text} is known by its address alone, which the next run does not have; {remedy}"
+        )
     return text
 
 
 def _source(thing: Any) -> str:
-    """The code of a function, a class or a module.
-
-    Raises:
-        ValueError: there is none to be read; names it.
-    """
+    """The code of a function, a class or a module; raises ValueError where there is none."""
     try:
         source = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError) as error:
@@ -123,21 +126,27 @@ def _places(size: int) -> range:
 
 
 def content_of(path: Path) -> str:
-    """What tells a file from any other, through links: its digest; of a large one size, time and a sample of blocks."""
+    """Digest of a file, through links; of a large one, of some blocks, with its size and time."""
     status, found = Path(path).stat(), hashlib.sha256()
     with open(path, "rb") as file:
         for start in _places(status.st_size):
             file.seek(start)
             found.update(file.read(BLOCK))
     large = status.st_size > LARGE
-    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
+    return (
+        f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
+    )
 
 
 def structure_of(model: "torch.nn.Module") -> dict[str, str]:
-    """What a network is beside the weights that are trained: the class and settings of each module, and constants."""
+    """A network beside its trained weights: the class and settings of each module, constants."""
     found = {}
     for name, module in model.named_modules():
-        settings = {key: _told(value) for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+        settings = {
+            key: _told(value)
+            for key, value in vars(module).items()
+            if key[0] != "_" and key != "training"
+        }
         found[f"module {name or 'itself'}"] = f"{type(module).__qualname__} {settings}"
     frozen = {name: w for name, w in model.named_parameters() if not w.requires_grad}
     constants = {**dict(model.named_buffers()), **frozen}
@@ -147,25 +156,29 @@ def structure_of(model: "torch.nn.Module") -> dict[str, str]:
 def constants_of(function: Any, seen: Set[Any] = frozenset()) -> dict[str, str]:
     """The arrays and fractions that a function refers to, or a function it refers to, by name.
 
-    Other things are left out: counters and lists may change from call to call, and weights are trained.
+    Other things are left out: counters and lists change from call to call, weights are trained.
     """
     found = {}
     for name, value in _referred(function):
         frozen = getattr(value, "__dataclass_params__", None)
         array = hasattr(value, "__array__") and not getattr(value, "requires_grad", False)
-        if isinstance(value, float) or array or (frozen and frozen.frozen and not inspect.isclass(value)):
+        if (
+            isinstance(value, float)
+            or array
+            or (frozen and frozen.frozen and not inspect.isclass(value))
+        ):
             found[name] = _told(value)
-        elif inspect.isfunction(value) and value not in seen and value.__module__.partition(".")[0] not in OTHERS:
+        elif (
+            inspect.isfunction(value)
+            and value not in seen
+            and value.__module__.partition(".")[0] not in OTHERS
+        ):
             found = constants_of(value, {*seen, function, value}) | found
     return found
 
 
 def _referred(function: Any) -> Iterator[tuple[str, Any]]:
-    """Name and value of what a function's code can see: arrays by default, closure, globals, arguments of a partial."""
-    if isinstance(function, partial):
-        yield from ((f"argument {i}", value) for i, value in enumerate(function.args))
-        yield from function.keywords.items()
-        yield from _referred(function.func)
+    """Name and value of what a function's code can see: arrays by default, its closure, globals."""
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
         return
@@ -175,7 +188,9 @@ def _referred(function: Any) -> Iterator[tuple[str, Any]]:
         with contextlib.suppress(ValueError):  # it is empty
             yield name, cell.cell_contents
     names = sorted(_names(function.__code__))
-    yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
+    yield from (
+        (name, function.__globals__[name]) for name in names if name in function.__globals__
+    )
 
 
 def _names(code: CodeType) -> set[str]:

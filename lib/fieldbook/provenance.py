@@ -56,12 +56,12 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_hash(uses: Iterable[Any]) -> str:
-    """Hash of the code that makes rows; comments and docstrings do not count, nor does the version of Python.
+    """Hash of the code that makes rows, under every Python; comments and docstrings do not count.
 
     Args:
-        uses: modules of fieldbook, taken with all of fieldbook that they import but for the plumbing that only moves
-            rows and files, and with the tables (CSV) beside a module that reads package data; functions of a notebook
-            and modules of one's own, by their source; any other value as `fieldbook.identity.described` tells it.
+        uses: modules of fieldbook, with all of fieldbook that they import but for the plumbing
+            that only moves rows and files, and with the tables (CSV) beside a module that reads
+            package data; any other thing as `fieldbook.identity.described` tells it.
     Raises:
         ValueError: there is no source, or a value has nothing to be known by.
     """
@@ -71,9 +71,13 @@ def source_hash(uses: Iterable[Any]) -> str:
         module = use.__name__ if inspect.ismodule(use) else getattr(use, "__module__", None) or ""
         if ours := module.startswith("fieldbook."):
             if not _file_of(module):
-                raise ValueError(f"{module} has no source in {LIBRARY}; install fieldbook with its .py files")
+                raise ValueError(
+                    f"{module} has no source in {LIBRARY}; install fieldbook with its .py files"
+                )
             waiting.append(module)
-        if not ours or not (inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)):
+        if not ours or not (
+            inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)
+        ):
             own = parts[f"use {len(parts)}"] = described(use)
             waiting += _imported(own) if inspect.ismodule(use) else []
     while waiting:
@@ -91,7 +95,7 @@ def source_hash(uses: Iterable[Any]) -> str:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module of fieldbook, found without importing it; None if the name is of something else."""
+    """The file of a module of fieldbook, without importing it; None if there is none."""
     top, *rest = name.split(".")
     place = LIBRARY.joinpath(*rest)
     files = (place.with_suffix(".py"), place / "__init__.py")

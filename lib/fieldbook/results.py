@@ -28,16 +28,11 @@ from fieldbook.provenance import provenance, source_hash
 from fieldbook.tables import FILLING, Row, Table, sweep
 
 EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
-MANIFEST = {
-    "parameters": dict,
-    "sources": str,
-    "status": str,
-    "wall_s": int | float,
-    "csv_sha256": dict,
-    "filled_by": dict,
-}
+MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float}
+MANIFEST |= {"csv_sha256": dict, "filled_by": dict}
 CLAIM = ["claim", "source", "ours", "verdict"]
 OLDER = "the library has changed"
+ALTERED = "{} is not the file that the manifest describes"
 VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
 
 
@@ -66,7 +61,7 @@ class Run:
         uses: what determines the rows beside the parameters: library modules, functions of the notebook, constants.
         reads: input files that do so too, by name: rows belong to their content. Frozen results do without them.
     Attributes:
-        folder: of the tables, one for all runs of a profile: a run with other parameters or sources takes it.
+        folder: of the tables, one per profile: a run with other parameters or sources takes it.
         inputs: of checkpoints and the like, in which no other run ever writes.
     Raises:
         OSError: the results folder cannot be written; names it.
@@ -107,13 +102,13 @@ class Run:
             ) from error
 
     def _begin(self, inputs: Path) -> None:
-        """Set aside what is another run's, all of it; and what has been altered, with the tables it is filled by."""
+        """Set aside all of another run; or what was altered, with the tables it is filled by."""
         manifest = self.manifest()
         facts = {"status": "partial", "wall_s": 0.0}
         if problem := self._stale(manifest):
             earlier = [*self.folder.glob("*.csv"), *([inputs] if any(inputs.iterdir()) else [])]
         elif altered := self._altered(manifest):
-            problem = f"{altered[0]} is not the file that the manifest describes"
+            problem = ALTERED.format(altered[0])
             facts |= {"wall_s": manifest["wall_s"], "filled_by": manifest.get("filled_by", {})}
             fillers = [name for side in altered for name in facts["filled_by"].get(side, [])]
             earlier = [self.folder / name for name in sorted({*altered, *fillers})]
@@ -136,9 +131,9 @@ class Run:
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
-        """Hold the manifest while a table changes; a complete run is partial again, until its hashes are renewed.
+        """Hold the manifest while a table changes; a complete run is partial until it finishes.
 
-        A table that is filled within a sweep of another one comes back only if that one is swept again: it is noted.
+        A table filled within a sweep of another comes back only if that is swept again: noted.
         """
         with self._lock():
             manifest, filling = self._own_manifest(), FILLING.get()
@@ -190,8 +185,8 @@ class Run:
         hashes = {path.name: sha256(path) for path in tables}
         if old.get("csv_sha256") != hashes:
             wall_s = round(old["wall_s"] + time.monotonic() - self._started, 1)
-            made = {"csv_sha256": hashes, "filled_by": old.get("filled_by", {}), **provenance(), **facts}
-            self._write({"status": "complete", "wall_s": wall_s, **made})
+            made = {"csv_sha256": hashes, "filled_by": old.get("filled_by", {}), **provenance()}
+            self._write({"status": "complete", "wall_s": wall_s, **made, **facts})
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".manifest.lock")  # made anew: a run travels to worker processes, a lock cannot
@@ -222,21 +217,22 @@ class Run:
         return OLDER if manifest["sources"] != self._identity["sources"] else None
 
     def _altered(self, manifest: Row) -> list[str]:
-        """Tables of a complete run that are not as the manifest describes them; of a partial one, those deleted."""
+        """Tables that are not as a complete run's manifest says; of a partial one, those deleted."""
         hashes = manifest.get("csv_sha256")
         if hashes is None:
-            return [name for name in manifest.get("filled_by", {}) if not (self.folder / name).exists()]
-        found = {path.name: sha256(path) for path in self.folder.glob("*.csv") if path.name != "claims.csv"}
+            sides = manifest.get("filled_by", {})
+            return [name for name in sides if not (self.folder / name).exists()]
+        files = [file for file in self.folder.glob("*.csv") if file.name != "claims.csv"]
+        found = {file.name: sha256(file) for file in files}
         return sorted(name for name in hashes | found if hashes.get(name) != found.get(name))
 
     def _require_same(self) -> None:
         manifest = self.manifest()
-        problem, altered = self._stale(manifest), self._altered(manifest)
+        problem = self._stale(manifest)
         if problem == OLDER:
             print(f"note: {self.chapter} was computed by an earlier version of the library", file=sys.stderr)
-        if altered and (not problem or problem == OLDER):
-            problem = f"{altered[0]} is not the file that the manifest describes"
-        if problem and problem != OLDER:
+            problem = None
+        if problem := problem or next(map(ALTERED.format, self._altered(manifest)), None):
             raise ValueError(f"{self.folder}: frozen results are not those asked for: {problem}; recompute and publish")
 
 
@@ -285,7 +281,9 @@ def _read_benchmark(file: Path) -> pd.Series:
     try:
         return pd.read_csv(file, sep="\t")[["s", "cpu_time", "max_rss"]].iloc[-1]
     except (ValueError, LookupError) as error:
-        raise ValueError(f"{file} is no benchmark that Snakemake wrote ({error}); delete it") from error
+        raise ValueError(
+            f"{file} is no benchmark that Snakemake wrote ({error}); delete it"
+        ) from error
 
 
 def costs(profile: str) -> pd.DataFrame:

@@ -35,8 +35,8 @@ PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks
 class Table:
     """A CSV whose rows are identified by key columns and appended one by one under a lock, each fsynced.
 
-    Keys are compared as values: in a file that a spreadsheet has saved, 1.00E-05 is 1e-05 and TRUE is True. Numbers
-    are written with ten significant digits. A row torn by a kill is dropped when the file is next touched; a row whose
+    Keys are compared as values, as 1.00E-05 is 1e-05 after a spreadsheet. Numbers are written with
+    ten significant digits. A row torn by a kill is dropped when the file is next touched; one whose
     key is there already is ignored, so that a resumed computation may repeat its last step.
 
     Args:
@@ -127,7 +127,7 @@ class Table:
         return tuple(_text(row[name]) for name in self.keys)
 
     def _read(self, like: Sequence[Row] = ()) -> tuple[list[str], list[tuple[str, ...]]]:
-        """Lines as they are on disk, the header first and a torn one left out, and the key of each row.
+        """Lines as they are on disk, header first, a torn one left out, and the key of each row.
 
         Args:
             like: rows whose values say which key columns hold numbers or truth values.
@@ -140,7 +140,10 @@ class Table:
             if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
                 raise ValueError("not every line is a row with the header's fields")
             kinds = [_kind([row.get(name) for row in like]) for name in self.keys]
-            columns = [_column([row[i] for row in rows], kind) for i, kind in zip(places, kinds, strict=True)]
+            columns = [
+                _column([row[i] for row in rows], kind)
+                for i, kind in zip(places, kinds, strict=True)
+            ]
             keys = list(zip(*columns, strict=True))
             if len(set(keys)) < len(keys):
                 raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")
@@ -172,7 +175,7 @@ def _text(value: Any) -> str:
 
 
 def _kind(values: Sequence[Any]) -> type:
-    """Whether a column of these values holds numbers or truth values, as far as there are any; otherwise texts."""
+    """Whether a column of these values holds numbers or truth values; otherwise texts."""
     kinds = {type(_plain(value)) for value in values if _text(value)}
     return bool if kinds == {bool} else float if kinds and kinds <= {int, float} else str
 

@@ -88,10 +88,11 @@ def fit(
 ) -> Fit:
     """Train a model in place; given a checkpoint folder, continue a killed run bit-identically.
 
-    Dropout is a function of (seed, step, rank) too, as is what the global generators of torch, NumPy and Python draw,
-    which are left as they were found; on a GPU, bit-identity also needs deterministic kernels. Modules whose
-    parameters are all frozen stay in eval mode. Under `torchrun` each rank takes its share of every batch; the caller
-    puts the model on the rank's device, and rank 0 alone evaluates and writes.
+    Dropout is a function of (seed, step, rank) too, as is all that the global generators of torch,
+    NumPy and Python draw, which are left as they were found; on a GPU, bit-identity also needs
+    deterministic kernels. Modules whose parameters are all frozen stay in eval mode. Under
+    `torchrun` each rank takes its share of every batch; the caller puts the model on the rank's
+    device, and rank 0 alone evaluates and writes.
 
     Args:
         model: on its device, parameters in float32 (or float64).
@@ -104,17 +105,15 @@ def fit(
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
             improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
-        facts: what determines the weights, by name, and must agree for a checkpoint to be continued, beside what is
-            found: the recipe, the number of ranks, the network's modules with their settings, its buffers and frozen
-            weights, which weights are trained, and the arrays and fractions that `loss_fn` refers to. Initial weights
-            are not among them.
-        written: is there still what `evaluate` wrote at a step? Unless it is, for all steps of the checkpoint, the
-            training begins anew.
+        facts: what a checkpoint must agree in, by name, beside the recipe, the number of ranks, the
+            modules with their settings, buffers and frozen weights, which weights are trained, and
+            the arrays and fractions that `loss_fn` refers to; not in the initial weights.
+        written: is there still what `evaluate` wrote at a step? If not, training begins anew.
     Returns:
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
-        ValueError: the checkpoint is damaged or of another run; the loss is not 0-d; the monitored metric is missing;
-            the model has no trainable parameter.
+        ValueError: the checkpoint is damaged or of another run; the loss is not 0-d; the monitored
+            metric is missing; the model has no trainable parameter.
         Diverged: too many updates were not finite.
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
@@ -321,7 +320,10 @@ class _Run:
         if self.folder and self.rank == 0:
             content = load_checkpoint(self.folder / "last.pt", self.identity)
             if content and not all(written(row["step"]) for row in content["fit"]["history"]):
-                print(f"training anew: what was written beside {self.folder / 'last.pt'} is gone", file=sys.stderr)
+                print(
+                    f"training anew: what was written beside {self.folder / 'last.pt'} is gone",
+                    file=sys.stderr,
+                )
                 content = None
         content = self.from_rank_0(content)
         if content is not None:
@@ -333,14 +335,22 @@ class _Run:
             vars(self.fit).update(content["fit"])
 
     def unsaved(self) -> dict[str, Tensor | torch.Generator]:
-        """What state dicts leave out: buffers that are not persistent, and generators of the network's own."""
+        """What state dicts leave out: non-persistent buffers, and generators of the network."""
         found = {}
         for part in (self.model, self.ema):
             for prefix, module in part.named_modules() if part is not None else ():
                 kept = module._non_persistent_buffers_set
-                things = {name: module._buffers[name] for name in kept if module._buffers[name] is not None}
-                things |= {name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)}
-                found |= {f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()}
+                things = {
+                    name: module._buffers[name]
+                    for name in kept
+                    if module._buffers[name] is not None
+                }
+                things |= {
+                    name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)
+                }
+                found |= {
+                    f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()
+                }
         return found
 
     def what_determines_weights(self, facts: Mapping[str, object]) -> dict[str, str]:
@@ -349,9 +359,15 @@ class _Run:
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
-        found = {name: repr(value) for name, value in (settings | {"trained weights": trained}).items()} | shapes
-        found |= {name: described(value) for name, value in facts.items()} | structure_of(self.model)
-        return found | {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
+        found = {
+            name: repr(value) for name, value in (settings | {"trained weights": trained}).items()
+        } | shapes
+        found |= {name: described(value) for name, value in facts.items()} | structure_of(
+            self.model
+        )
+        return found | {
+            f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()
+        }
 
     def from_rank_0(self, value: object) -> object:
         box = [value]

@@ -27,12 +27,15 @@ def test_what_is_missing_is_trained_once_and_fits_its_settings(settings):
         networks.load(settings | {"d_model": 16}, files["add"])
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}]
+)
 def test_networks_of_other_settings_are_trained_again(settings, change):
     before = networks.trained("tiny", ["add"])["add"].read_bytes()
     settings |= change
     with pytest.raises(
-        FileNotFoundError, match=r"no trained network of these settings and this code at .*add\.safetens"
+        FileNotFoundError,
+        match=r"no trained network of these settings and this code at .*add\.safetens",
     ):
         networks.trained("tiny", ["add"], train_missing=False)
     assert networks.trained("tiny", ["add"])["add"].read_bytes() != before
@@ -52,7 +55,10 @@ def test_networks_of_other_code_and_of_nobody_are_trained_again(settings, monkey
 
 def test_what_chapter_agop_leaves_is_what_is_looked_for(settings, tmp_path):
     seed = settings["seeds"][0]
-    task, recipe = networks.task_of(settings, "add", seed), networks.recipe_of(settings, seed, torch.device("cpu"))
+    task, recipe = (
+        networks.task_of(settings, "add", seed),
+        networks.recipe_of(settings, seed, torch.device("cpu")),
+    )
     model, table = networks.network_of(settings, seed), Table(tmp_path / "t.csv", ["step"])
     grokking.train(model, task, recipe, table, tmp_path / "run", progress=False)
     file = paths.inputs("networks", "tiny") / "add.safetensors"

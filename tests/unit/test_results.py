@@ -215,7 +215,9 @@ def published(root, monkeypatch, uses=()):
 
 @pytest.mark.parametrize("library", ["the same", "another"])
 @pytest.mark.parametrize("change", ["edited", "deleted", "added"])
-def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(root, monkeypatch, library, change, capsys):
+def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(
+    root, monkeypatch, library, change, capsys
+):
     one = published(root, monkeypatch)
     uses = [circulant] if library == "another" else []
     results.Run("agop", {"profile": "test"}, uses=uses)
@@ -286,7 +288,9 @@ def test_an_earlier_generation_that_is_a_link_is_replaced(root, tmp_path_factory
     (first.inputs / "last.pt").write_text("hours")
     first.inputs.parent.with_name("test.stale").symlink_to(elsewhere)
     run(p=11)
-    assert (elsewhere / "kept").exists() and list(first.inputs.parents[1].glob("test.stale/*/last.pt"))
+    assert (elsewhere / "kept").exists() and list(
+        first.inputs.parents[1].glob("test.stale/*/last.pt")
+    )
 
 
 def test_new_rows_reopen_a_complete_run(root):
@@ -320,7 +324,9 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
         path.write_text(json.dumps({**first.manifest(), "sources": "0"}))
     second = run(p=11) if spoil == "parameters" else run()
     assert second.table("t", ["x"]).missing(JOBS) == JOBS
-    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (spoil == "edited")
+    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (
+        spoil == "edited"
+    )
     assert second.manifest()["status"] == "partial"
     assert ("p was 7, is 11" in capsys.readouterr().err) == (spoil == "parameters")
 
@@ -377,7 +383,10 @@ def package(tmp_path, monkeypatch):
 
 def test_source_hash_follows_imports_and_ignores_prose(package):
     base = package(one="from fieldbook import two\n", two="def f():\n    return 1\n")
-    prose = {"one": "from fieldbook import two  # a comment\n", "two": 'def f():\n    """Text."""\n\n    return 1\n'}
+    prose = {
+        "one": "from fieldbook import two  # a comment\n",
+        "two": 'def f():\n    """Text."""\n\n    return 1\n',
+    }
     assert base == package(**prose)
     assert base != package(one="from fieldbook import two\n", two="def f():\n    return 2\n")
 
@@ -465,11 +474,15 @@ def test_one_append_checks_and_keys_each_of_its_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("1e-05", "1.00E-05"), ("0.1,", "0.10,"), ("0.1,", "1E-1,"), ("True", "TRUE"), ("7,", "7.0,")]
+    ("old", "new"),
+    [("1e-05", "1.00E-05"), ("0.1,", "0.10,"), ("0.1,", "1E-1,"), ("True", "TRUE"), ("7,", "7.0,")],
 )
 def test_keys_that_a_spreadsheet_writes_otherwise_are_the_same(tmp_path, old, new):
     table, jobs = tables.Table(tmp_path / "t.csv", ["lr", "big", "n"]), []
-    jobs += [{"lr": 0.1, "big": np.bool_(True), "n": 7}, {"lr": 1e-5, "big": False, "n": np.int64(8)}]
+    jobs += [
+        {"lr": 0.1, "big": np.bool_(True), "n": 7},
+        {"lr": 1e-5, "big": False, "n": np.int64(8)},
+    ]
     table.append(*({**job, "y": 5.0} for job in jobs[::-1]))
     table.path.write_text(table.path.read_text().replace(old, new))
     table.append({**jobs[0], "y": -1.0}, {**jobs[1], "y": -1.0})
@@ -491,7 +504,10 @@ def test_a_spreadsheet_s_keys_that_are_no_numbers_are_refused(tmp_path, edit, me
     table = tables.Table(tmp_path / "t.csv", ["lr"])
     table.append({"lr": 0.1, "y": 5.0}, {"lr": 1e-5, "y": 6.0})
     table.path.write_text(edit(table.path.read_text()))
-    with pytest.raises(ValueError, match=rf"t\.csv is no table keyed by lr .*{message}.*delete it to compute it again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"t\.csv is no table keyed by lr .*{message}.*delete it to compute it again",
+    ):
         tables.sweep(table, [{"lr": 0.1}, {"lr": 1e-5}], None)
     table.path.unlink()  # the remedy
     assert tables.sweep(table, [{"lr": 0.1}], lambda job: {**job, "y": 5.0}).y.tolist() == [5]

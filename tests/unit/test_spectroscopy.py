@@ -185,7 +185,11 @@ def test_a_checkpoint_of_other_spectra_noise_or_loss_is_refused(data, tmp_path, 
         return sp.train(model, data, norm, recipe(), checkpoint=tmp_path, **options)
 
     go(data)
-    options = {"loss": {"loss": "huber"}, "noise_level": {"noise_level": 2}, "label": {"label": "M_H"}}.get(change, {})
+    options = {
+        "loss": {"loss": "huber"},
+        "noise_level": {"noise_level": 2},
+        "label": {"label": "M_H"},
+    }.get(change, {})
     if change == "flux":
         data = {split: replace(part, flux=3 * part.flux) for split, part in data.items()}
     name = "train" if change == "flux" else change

@@ -597,7 +597,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, change):
 
 
 class Noisy(nn.Module):
-    """Noise from a generator of its own, on a scale that falls with each pass and is no part of the state dict."""
+    """Noise from a generator of its own, on a scale that falls and is not in the state dict."""
 
     def __init__(self, level=0.1, activation=torch.tanh, seed=0):
         super().__init__()
@@ -619,7 +619,7 @@ class Killed(Exception):
 
 
 def train_in_two(folder, build, loss, build_again=None, loss_again=None, at=7, **arguments):
-    """Weights of a run that is killed, and continued by another one; and those of one left alone."""
+    """Weights of a run that is killed and continued, and of one left alone."""
 
     def watch(step, norm):
         if step == at:
@@ -638,7 +638,9 @@ def test_state_that_a_state_dict_leaves_out_is_continued(tmp_path):
     assert same(*train_in_two(tmp_path, Noisy, mse))
     other = Noisy(seed=1)
     train(other, recipe(steps=12), mse)
-    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), "the generator matters"
+    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), (
+        "the generator matters"
+    )
 
 
 def test_global_generators_of_numpy_and_python_are_functions_of_the_step(tmp_path):
@@ -693,7 +695,10 @@ def swapped():
     ids=["frozen", "order", "noise level", "activation", "dropout", "frozen weights", "averages"],
 )
 def test_a_network_of_another_kind_is_not_continued(tmp_path, build, again, named):
-    with pytest.raises(ValueError, match=rf"last\.pt is of another run: .*{named}.*delete it to train from the start"):
+    with pytest.raises(
+        ValueError,
+        match=rf"last\.pt is of another run: .*{named}.*delete it to train from the start",
+    ):
         train_in_two(tmp_path, build, mse, again)
     (tmp_path / "last.pt").unlink()  # the remedy
     model, alone = again(), again()
@@ -710,7 +715,9 @@ def reading(x, level=0.1, how=lambda error: error.square()):
         return model(x[index]) - Y[index]
 
     def loss(model, index, generator):
-        return how(error(model, index) + level * torch.randn(len(index), 1, generator=generator)).mean()
+        return how(
+            error(model, index) + level * torch.randn(len(index), 1, generator=generator)
+        ).mean()
 
     return loss
 
@@ -728,7 +735,11 @@ def of_default_2(model, index, generator, x=X + 1):
     [
         (reading(X), reading(X + 1), "x of the loss"),
         (reading(X), reading(X, level=0.2), "level of the loss is 0.1 there, 0.2 here"),
-        (partial(reading, X)(), partial(mse, noise=0.3), "noise of the loss|x of the loss|level of the loss"),
+        (
+            partial(reading, X)(),
+            partial(mse, noise=0.3),
+            "noise of the loss|x of the loss|level of the loss",
+        ),
         (of_default, of_default_2, "x of the loss"),
     ],
     ids=["data", "noise level", "partial", "default"],
@@ -740,8 +751,18 @@ def test_other_data_or_noise_are_not_continued(tmp_path, loss, again, named):
 
 def test_facts_must_agree(tmp_path):
     train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "log_g", "stars": X})
-    assert train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "log_g", "stars": X.clone()}).step == 30
-    with pytest.raises(ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"):
+    assert (
+        train(
+            make_model(),
+            recipe(),
+            checkpoint=tmp_path,
+            facts={"label": "log_g", "stars": X.clone()},
+        ).step
+        == 30
+    )
+    with pytest.raises(
+        ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"
+    ):
         train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "T_eff", "stars": X})
 
 
@@ -755,7 +776,10 @@ def test_what_may_change_between_two_calls_does_not_matter(tmp_path):
 
     train(make_model(), recipe(), loss, checkpoint=tmp_path)
     nn.init.zeros_(own[0].weight)
-    assert train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30 and len(seen) == calls == 30
+    assert (
+        train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30
+        and len(seen) == calls == 30
+    )
 
 
 def test_a_batch_that_was_split_is_split_again_where_memory_suffices(tmp_path):

@@ -271,8 +271,9 @@ def train(
     with _determinism(deterministic):
         return training.fit(
             model, loss, reals.count, recipe,
-            evaluate=evaluate, watch=watch, checkpoint=folder, facts={"start": start and content_of(start)},
-            written=written, progress=progress, description=folder.name,
+            evaluate=evaluate, watch=watch, checkpoint=folder, written=written,
+            facts={"start": start and content_of(start)},
+            progress=progress, description=folder.name,
         )  # fmt: skip
 
 
@@ -305,10 +306,12 @@ def save_checkpoint(
 ) -> None:
     """Write weights, field and averaged weights, with all else as the facts beside them."""
     parts = {"model": model.state_dict(), "ema": ema.state_dict()}
-    tensors = {f"{part}.{name}": t for part, weights in parts.items() for name, t in weights.items()}
+    tensors = {
+        f"{part}.{name}": t for part, weights in parts.items() for name, t in weights.items()
+    }
     facts = {
-        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes, "dims": model.dims,
-        "step": step, "epoch": epoch, "metrics": metrics,
+        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes,
+        "dims": model.dims, "step": step, "epoch": epoch, "metrics": metrics,
     }  # fmt: skip
     save_weights(tensors, path, facts)
 
@@ -317,7 +320,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        FileNotFoundError, ValueError: as `fieldbook.checkpoints.read_weights`; or these are other weights: names it.
+        FileNotFoundError, ValueError: as `read_weights`; or it holds other weights.
     """
     tensors, facts = read_weights(path)
     parts = {"model": {}, "ema": {}}
@@ -328,7 +331,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         setting = Setting(**facts.pop("setting"))
         return Checkpoint(setting, tuple(facts.pop("shape")), **facts, **parts)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of a drifting run ({error!r}); train it again") from None
+        raise ValueError(
+            f"{path} is not a checkpoint of a drifting run ({error!r}); train it again"
+        ) from None
 
 
 def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:

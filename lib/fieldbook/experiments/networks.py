@@ -3,7 +3,6 @@
 Settings are the parameters of chapter agop, by name, for instance those of one of its profiles.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -65,8 +64,8 @@ def trained(
 ) -> dict[str, Path]:
     """Weights of one trained network per operation, in the results folder: {operation: safetensors file}.
 
-    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing, or of other settings or
-    code, are trained here, as that chapter does with its first seed. A killed call continues.
+    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing, or
+    of other settings or code, are trained here, with its first seed; a killed call continues.
 
     Args:
         profile: of chapter agop, in `parameters/agop/<profile>.yaml`.
@@ -78,7 +77,9 @@ def trained(
     """
     files = {operation: paths.inputs("networks", profile) / f"{operation}.safetensors" for operation in operations}
     settings = settings_of(profile)
-    missing = [operation for operation in operations if not _is_of(files[operation], settings, operation)]
+    missing = [
+        operation for operation in operations if not _is_of(files[operation], settings, operation)
+    ]
     if missing and not train_missing:
         file, remedy = (
             files[missing[0]],
@@ -90,15 +91,19 @@ def trained(
     return files
 
 
-def facts_of(model: Grokker, task: Task, recipe: Recipe) -> dict[str, Any]:
+def facts_of(model: Grokker, task: Task, recipe: Recipe) -> dict[str, str]:
     """What determines a network's weights but for rounding: kept beside them."""
     chosen = {name: value for name, value in asdict(recipe).items() if name != "precision"}
-    code = source_hash([sys.modules[__name__]])
-    facts = {"recipe": chosen, "task": digest(task), "network": digest(structure_of(model)), "code": code}
-    return json.loads(json.dumps(facts))  # as they are read
+    parts = {
+        "recipe": chosen,
+        "task": task,
+        "network": structure_of(model),
+        "code": source_hash([sys.modules[__name__]]),
+    }
+    return {name: digest(value) for name, value in parts.items()}
 
 
-def _facts(settings: Settings, operation: str) -> dict[str, Any]:
+def _facts(settings: Settings, operation: str) -> dict[str, str]:
     seed = settings["seeds"][0]
     recipe = recipe_of(settings, seed, device())
     return facts_of(network_of(settings, seed), task_of(settings, operation, seed), recipe)

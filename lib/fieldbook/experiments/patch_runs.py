@@ -135,9 +135,7 @@ def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame
         factors = patches.factors().numpy()
         x = {split: _summaries(factors, places, level) for split, places in at.items()}
         y = {split: patches.target[level][tuple(places.T)] for split, places in at.items()}
-        expected = patches.mean[level][
-            tuple(at["val"].T)
-        ]  # the penalty is chosen by excess risk, as learning rates are
+        expected = patches.mean[level][tuple(at["val"].T)]  # excess risk chooses the penalty
         fitted = [
             ridge(x["train"], y["train"][:, h], (x["val"], expected[:, h]))
             if name == "ridge"
@@ -246,8 +244,8 @@ def _train(run, model, patches, samples, read, recipe, folder, device) -> Fit:
     every = max(recipe.steps // 8, 1) if recipe.steps > 400 else None
     return fit(
         model, loss, len(samples), recipe,
-        evaluate=evaluate, checkpoint=folder, checkpoint_every=every, facts={"features": patches.features},
-        progress=False,
+        evaluate=evaluate, checkpoint=folder, checkpoint_every=every, progress=False,
+        facts={"features": patches.features},
     )  # fmt: skip
 
 

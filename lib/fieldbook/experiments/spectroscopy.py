@@ -362,7 +362,8 @@ def train(
         facts[split] = [data[split].flux, data[split].error, data[split].params[label]]
     fit = training.fit(
         model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, facts=facts, progress=progress,
+        evaluate=evaluate, checkpoint=checkpoint, progress=progress,
+        facts=facts,
     )  # fmt: skip
     if fit.best is not None:
         model.load_state_dict(fit.best)

@@ -182,7 +182,11 @@ def train(
             )
         return found
 
-    facts = {"inputs": list(inputs), "labels": labels, "validation": [list(validation[0]), validation[1]]}
+    facts = {
+        "inputs": list(inputs),
+        "labels": labels,
+        "validation": [list(validation[0]), validation[1]],
+    }
     fit = training.fit(model, loss, len(labels), recipe, evaluate=evaluate, facts=facts, **options)
     if fit.best is not None:
         model.load_state_dict(fit.best)

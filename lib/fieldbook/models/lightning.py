@@ -22,13 +22,14 @@ def load_lightning(model: nn.Module, path: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is of another format, damaged, holds more than tensors and plain values, or does not fit
-            the network: then all unknown keys, missing keys and wrong shapes are listed. The network is left as it was.
+        ValueError: the file is of another format, damaged, holds more than tensors and plain
+            values, or does not fit the network: then all unknown keys, missing keys and wrong
+            shapes are listed. The network is left as it was.
     """
     saved, path = _read(Path(path)), Path(path)
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
     if not isinstance(weights, dict):
-        expected = f"a checkpoint of PyTorch Lightning, {{'state_dict': {{'{PREFIX}<name>': tensor, ..}}, ..}}"
+        expected = f"{{'state_dict': {{'{PREFIX}<name>': tensor, ..}}, ..}}, of PyTorch Lightning"
         raise ValueError(f"{path} has no dictionary 'state_dict'; expected {expected}")
     ours = {PREFIX + name: tuple(t.shape) for name, t in model.state_dict().items()}
     theirs = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in weights.items()}
@@ -46,7 +47,9 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; correct the path")
     if (kind := kind_of(path)) != TORCH:
-        raise ValueError(f"{path} is no checkpoint of PyTorch Lightning: it is {kind}; expected {TORCH}")
+        raise ValueError(
+            f"{path} is no checkpoint of PyTorch Lightning: it is {kind}; expected {TORCH}"
+        )
     try:
         with open(path, "rb") as file:  # by its name, torch would take it for what it is called
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -59,6 +62,6 @@ def _read(path: Path) -> object:
     new = str(path.with_suffix(".plain.ckpt"))
     code = f'torch.load(open({str(path)!r}, "rb"), weights_only=False)["state_dict"]'
     raise ValueError(
-        f"{path} holds more than tensors and plain values ({found.group(1)}), which is not run here; where you trust "
-        f'the file, run `torch.save({{"state_dict": {code}}}, {new!r})` and load {new}'
+        f"{path} holds more than tensors and plain values ({found.group(1)}), which is not run "
+        f'here; where you trust the file, run `torch.save({{"state_dict": {code}}}, {new!r})` and load {new}'
     )
