@@ -1,11 +1,11 @@
 """Copy a finished profile's results from `build/` to the tracked folders `data/` and `figures/`."""
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from fieldbook import paths
+from fieldbook.checkpoints import atomic_write
 from fieldbook.results import read_manifest, sha256
 
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
@@ -28,58 +28,53 @@ def verify(folder: Path) -> None:
         raise ValueError(f"{folder}: {', '.join(sorted(unlisted))} not listed in manifest.json")
 
 
-def _beside(folder: Path, state: str) -> Path:
-    return folder.with_name(f"{folder.name}.{state}.stale")
-
-
-def _stage(folder: Path, files: dict[str, Path]) -> None:
-    """Copy `files`, by their new names, to a folder beside the one they are to replace."""
-    incoming = _beside(folder, "new")
-    shutil.rmtree(incoming, ignore_errors=True)
-    incoming.mkdir(parents=True)
-    for name, file in files.items():
-        shutil.copy(file, incoming / name)
-
-
-def _swap(folder: Path) -> None:
-    """Put the staged folder in place; after a crash the old one may be beside it as `*.old.stale`."""
-    outgoing = _beside(folder, "old")
-    if folder.exists():
-        shutil.rmtree(outgoing, ignore_errors=True)
-        folder.rename(outgoing)
-    _beside(folder, "new").rename(folder)
-    shutil.rmtree(outgoing, ignore_errors=True)
-
-
 def publish(profile: str, source: Path, target: Path) -> list[str]:
-    """Replace a profile's published tables, manifests and figures by those under `source`, all chapters or none.
+    """Replace a profile's published tables, manifests and figures by those under `source`.
+
+    A copy that was cut short is mended by publishing again; git keeps what was there before.
 
     Returns:
         The chapters published.
     Raises:
-        FileNotFoundError, ValueError: results missing, unfinished or altered; nothing has been touched.
-        OSError: the copies could not be written; the published ones are as they were.
+        FileNotFoundError, ValueError: results missing, unfinished or altered in one of the chapters;
+            none has been touched.
+        OSError: a copy could not be written; names it.
     """
-    chapters = sorted({folder.parent.name for folder in source.glob(f"data/*/{profile}")} - {"inputs"})
+    data = source / "data"
+    chapters = {folder.parent.name for folder in data.glob(f"*/{paths.one_folder(profile)}")}
+    chapters = sorted(chapters - {"inputs"})
     if not chapters:
-        raise FileNotFoundError(f"{source / 'data'}: no results of profile {profile}; compute them first")
+        raise FileNotFoundError(f"{data}: no results of profile {profile}; compute them first")
     copies: dict[Path, dict[str, Path]] = {}
     for chapter in chapters:
-        verify(source / "data" / chapter / profile)
-        for kind, patterns in KEPT.items():
-            folder = Path(kind, chapter, profile)
-            copies[target / folder] = {f.name: f for pattern in patterns for f in (source / folder).glob(pattern)}
-            if not copies[target / folder]:
-                raise FileNotFoundError(f"{source / folder}: nothing to publish; compute the chapter again")
-        if (cost := source / "benchmark" / f"{chapter}.tsv").exists():
+        verify(data / chapter / profile)
+        for kind in KEPT:
+            copies[target / kind / chapter / profile] = _kept(source / kind / chapter / profile, kind)
+        cost = source / "benchmark" / f"{chapter}.tsv"
+        if cost.exists():
             copies[target / "data" / chapter / profile]["benchmark.tsv"] = cost
-    if front := {file.name: file for file in sorted((source / "figures/front" / profile).glob("*.p*"))}:
-        copies[target / "figures/front" / profile] = front  # drawn from all chapters' rows
+    front = source / "figures/front" / profile  # drawn from all chapters' rows
+    if front.exists():
+        copies[target / "figures/front" / profile] = _kept(front, "figures")
     for folder, files in copies.items():
-        _stage(folder, files)
-    for folder in copies:
-        _swap(folder)
+        _replace(folder, files)
     return chapters
+
+
+def _kept(folder: Path, kind: str) -> dict[str, Path]:
+    found = {file.name: file for pattern in KEPT[kind] for file in folder.glob(pattern)}
+    if not found:
+        raise FileNotFoundError(f"{folder}: nothing to publish; compute the chapter again")
+    return found
+
+
+def _replace(folder: Path, files: dict[str, Path]) -> None:
+    """Copy `files` by their new names, each whole or not at all; remove what else the folder holds."""
+    for name, file in files.items():
+        atomic_write(folder / name, lambda copy, file=file: copy.write(file.read_bytes()))
+    for other in folder.iterdir():
+        if other.name not in files and other.is_file():
+            other.unlink()
 
 
 if __name__ == "__main__":

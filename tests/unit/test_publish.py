@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fieldbook.checkpoints import atomic_write
 from fieldbook.publish import publish
 
 MANIFEST = {"status": "complete", "parameters": {}, "sources": "0", "wall_s": 1.0}
@@ -104,32 +105,35 @@ def test_a_profile_without_results_is_refused(build: Path, tmp_path: Path) -> No
         publish("paper", build, tmp_path / "out")
 
 
-def test_a_disk_that_fills_up_leaves_what_was_published(build: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("written", range(1, 6))
+def test_a_publication_cut_short_leaves_whole_files_and_is_mended_by_another(
+    build: Path, tmp_path: Path, monkeypatch, written: int
+) -> None:
     publish("laptop", build, tmp_path / "out")
-    before = files(tmp_path / "out")
-    copy, copied = shutil.copy, []
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    for chapter in ("agop", "entropy"):
+        (build / f"figures/{chapter}/laptop/loss.png").rename(build / f"figures/{chapter}/laptop/curve.png")
+    copied = []
 
-    def fill(source: Path, target: Path) -> None:
-        copied.append(source)
-        if len(copied) > 4:  # all of the first chapter, and some of the second
-            raise OSError(errno.ENOSPC, "No space left on device")
-        copy(source, target)
+    def fill(target: Path, write) -> None:
+        copied.append(target)
+        if len(copied) > written:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        atomic_write(target, write)
 
-    (build / "figures/agop/laptop/new.png").touch()
-    monkeypatch.setattr(shutil, "copy", fill)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("fieldbook.publish.atomic_write", fill)
+    with pytest.raises(OSError, match="No space left") as caught:
         publish("laptop", build, tmp_path / "out")
-    assert [name for name in files(tmp_path / "out") if ".stale" not in name] == before
-
-
-def test_a_publication_killed_between_its_renames_loses_nothing(build: Path, tmp_path: Path, monkeypatch) -> None:
-    publish("laptop", build, tmp_path / "out")
-    published, old = (tmp_path / "out/data/agop" / name for name in ("laptop", "laptop.old.stale"))
-    published.rename(old)
-    monkeypatch.setattr(shutil, "copy", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        publish("laptop", build, tmp_path / "out")
-    assert (old / "rows.csv").exists()
+    assert caught.value.filename == str(copied[-1])
+    left = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    assert set(left.values()) <= {*before.values(), b"png"}, "no torn file"
     monkeypatch.undo()
     publish("laptop", build, tmp_path / "out")
-    assert (published / "rows.csv").exists()
+    after = {name.replace("curve", "loss"): (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    assert after == before
+
+
+@pytest.mark.parametrize("profile", ["", "..", "*", "a/b", "../laptop"])
+def test_a_profile_is_the_name_of_one_folder(build: Path, tmp_path: Path, profile: str) -> None:
+    with pytest.raises(ValueError, match="expected the name of one folder"):
+        publish(profile, build, tmp_path / "out")
