@@ -41,8 +41,8 @@
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
-operations: list[str] = ["add", "sub", "mul", "div"]  # each one of {add, sub, mul, div}
-seeds: list[int] = [0]  # of initial weights, split and batches, each in [0, inf)
+operations: list[str] = ["add", "sub", "mul", "div"]  # distinct, each one of {add, sub, mul, div}
+seeds: list[int] = [0]  # of initial weights, split and batches, distinct, each in [0, inf)
 p: int = 23  # modulus, a prime, in [5, 499]
 train_fraction: float = 0.8  # share of the pairs that is trained on, in (0, 1)
 exclude_zero: bool = False  # leave out every pair with a zero, as the log does

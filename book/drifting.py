@@ -37,19 +37,19 @@
 profile: str = "quick"  # names the output folder
 dataset: str = "digits"  # one of {digits, mnist, cifar10}
 folder: str = ""  # of the files of mnist or cifar10; empty for digits
-toys: list[str] = ["ring"]  # each one of {checkerboard, ring, swiss_roll}
+toys: list[str] = ["ring"]  # distinct, each one of {checkerboard, ring, swiss_roll}
 toy_steps: int = 250  # updates per toy, in [10, inf)
 seeds: int = 1  # independent runs per variant, in [1, 100]
 main: list[str] = [
     "kernel",
     "look_ahead",
     "frozen",
-]  # variants trained for `steps`, kernel among them
-ablations: list[str] = ["set_16", "axes_separate"]  # variants trained for `ablation_steps`, or none
+]  # variants trained for `steps`, distinct, kernel among them
+ablations: list[str] = ["set_16", "axes_separate"]  # of `ablation_steps`, distinct, or none
 guided: list[str] = [
     "one_pass",
     "two_pass",
-]  # each one of {one_pass, two_pass, none}, trained for `steps`
+]  # distinct, each one of {one_pass, two_pass, none}, trained for `steps`
 steps: int = 150  # updates of a main run, in [4, inf)
 ablation_steps: int = 60  # updates of an ablation run, in [4, inf)
 evaluations: int = 3  # checkpoints of a main run that are evaluated, in [1, 100]
@@ -64,7 +64,7 @@ warmup: int = 50  # updates of linear warm-up, in [0, inf)
 encoder: bool = False  # drift in the features of an autoencoder, too
 precision: str = "fp32"  # one of {fp32, bf16}
 num_samples: int = 500  # per evaluation, in [100, inf)
-alphas: list[float] = [1.0, 1.5, 2.0, 3.0]  # guidance strengths, each in [1, 4]
+alphas: list[float] = [1.0, 1.5, 2.0, 3.0]  # guidance strengths, distinct, each in [1, 4]
 fid_mode: str = "none"  # of clean-fid; one of {none, clean, legacy_tensorflow, legacy_pytorch}
 dataset_split: str = "train"  # of clean-fid's statistics; one of {train, test}
 judge_steps: int = 300  # updates of the classifier whose features judge, in [10, inf)

@@ -62,9 +62,9 @@ poolings: list[str] = [
     "global_mean",
     "mean_max",
     "seg_mean_K8",
-]  # or global_max, flatten, seg_mean_K4
+]  # distinct, or global_max, flatten, seg_mean_K4
 pooling: str = "seg_mean_K8"  # of the comparisons after the table, one of `poolings`
-heads: list[str] = ["ridge", "trees", "mlp_1"]  # or mlp_2, linear
+heads: list[str] = ["ridge", "trees", "mlp_1"]  # distinct, or mlp_2, linear
 seeds: int = 1  # realisations of the train noise, each with its own heads, in [1, 100]
 tune_steps: int = 8  # updates of fine-tuning, in [1, inf)
 tune_batch: int = 16  # spectra per update of fine-tuning, in [1, inf)

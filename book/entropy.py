@@ -42,7 +42,7 @@
 profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose trained networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
-operations: list[str] = ["add"]  # each one of {add, sub, mul, div}
+operations: list[str] = ["add"]  # distinct, each one of {add, sub, mul, div}
 seeds: int = 2  # independent S_hat per operation, in [2, 1000]
 walkers: int = 4  # per seed in the Wang-Landau run, in [1, 1000]
 low: float = -1.8  # lower wall, log10 of the loss in nats, below `high`, in [-8, 0]

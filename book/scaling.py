@@ -50,27 +50,27 @@ days_per_year: int = 1  # days that stand for one of the source's years, in [1, 
 val_days: int = 2  # days after those of training, in [1, 1000]
 test_days: int = 4  # days after those, in [2, 1000]
 ticks: int = 9600  # of a day, a multiple of 60, in [6120, inf)
-sizes: list[int] = [16, 32, 64]  # widths, at least 3 values, each one of {16, 32, 64, 128, 256}
+sizes: list[int] = [16, 32, 64]  # ascending, at least 3 values, each one of {16, 32, 64, 128, 256}
 held_out: int = 128  # width that is predicted, above `sizes`, one of {32, 64, 128, 256, 512}
-law_days: list[int] = [1, 2, 4, 8]  # training days per instrument, each in [1, inf)
-held_days: list[int] = [8]  # the same for the model held out, each in [1, inf)
+law_days: list[int] = [1, 2, 4, 8]  # training days per instrument, ascending, each in [1, inf)
+held_days: list[int] = [8]  # the same for the model held out, distinct, each in [1, inf)
 seeds: int = 1  # of weights and order, in [1, 100]
 held_seeds: int = 1  # the same for the model held out, in [1, 100]
 rate: float = 0.2  # learning rate times width, in (0, 10]
-tried: list[float] = [1.0, 3.0]  # factors on it, the best is kept per width, each in (0, 100]
+tried: list[float] = [1.0, 3.0]  # distinct factors on it, the best is kept, each in (0, 100]
 tune_days: int = 4  # training days per instrument for that, in [1, inf)
 batch_size: int = 64  # patches per update, in [1, inf)
 micro_batch: int = 0  # patches per forward pass, 0 for all at once, in [0, inf)
 precision: str = "fp32"  # auto is bf16 if the hardware has it; one of {auto, fp32, bf16}
 design_width: int = 16  # width for the design, one of {16, 32, 64, 128, 256, 512}
-design_instruments: list[int] = [2, 3]  # instruments to train on, each in [2, inf)
-design_years: list[int] = [2, 8]  # years to train on, each in [1, 8]
+design_instruments: list[int] = [2, 3]  # instruments to train on, distinct, each in [2, inf)
+design_years: list[int] = [2, 8]  # years to train on, distinct, each in [1, 8]
 compare: list[str] = [
     "level2_finetune",
     "end2end",
     "factor",
     "linear_baseline",
-]  # names of configurations
+]  # names of configurations, distinct
 compare_width: int = 16  # their width, 0 for that of the files, in [0, 512]
 compare_batch: int = 16  # windows per update, in [1, inf)
 compare_epochs: int = 1  # passes over the windows, in [1, inf)

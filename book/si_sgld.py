@@ -45,17 +45,17 @@
 profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
-operations: list[str] = ["add"]  # each one of {add, sub, mul, div}
+operations: list[str] = ["add"]  # distinct, each one of {add, sub, mul, div}
 samplers: list[str] = [
     "sgld",
     "psgld",
     "rsgld",
     "si_sgld",
-]  # each one of {sgld, psgld, rsgld, si_sgld}
+]  # distinct, each one of {sgld, psgld, rsgld, si_sgld}
 controls: list[str] = [
     "si_adaptive",
     "si_div",
-]  # first operation; each one of {si_adaptive, si_div}
+]  # first operation; distinct, each one of {si_adaptive, si_div}
 grid: int = 5  # values of alpha and of beta, in [1, 101]
 reference: bool = True  # the grid must contain (1, 1), which an even one does not; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]

@@ -8,10 +8,14 @@ comment that may state the values accepted::
     precision: str = "bf16"       # one of {fp32, bf16}
     sizes: list[int] = [1, 2, 3]  # at least 3 values, each in [1, inf)
     burn_in: int = 6              # steps dropped, below `steps`
+    seeds: list[int] = [0, 1]     # distinct, each in [0, inf)
 
-A value may be bound to another parameter, or to all values of a list: below, above, one of, or a divisor of it.
-papermill shows that comment in `--help-notebook` but checks nothing, and PyYAML reads `1e-4` as a string; here such a
-string becomes the float it was meant to be, in files (`check`) and inside the notebook (`load`) alike.
+A value may be bound to another parameter, or to all values of a list: below, above, one of, or a
+divisor of it; the values of a list may be distinct, or ascending.
+papermill shows that comment in `--help-notebook` but checks nothing, and PyYAML reads `1e-4` as a
+string; here such a string becomes the float it was meant to be, in files (`check`) and inside the
+notebook (`load`) alike. What YAML reads otherwise than it looks (`0500`, `1:30`, `no`) is refused
+in files, where it is still to be seen.
 """
 
 import argparse
@@ -24,7 +28,9 @@ import re
 import reprlib
 import sys
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +47,18 @@ _HOLDS: dict[str, Callable[[Any, list], bool]] = {
     "above": lambda value, others: value > max(others),
     "one of": lambda value, others: value in others,
     "a divisor of": lambda value, others: all(other % value == 0 for other in others),
+}
+_WORDS: dict[str, tuple[type, Callable[[Any], bool]]] = {
+    "odd": (int, lambda value: value % 2 == 1),
+    "distinct": (list, lambda values: len(set(values)) == len(values)),
+    "ascending": (list, lambda values: all(low < high for low, high in pairwise(values))),
+}
+_PLAIN = {  # words of YAML that are read as they look
+    "int": re.compile(r"[-+]?(0|[1-9]\d*)"),
+    "float": re.compile(r"[-+]?(\d*\.\d*([eE][-+]\d+)?|\.inf|\.nan)", re.IGNORECASE),
+    "bool": re.compile("true|false", re.IGNORECASE),
+    "null": re.compile("|~|null", re.IGNORECASE),
+    "str": re.compile(".*"),
 }
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -98,7 +116,7 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             problems += [_sentence(name, item, comment) for item in error.errors()]
     if not problems:
-        problems = _broken_relations(known, accepted)
+        problems = _broken_rules(known, accepted)
     try:
         paths.one_folder(accepted.get("profile", "quick"))
     except ValueError as error:
@@ -112,7 +130,8 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
     """`check` on a YAML file; its errors name the file."""
     try:
         text = Path(file).read_text(encoding="utf-8")
-        values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+        misread = _misread(text)
     except FileNotFoundError:
         there = ", ".join(sorted(other.name for other in Path(file).parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"{file}: no such parameter file; there are: {there}") from None
@@ -122,9 +141,8 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{file}: expected `name: value` lines, found a {type(values).__name__}")
-    names = [key.value for key, _ in tree.value] if values else []
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{file}: given more than once: {', '.join(twice)}")
+    if misread:
+        raise ValueError("\n  ".join([f"{file}: read otherwise than it looks", *misread]))
     try:
         return check(notebook, values or {})
     except ValueError as error:
@@ -140,19 +158,53 @@ def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     return check(notebook, {name: namespace[name] for name in specification(notebook) if name in namespace})
 
 
-def _broken_relations(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
-    """A line for each value that is not below, above, .. the other one, as its comment says it is."""
+def _broken_rules(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
+    """A line for each value that is not odd, distinct, below another one, .., as its comment says."""
     problems = []
     for name, (_, _, comment) in known.items():
+        value = values[name]
+        for word, (kind, holds) in _WORDS.items():
+            says = isinstance(value, kind) and re.search(rf"\b{word}\b", comment)
+            if says and not holds(value):
+                problems.append(f"{name} = {value!r}: should be {word} ({comment})")
         for relation, other in _RELATION.findall(comment):
             if other not in values:
                 raise ValueError(f"the comment of parameter {name} binds it to `{other}`, which is no parameter")
-            others = values[other] if isinstance(values[other], list) else [values[other]]
-            if not _HOLDS[relation](values[name], others):
-                problems.append(
-                    f"{name} = {values[name]!r}: should be {relation} {other} = {values[other]!r} ({comment})"
-                )
+            bound = values[other]
+            if not _HOLDS[relation](value, bound if isinstance(bound, list) else [bound]):
+                problems.append(f"{name} = {value!r}: should be {relation} {other} = {bound!r} ({comment})")
     return problems
+
+
+def _misread(text: str) -> list[str]:
+    """A line for each word of a YAML text whose meaning is not the one it looks to have."""
+    signs = {yaml.TagToken: "a tag", yaml.AnchorToken: "an anchor", yaml.AliasToken: "an alias"}
+    found = [token for token in yaml.scan(text, yaml.SafeLoader) if type(token) in signs]
+    if found:  # an alias may stand for what it is part of: not to be walked through
+        where = [(token.start_mark.line + 1, signs[type(token)]) for token in found]
+        return [f"line {line} has {sign}; write the value itself" for line, sign in where]
+    return list(_misread_node(yaml.compose(text, yaml.SafeLoader), "the file"))
+
+
+def _misread_node(node: yaml.Node | None, where: str) -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for place, value in enumerate(node.value):
+            yield from _misread_node(value, f"{where}[{place}]")
+    elif isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"given more than once: {name}"
+        for key, value in node.value:
+            yield from _misread_node(key, "a name")
+            yield from _misread_node(value, str(key.value))
+    elif node is not None and node.style is None:
+        kind = _PLAIN.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+        if kind is None:
+            yield f"{where}: `{node.value}` is not read as text; write it in quotes"
+        elif not kind.fullmatch(node.value):
+            meaning = json.dumps(yaml.safe_load(node.value))
+            remedy = f"write {meaning} if that is meant, a plain decimal number, or quotes for a text"
+            yield f"{where}: `{node.value}` is read as {meaning}; {remedy}"
 
 
 def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
@@ -173,19 +225,29 @@ def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any,
 def _constrained(kind: type, comment: str) -> Any:
     """The pydantic type of a scalar and what its comment says of its values."""
     if choices := _CHOICES.search(comment):
-        return Literal[tuple(kind(choice.strip()) for choice in choices[1].split(","))]
-    constraints: list[Any] = [Field(allow_inf_nan=False)] if kind is float else []
+        known = Literal[tuple(kind(choice.strip()) for choice in choices[1].split(","))]
+        return Annotated[known, BeforeValidator(partial(_of_kind, kind))]
+    constraints: list[Any] = []
+    if kind is float:
+        constraints.append(Field(allow_inf_nan=False))
+    if kind is int:
+        constraints.append(Field(ge=-(2**63), le=2**63 - 1))  # what a table and a tensor can hold
     if kind in (int, float) and (interval := _INTERVAL.search(comment)):
         opening, low, high, closing = interval.groups()
         bounds = {"ge" if opening == "[" else "gt": float(low), "le" if closing == "]" else "lt": float(high)}
         constraints.append(Field(**{key: bound for key, bound in bounds.items() if math.isfinite(bound)}))
     if re.search(r"\ba prime\b", comment):
         constraints.append(AfterValidator(_prime))
-    if re.search(r"\bodd\b", comment):
-        constraints.append(AfterValidator(_odd))
     if kind is float:
         constraints.append(BeforeValidator(_number))
     return Annotated[kind, *constraints] if constraints else kind
+
+
+def _of_kind(kind: type, value: Any) -> Any:
+    """A choice is found by `==`, which holds for 16.0 and 16."""
+    if type(value) is not kind:
+        raise ValueError(f"should be of type {kind.__name__}")
+    return value
 
 
 def _prime(value: int) -> int:
@@ -195,15 +257,9 @@ def _prime(value: int) -> int:
     return value
 
 
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("should be odd")
-    return value
-
-
 def _number(value: Any) -> Any:
     """PyYAML follows YAML 1.1, in which `1e-4` has no dot and is a string."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         return float(value)
     return value
 
@@ -220,6 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path need not fit the locale
     failed = False
     for file in options.files:
         try:

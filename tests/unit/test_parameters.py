@@ -1,10 +1,19 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import nbformat
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldbook import parameters
 
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = sorted(file.stem for file in ROOT.glob("book/*.ipynb"))
 CELL = """\
 profile: str = "quick"  # output folder
 p: int = 97  # modulus, a prime, in [5, 499]
@@ -12,7 +21,9 @@ train_fraction: float = 0.5  # share of the pairs in train, in (0, 1)
 operations: list[str] = ["add", "sub"]  # each one of {add, sub, mul, div}
 lr: float = 1e-3  # learning rate, 1 / step, in (0, inf)
 controls: bool = True  # also train the negative controls
-seeds: list[int] = [0]  # of weights and split, each in [0, inf)
+seeds: list[int] = [0]  # of weights and split, distinct, each in [0, inf)
+sizes: list[int] = [1, 2]  # ascending
+width: int = 8  # one of {8, 16}
 """
 
 
@@ -34,7 +45,7 @@ def test_defaults_pass_and_come_back(book):
 
 
 @pytest.mark.parametrize(
-    ("yaml", "message"),
+    ("text", "message"),
     [
         ("train_fracton: 0.5", "train_fracton: unknown parameter; did you mean `train_fraction`"),
         ("zzzzqqq: 1", "zzzzqqq: unknown parameter; known are profile, p"),
@@ -55,16 +66,31 @@ def test_defaults_pass_and_come_back(book):
         ("p: [1", "not valid YAML"),
         ("p: 5\np: 97", "given more than once: p$"),
         ("seeds: []", r"seeds = \[\]: list should have at least 1 item"),
-        ("seeds: &s [*s]", r"seeds\[0\] = .*: input should be a valid integer"),
+        ("seeds: &s [*s]", "line 1 has an anchor; write the value itself"),
+        ("p: &p 97\nd: *p", "line 2 has an alias"),
+        ("p: !!int '97'", "line 1 has a tag"),
+        ("<<: {p: 5}", "a name: `<<` is not read as text; write it in quotes"),
+        ("p: 5\n---\np: 97", "not valid YAML: expected a single document"),
+        ("p:\t- 5", "not valid YAML: .*character"),
+        ("seeds: [{p: 1, p: 2}]", "given more than once: p$"),
+        ("seeds: [0, 1, 0]", r"seeds = \[0, 1, 0\]: should be distinct"),
+        ("sizes: [1, 3, 2]", r"sizes = \[1, 3, 2\]: should be ascending"),
+        ("sizes: [1, 2, 2]", r"sizes = \[1, 2, 2\]: should be ascending"),
+        ("seeds: [9223372036854775808]", r"seeds\[0\] = 9223372036854775808: input should be less than or equal"),
+        ("lr: 1" + 400 * "0", "lr = 1000.*: input should be"),
+        ("p: 97.0", "p = 97.0: input should be a valid integer"),
+        ("width: 16.0", "width = 16.0: .*should be of type int"),
+        ("width: true", "width = True: .*should be of type int"),
+        ("p: 9e1", "p = '9e1': input should be a valid integer"),
+        ("profile: 2024", "profile = 2024: input should be a valid string"),
+        ("profile: ~", "profile = None: input should be a valid string"),
         ("p: 1" + 5000 * "0", "not valid YAML: .*limit"),
         (2000 * "[", "not valid YAML"),
     ],
 )
-def test_a_bad_file_is_refused_by_name(book, tmp_path, capsys, yaml, message):
-    import re
-
+def test_a_bad_file_is_refused_by_name(book, tmp_path, capsys, text, message):
     file = tmp_path / "bad.yaml"
-    file.write_text(yaml)
+    file.write_text(text)
     assert parameters.main(["check", str(book), str(file)]) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error
@@ -115,7 +141,67 @@ def test_a_relation_to_no_parameter_is_refused(tmp_path):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1  # below `y`"), {})
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4"])
+@pytest.mark.parametrize(
+    ("name", "written", "meaning"),
+    [
+        ("p", "0141", "97"),
+        ("p", "007", "7"),
+        ("p", "1:37", "97"),
+        ("p", "1_01", "101"),
+        ("p", "0x65", "101"),
+        ("p", "0b1100101", "101"),
+        ("lr", "0:0.5", "0.5"),
+        ("lr", "0_0.5", "0.5"),
+        ("controls", "no", "false"),
+        ("controls", "On", "true"),
+        ("seeds", "[0, 010]", "8"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused_with_its_meaning(book, tmp_path, name, written, meaning):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{name}: {written}")
+    with pytest.raises(ValueError, match=rf"mine\.yaml: .*\n  {name}.*` is read as {meaning}; write {meaning} if"):
+        parameters.check_file(book, file)
+    file.write_text(f"{name}: {written.replace('010', meaning) if '[' in written else meaning}")
+    value = parameters.check_file(book, file)[name]
+    assert (value[-1] if isinstance(value, list) else value) == yaml.safe_load(meaning)
+
+
+@pytest.mark.parametrize("written", ["no", "0500", "1:30", "2024-01-01", "=", "1_0"])
+def test_a_text_that_yaml_reads_as_something_else_wants_quotes(book, tmp_path, written):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"profile: {written}")
+    with pytest.raises(ValueError, match=r"quotes|not valid YAML"):
+        parameters.check_file(book, file)
+    file.write_text(f"operations: ['{written}']")
+    with pytest.raises(ValueError, match=rf"operations\[0\] = '{written}': input should be 'add'"):
+        parameters.check_file(book, file)
+
+
+@pytest.mark.parametrize("content", ["", "# all defaults\n", "---\n", "\ufeffp: 97\n", "%YAML 1.1\n---\np: 97\n...\n"])
+def test_files_that_say_nothing_or_say_it_oddly_are_read(book, tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content, encoding="utf-8")
+    assert parameters.check_file(book, file) == parameters.check(book, {})
+
+
+def test_a_name_that_cannot_be_printed_here_is_escaped(book, tmp_path):
+    file = tmp_path / "σ.yaml"
+    file.write_text("p: 97")
+    command = [sys.executable, "-m", "fieldbook.parameters", "check", book, file]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0 and done.stdout.endswith(b"\\u03c3.yaml\n"), done.stderr
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_list_of_a_chapter_says_whether_it_may_repeat_itself(chapter):
+    known = parameters.specification(ROOT / "book" / f"{chapter}.ipynb")
+    lists = {name: comment for name, (_, default, comment) in known.items() if isinstance(default, list)}
+    free = {name for name, comment in lists.items() if not re.search("distinct|ascending", comment)}
+    assert free == {"shard"}
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4", ".1e-3"])
 def test_floats_that_yaml_reads_as_strings(book, tmp_path, text):
     file = tmp_path / "good.yaml"
     file.write_text(f"lr: {text}")
