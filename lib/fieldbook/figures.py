@@ -1,6 +1,9 @@
 """Publication figures in one visual language; the only module of the library that knows matplotlib."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -8,11 +11,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
@@ -31,8 +36,15 @@ COLORS = {
 
 
 def use_style() -> None:
-    """Apply `fieldbook.mplstyle`; call it once, in a notebook's setup cell."""
-    plt.style.use(str(resources.files("fieldbook") / "fieldbook.mplstyle"))
+    """Apply `fieldbook.mplstyle` and show figures in the notebook; call it once, in its setup cell.
+
+    Nothing of a matplotlibrc, of MPLBACKEND or of IPython's own settings is left.
+    """
+    shell = get_ipython()
+    if hasattr(shell, "kernel"):
+        shell.enable_matplotlib("inline")
+        set_matplotlib_formats("png", bbox_inches="tight")
+    plt.style.use(["default", str(resources.files("fieldbook") / "fieldbook.mplstyle")])
 
 
 def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
@@ -45,6 +57,29 @@ def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
     for suffix, facts in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
         figure.set_layout_engine("none")  # finding it takes as long as drawing: once is enough
+
+
+def require_shown(build: Path, profile: str) -> None:
+    """Raise ValueError unless each page of a book shows as many figures as its last run has saved.
+
+    Args:
+        build: holds the notebooks that papermill has executed, `book/*.ipynb`, and
+            `figures/<page>/<profile>`.
+    """
+    problems = []
+    for page in sorted((build / "book").glob("*.ipynb")):
+        notebook = json.loads(page.read_bytes())
+        facts = notebook["metadata"].get("papermill", {"start_time": "1970-01-01T00:00+00:00"})
+        begun = datetime.fromisoformat(facts["start_time"]).timestamp()
+        files = (build / "figures" / page.stem / profile).glob("*.png")
+        saved = sum(file.stat().st_mtime >= begun for file in files)  # others are of an earlier run
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+        shown = sum("image/png" in output.get("data", {}) for output in outputs)
+        if shown < saved:
+            problems.append(f"{page}: shows {shown} of the {saved} figures that it has saved")
+    if problems:
+        remedy = "call figures.use_style() in the set-up cell, and close no figure where it is saved"
+        raise ValueError("\n".join([*problems, remedy]))
 
 
 def step_curve(frame: pd.DataFrame, name: str, file: Path) -> None:
@@ -123,3 +158,10 @@ def letter_panels(axes: Sequence[Axes]) -> None:
     """Put (a), (b), .. before the titles of panels, in reading order."""
     for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
         ax.set_title(f"({letter}) {ax.get_title(loc='left')}".rstrip(), loc="left")
+
+
+if __name__ == "__main__":
+    try:
+        require_shown(Path(sys.argv[1]), sys.argv[2])
+    except ValueError as error:
+        sys.exit(f"figures are missing: {error}")

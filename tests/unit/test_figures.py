@@ -37,8 +37,8 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path / "file"))
+    (tmp_path / "figures").write_text("")  # a file where a folder is expected
+    monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path))
     with pytest.raises(OSError) as caught:
         figures.save(drawing(), "agop", "test", "one")
     assert "one.png" in str(caught.value)
