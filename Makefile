@@ -7,51 +7,58 @@ SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-g
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
 KNOWN := { case "$(PROFILE)" in quick|laptop|paper) ;; *) \
 	echo "PROFILE is '$(PROFILE)'; expected quick, laptop or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
+ANEW := this folder was moved or copied with $(VENV), or that is broken: run 'rm -rf $(VENV)', then the same command again
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHONUTF8 := 1
 
-.PHONY: help book html publish notebooks lab test test-cluster bench unlock clean
+.PHONY: here help book html publish notebooks lab test test-cluster bench unlock clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-book: $(STAMP)   ## compute PROFILE (laptop) into build/PROFILE and render it
+book: here       ## compute PROFILE (laptop) into build/PROFILE and render it
 	@$(KNOWN)
 	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
 	@echo "open build/$(PROFILE)/html/index.html"
 
-html: $(STAMP)   ## render the published results of PROFILE without computing
+html: here       ## render the published results of PROFILE without computing
 	@$(KNOWN)
 	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published || $(LOCKED)
 	@echo "open build/published/html/index.html"
 
-publish: $(STAMP) ## copy the finished results of PROFILE from build/ to data/ and figures/
-	@python -m fieldbook.publish $(PROFILE)
+publish: here    ## copy the finished results of PROFILE from build/ to data/ and figures/
+	@python -m fieldbook.publish "$(PROFILE)"
 
-notebooks: $(STAMP) ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
+notebooks: here  ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
 	@python -m fieldbook.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
 
-lab: $(STAMP)    ## open JupyterLab on the book
+lab: here        ## open JupyterLab on the book
 	@jupyter lab $(LAB_FLAGS) book
 
-test: $(STAMP)   ## run every test: library, notebooks, book in a browser
+test: here       ## run every test: library, notebooks, book in a browser
 	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(wildcard book/*.ipynb)
 
-test-cluster: $(STAMP) ## run the book on a SLURM of one node that the test starts here; as root, with apt
+test-cluster: here ## run the book on a SLURM of one node that the test starts here; as root, with apt
 	@command -v slurmctld > /dev/null && command -v munged > /dev/null || \
 		{ apt-get update -q && apt-get install -qy --no-install-recommends slurm-wlm munge; }
 	@pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[cluster]"
 	@pytest -v tests/cluster
 
-bench: $(STAMP)  ## run the benchmarks against peers, into benchmarks/RESULTS.md
+bench: here      ## run the benchmarks against peers, into benchmarks/RESULTS.md
 	@python benchmarks
 
-unlock: $(STAMP) ## free the folder after a crash or a power failure, when no other run is left in it
+unlock: here     ## free the folder after a crash or a power failure, when no other run is left in it
 	@snakemake --unlock --quiet all -- $(PROFILE)
 
 clean:           ## remove the environment and all rendered pages; computed rows stay in build/*/data
 	rm -rf $(VENV) .snakemake build/published build/screenshots build/*/book build/*/html build/*/log build/*/benchmark
 
+here: $(STAMP)
+	@$(VENV)/bin/python -c "import fieldbook" 2> /dev/null || { echo "$(ANEW)"; exit 1; }
+	@$(VENV)/bin/python -m fieldbook.paths
+
 # The stamp comes last, so an interrupted install is taken up again by the next command.
 $(STAMP): pyproject.toml constraints.txt
+	@[ ! -f $(VENV)/bin/activate ] || grep -qF "$(CURDIR)/$(VENV)" $(VENV)/bin/activate || { echo "$(ANEW)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[all]"
 	@touch $@

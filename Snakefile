@@ -6,11 +6,20 @@
 #
 # Rows, manifests, figures and checkpoints are not declared as outputs: Snakemake deletes the outputs of a failed job,
 # and a chapter that was killed resumes from them.
+import os
 from glob import glob
 from pathlib import Path
 
 import yaml
 
+try:
+    from fieldbook import parameters
+except ImportError as error:
+    raise WorkflowError(f"{error}: run `source .venv/bin/activate` first (`make` creates that environment)") from None
+except RuntimeError as error:  # the library of another checkout
+    raise WorkflowError(str(error)) from None
+
+os.environ["PYTHONUTF8"] = "1"  # whatever the locale, for all that is started from here
 PROFILES = ["quick", "laptop", "paper"]
 TOC = yaml.safe_load(Path("_toc.yml").read_text(encoding="utf-8"))
 FRONT = TOC["root"]
@@ -50,9 +59,14 @@ def trained(wildcards):
     """Weights of trained networks that a chapter starts from, by its parameter `networks`, a profile of agop."""
     if wildcards.build == "published":
         return []
-    parameters = yaml.safe_load(Path(f"parameters/{wildcards.chapter}/{wildcards.build}.yaml").read_text(encoding="utf-8"))
-    folder = f"build/{wildcards.build}/data/inputs/networks/{parameters.get('networks')}"
-    return [f"{folder}/{operation}.safetensors" for operation in OPERATIONS] if "networks" in parameters else []
+    notebook, file = f"book/{wildcards.chapter}.ipynb", f"parameters/{wildcards.chapter}/{wildcards.build}.yaml"
+    if "networks" not in parameters.specification(notebook):
+        return []
+    try:
+        networks = parameters.check_file(notebook, file)["networks"]
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
+    return [f"build/{wildcards.build}/data/inputs/networks/{networks}/{operation}.safetensors" for operation in OPERATIONS]
 
 
 def shards(wildcards):
@@ -105,7 +119,7 @@ rule copy_published:
     shell:
         """
         rm -rf build/published/data build/published/figures
-        tar -cf - {input} | tar -xf - -C build/published
+        tar -cf - {input:q} | tar -xf - -C build/published
         """
 
 
@@ -160,10 +174,13 @@ use rule chapter as shard with:
 rule networks:
     input: "build/{networks}/book/agop.ipynb"
     output: expand("build/{{build}}/data/inputs/networks/{{networks}}/{operation}.safetensors", operation=OPERATIONS)
-    run:
-        for file in map(Path, output):
-            trained = f"build/{wildcards.networks}/data/inputs/agop/{wildcards.networks}/*/{file.stem}_seed0"
-            shell(f"cp {trained}/final.safetensors {file}")
+    params: trained="build/{networks}/data/inputs/agop/{networks}"
+    shell:
+        """
+        for file in {output}; do
+            cp {params.trained}/*/$(basename $file .safetensors)_seed0/final.safetensors $file
+        done
+        """
 
 
 # The front page collects the claims of all chapters.
@@ -202,10 +219,12 @@ rule html:
         toc="_toc.yml",
     output: "build/{build}/html/index.html"
     log: "build/{build}/log/html.txt"
+    params: profile=profile
     threads: 1
     resources: mem_mb=2000, runtime=10
     shell:
         """
+        python -m fieldbook.figures build/{wildcards.build} {params.profile}
         cp -r book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
         rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html build/{wildcards.build}/book/api
         jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
         config.fresh_results = tempfile.mkdtemp(prefix="fieldbook-")
         os.environ["FIELDBOOK_RESULTS"] = config.fresh_results
+        os.environ.pop("FIELDBOOK_FROZEN", None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

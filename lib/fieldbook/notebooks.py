@@ -10,6 +10,7 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from fieldbook import paths
 from fieldbook.checkpoints import atomic_write
 
 METADATA = {
@@ -57,6 +58,6 @@ def _write(target: Path, notebook: nbformat.NotebookNode) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as fresh:
-        os.environ["FIELDBOOK_RESULTS"] = fresh  # nothing from an earlier run is reused
+        os.environ |= {paths.RESULTS: fresh, paths.FROZEN: "0"}  # nothing from an earlier run is reused
         for argument in sys.argv[1:]:
             print(regenerate(Path(argument)))

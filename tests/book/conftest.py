@@ -11,7 +11,9 @@ from private_checkout import copy_checkout
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_checkout(tmp_path_factory.mktemp("checkout"))
+    target = tmp_path_factory.mktemp("checkout") / "mein Häuschen"  # a space and a letter that is not ASCII
+    target.mkdir()
+    return copy_checkout(target)
 
 
 def browser_path() -> str | None:
