@@ -143,7 +143,7 @@ table.style.format(thousands=",")
 # %%
 generated = {config.name: patch_configs.text(config) for config in patch_configs.generate()}
 folder = paths.ROOT / "parameters" / "scaling" / "configs"
-on_disk = {file.stem: file.read_text() for file in folder.glob("*.yaml")}
+on_disk = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.yaml")}
 identical = sum(on_disk[name] == generated[name] for name in generated)
 print(f"{len(configs)} valid, {identical} identical")
 

@@ -49,7 +49,9 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     """What git prints; None without git, or outside a repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -32,7 +32,7 @@ SOLAR_T = (0.72, 0.735, 0.76, 0.785, 0.812, 0.84, 0.868, 0.905, 0.975, 1.106, 1.
 
 def table(name: str) -> pd.DataFrame:
     """A table of constants shipped with the package."""
-    with (files("fieldbook.data") / f"{name}.csv").open() as file:
+    with (files("fieldbook.data") / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 

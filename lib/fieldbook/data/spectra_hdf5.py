@@ -242,7 +242,7 @@ def _replace(folder: Path, shards: list[_Shard], identity: dict) -> None:
         params["snr"] = params.get("snr", pd.Series(snr))
         params.to_parquet(partial / "params.parquet")
         np.save(partial / "wave.npy", shards[0].wave)
-        (partial / "spectra.json").write_text(json.dumps(identity, indent=1))
+        (partial / "spectra.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
         for path in partial.iterdir():
             _fsync(path)
         _fsync(partial)
@@ -322,7 +322,7 @@ def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, n
 def _stored(folder: Path, identity: dict) -> Spectra | None:
     """What is in the folder, if it is whole and of these files."""
     try:
-        if json.loads((folder / "spectra.json").read_text()) == identity:
+        if json.loads((folder / "spectra.json").read_text(encoding="utf-8")) == identity:
             return Spectra.open(folder)
     except (FileNotFoundError, ValueError):
         return None
