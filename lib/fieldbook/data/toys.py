@@ -1,4 +1,7 @@
-"""Distributions in the plane with zero mean and a standard deviation near one, drawn without end."""
+"""Distributions in the plane with zero mean and a standard deviation near one, drawn without end.
+
+Points are on the device of the generator that draws them.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from torch import Tensor
 
 def checkerboard(n: int, generator: torch.Generator) -> Tensor:
     """Uniform on the eight dark squares of a 4 x 4 board of side 2 sqrt 3; (n, 2)."""
-    u = 4 * torch.rand(n, 2, generator=generator)
+    u = 4 * torch.rand(n, 2, generator=generator, device=generator.device)
     row = u[:, 1].floor()
     column = 2 * (u[:, 0] / 2).floor() + (row % 2)  # two columns of each row
     return (torch.stack((column + u[:, 0] % 2 / 2, u[:, 1]), 1) - 2) / math.sqrt(4 / 3)
@@ -17,16 +20,17 @@ def checkerboard(n: int, generator: torch.Generator) -> Tensor:
 
 def ring(n: int, generator: torch.Generator) -> Tensor:
     """Eight Gaussians of standard deviation 0.1 on a circle of radius sqrt 2; (n, 2)."""
-    angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
+    angle = torch.randint(8, (n,), generator=generator, device=generator.device) * (math.pi / 4)
     centre = math.sqrt(2) * torch.stack((angle.cos(), angle.sin()), 1)
-    return centre + 0.1 * torch.randn(n, 2, generator=generator)
+    return centre + 0.1 * torch.randn(n, 2, generator=generator, device=generator.device)
 
 
 def swiss_roll(n: int, generator: torch.Generator) -> Tensor:
     """A spiral of one and a half turns with a little noise; (n, 2)."""
-    t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator))
-    spiral = torch.stack((t * t.cos(), t * t.sin()), 1) - torch.tensor([2.0, 0.0])
-    return (spiral + 0.3 * torch.randn(n, 2, generator=generator)) / 6.8
+    place = {"generator": generator, "device": generator.device}
+    t = 1.5 * math.pi * (1 + 2 * torch.rand(n, **place))
+    spiral = torch.stack((t * t.cos() - 2, t * t.sin()), 1)
+    return (spiral + 0.3 * torch.randn(n, 2, **place)) / 6.8
 
 
 TOYS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
