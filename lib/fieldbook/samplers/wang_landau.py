@@ -146,11 +146,12 @@ def ramp(
     whether it was, the way back tells. `entropy` is the integrated force; walkers after the steps `keep` come with it.
     """
     _require(grid, h=h, friction=friction, stiffness=stiffness, steps=len(targets))
-    sums, kept, share = _Sums(grid, len(w.x), observe, observe_every), [], torch.ones(len(w.x), 1)
+    sums, kept = _Sums(grid, w, observe, observe_every), []
+    share = torch.ones(len(w.x), 1, device=w.x.device)
     for t, target in enumerate(targets):
         at, spring = w.x, lambda x, a=target: (stiffness / 2 * (x - a) ** 2, stiffness * (x - a))
         w, taken, force = move(w, energy, spring, generator, share * h, friction, flat)
-        share = (share * (0.1 * (taken.double().mean(1, keepdim=True).cpu() - 0.9)).exp()).clamp(max=1)
+        share = (share * (0.1 * (taken.double().mean(1, keepdim=True) - 0.9)).exp()).clamp(max=1)
         sums.add(t, w, taken, at, force)
         kept += [w] if t in keep else []
     return sums.landscape(integrate(grid, sums.force()), torch.zeros(len(w.x)), w, share * h), kept
@@ -182,23 +183,23 @@ def wang_landau(
     if not grid.inside(w.x).all():
         raise ValueError(f"w starts at log10 E = {w.x.flatten().tolist()}: expected all in {list(grid[:2])}")
     seeds, walkers = w.x.shape
-    s = torch.zeros(seeds, grid.count, dtype=torch.float64) if entropy is None else entropy.double().clone()
+    sums, kernel = _Sums(grid, w, observe, observe_every), _kernel(grid, w.x.device)
+    s = torch.zeros_like(sums.visits) if entropy is None else entropy.to(sums.visits, copy=True)
     learn = steps // 4 if first is None and entropy is None else 0  # steps that measure the force first
     largest = grid.count / (max(learn, 1) * walkers) if first is None else float(first)
-    factor = torch.full((seeds,), largest, dtype=torch.float64)
-    fresh = torch.zeros(s.shape, dtype=torch.bool)
-    sums, kernel = _Sums(grid, seeds, observe, observe_every), _kernel(grid)
+    factor = s.new_full((seeds,), largest)
+    fresh = torch.zeros_like(s, dtype=torch.bool)
     for t in range(steps):
         at, step = w.x, h if t % 8 else h / 8  # a short step frees a walker that has dug itself in
         w, taken, force = move(w, energy, _table(grid, s), generator, step, friction, flat)
         sums.add(t, w, taken, at, force)
         if t < learn:
-            s = s if t % 10 < 9 else integrate(grid, sums.force())
+            s = s if t % 10 < 9 else integrate(grid, sums.force()).to(s)
             continue
         s += factor[:, None] * kernel(w.x).sum(1)
-        fresh.scatter_(1, grid.bins(w.x).cpu(), True)
+        fresh.scatter_(1, grid.bins(w.x), True)
         done = fresh.all(1)
-        factor[done], fresh[done] = factor[done] / 2, False
+        factor, fresh = torch.where(done, factor / 2, factor), fresh & ~done[:, None]
         factor.clamp_(min=grid.count / ((t + 1) * walkers)).clamp_(max=largest)
     found = sums.landscape(s - s.mean(1, keepdim=True), factor, w, torch.as_tensor(h))
     if first != 0 and entropy is None:
@@ -264,30 +265,31 @@ def offline_histogram(losses: Sequence[float], grid: Grid) -> Tensor:
 
 
 class _Sums:
-    """Sums per bin of what the moves measured."""
+    """Sums per bin of what the moves measured, where the walkers are: no move waits for the device."""
 
-    def __init__(self, grid: Grid, seeds: int, observe: Observe | None, every: int):
+    def __init__(self, grid: Grid, w: Walkers, observe: Observe | None, every: int):
         self.grid, self.observe, self.every, self.moves, self.taken = grid, observe, every, 0, 0.0
-        zeros = torch.zeros(seeds, grid.count, dtype=torch.float64)
+        zeros = torch.zeros(len(w.x), grid.count, dtype=torch.float64, device=w.x.device)
         self.visits, self.weight, self.pull, self.seen, self.total = (zeros.clone() for _ in range(5))
 
     def add(self, t: int, w: Walkers, taken: Tensor, at: Tensor, force: Tensor) -> None:
-        now, before, force, finite = w.x.cpu(), at.cpu(), force.double().cpu(), force.isfinite().cpu()
-        counted, measured = self.grid.inside(now).double(), (self.grid.inside(before) & finite).double()
-        self.visits.scatter_add_(1, self.grid.bins(now), counted)
-        self.weight.scatter_add_(1, self.grid.bins(before), measured)
-        self.pull.scatter_add_(1, self.grid.bins(before), measured * force.where(finite, 0.0))
-        self.moves, self.taken = self.moves + 1, self.taken + float(taken.double().mean())
+        now, before = (self.grid.bins(x) for x in (w.x, at))
+        counted = self.grid.inside(w.x).double()
+        measured = (self.grid.inside(at) & force.isfinite()).double()
+        self.visits.scatter_add_(1, now, counted)
+        self.weight.scatter_add_(1, before, measured)
+        self.pull.scatter_add_(1, before, measured * force.double().where(force.isfinite(), 0.0))
+        self.moves, self.taken = self.moves + 1, self.taken + taken.double().mean()
         if self.observe and t % self.every == 0:
-            self.seen.scatter_add_(1, self.grid.bins(now), counted)
-            self.total.scatter_add_(1, self.grid.bins(now), counted * self.observe(w.z).double().cpu())
+            self.seen.scatter_add_(1, now, counted)
+            self.total.scatter_add_(1, now, counted * self.observe(w.z).double())
 
     def force(self) -> Tensor:
-        return self.pull / self.weight  # 0 / 0 is nan
+        return (self.pull / self.weight).cpu()  # 0 / 0 is nan
 
     def landscape(self, entropy: Tensor, factor: Tensor, w: Walkers, h: Tensor) -> Landscape:
-        means = self.force(), self.visits, self.total / self.seen
-        return Landscape(entropy, *means, factor, self.taken / self.moves, w, h)
+        found = (entropy, self.force(), self.visits, self.total / self.seen, factor)
+        return Landscape(*(part.cpu() for part in found), float(self.taken) / self.moves, w, h.cpu())
 
 
 def _log10(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,16 +316,16 @@ def _table(grid: Grid, s: Tensor) -> Potential:
     """S_hat, linear between the centres of bins and on to the walls; infinite beyond them."""
 
     def potential(x: Tensor) -> tuple[Tensor, Tensor]:
-        place = (x.double().cpu().nan_to_num() - grid.low) / grid.width() - 0.5
+        place = (x.double().nan_to_num() - grid.low) / grid.width() - 0.5
         left = place.floor().clamp(0, grid.count - 2).long()
         low, high = s.gather(1, left), s.gather(1, left + 1)
-        u = torch.where(grid.inside(x).cpu(), low + (high - low) * (place - left), math.inf)
+        u = torch.where(grid.inside(x), low + (high - low) * (place - left), math.inf)
         return u.to(x), ((high - low) / grid.width()).to(x)
 
     return potential
 
 
-def _kernel(grid: Grid) -> Callable[[Tensor], Tensor]:
+def _kernel(grid: Grid, device: torch.device) -> Callable[[Tensor], Tensor]:
     """x (..) -> (.., bins): Gaussians half a bin wide, each divided by its mass between the walls.
 
     A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel would hardly see, hence
@@ -336,7 +338,8 @@ def _kernel(grid: Grid) -> Callable[[Tensor], Tensor]:
     )
     below = torch.special.ndtr((walls - centres) / sigma)
     scale = grid.width() / (sigma * math.sqrt(2 * math.pi) * (below[1] - below[0]))
-    return lambda x: scale * (-(((x.double().cpu()[..., None] - centres) / sigma) ** 2) / 2).exp()
+    scale, centres = scale.to(device), centres.to(device)
+    return lambda x: scale * (-(((x.double()[..., None] - centres) / sigma) ** 2) / 2).exp()
 
 
 def _require(grid: Grid, **numbers: float) -> None:
