@@ -27,6 +27,7 @@ class Metric(NamedTuple):
     drift: Tensor
 
 
+NONE = torch.zeros(())  # no drift; on the CPU, where asking costs no wait for the device
 State = Any
 Update = Callable[[State, Tensor, Tensor], tuple[Metric, State]]
 Preconditioner = tuple[Callable[[Tensor], State], Update]
@@ -61,7 +62,7 @@ def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
         average, weight = state
         average, weight = torch.lerp(g.square(), average, decay), decay * weight + 1 - decay
         preconditioner = 1 / ((average / weight).sqrt() + damping)
-        return Metric(preconditioner, w.new_ones(()), w.new_zeros(())), (average, weight)
+        return Metric(preconditioner, w.new_ones(()), NONE), (average, weight)
 
     return init, update
 
@@ -119,7 +120,7 @@ def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner
 
     def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
         norm = _over_orbits(w.square(), orbits, torch.sum)
-        return Metric(1 / (norm + damping), w.new_ones(()), w.new_zeros(())), state
+        return Metric(1 / (norm + damping), w.new_ones(()), NONE), state
 
     return init, update
 
@@ -168,7 +169,7 @@ def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
 
 
 def _frozen(preconditioner: Tensor) -> Preconditioner:
-    return _stateless, Constant(Metric(preconditioner, _inverse(preconditioner), preconditioner.new_zeros(())))
+    return _stateless, Constant(Metric(preconditioner, _inverse(preconditioner), NONE))
 
 
 def _stateless(w: Tensor) -> None:

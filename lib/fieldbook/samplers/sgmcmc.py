@@ -33,9 +33,9 @@ def coefficients(
 ) -> Coefficients:
     """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like` and where it is."""
     p, a, drift = metric
-    scaled = eps * p
-    parts = (-n_beta / 2 * scaled, gamma / 2 * scaled * a, eps / 2 * drift, scaled.sqrt())
-    return Coefficients(*(part.to(like) for part in parts))
+    scaled, drift = eps * p, eps / 2 * drift
+    push, pull, spread = (part.to(like) for part in (-n_beta / 2 * scaled, gamma / 2 * scaled * a, scaled.sqrt()))
+    return Coefficients(push, pull, drift.to(like) if drift.ndim else drift, spread)  # `step` reads a 0-d one
 
 
 def step(w: Tensor, g: Tensor, w_star: Tensor, noise: Tensor, by: Coefficients) -> Tensor:
