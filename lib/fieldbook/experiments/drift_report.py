@@ -99,10 +99,11 @@ def audit_run(folder: Path) -> dict[str, float]:
         return dict.fromkeys(("changed", "reach", "null_ratio"), math.nan)
     reals, generator = Reals(saved.setting), torch.Generator().manual_seed(stream("audit"))
 
-    def draw(labels: list[int]) -> Tensor:
+    def draw(labels: Tensor) -> Tensor:
         return reals.draw(labels, SETS, generator).flatten(2)
 
-    mixed, sets = draw([reals.any_label] * reals.classes), [draw(reals.labels) for _ in range(3)]
+    mixed = draw(torch.full_like(reals.labels, reals.any_label))
+    sets = [draw(reals.labels) for _ in range(3)]
     return {
         "changed": audit.changed(read_checkpoint(first).model, saved.model),
         "reach": audit.reach(model.field[0].shift, mixed, *sets[:2]),

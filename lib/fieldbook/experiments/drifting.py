@@ -105,24 +105,26 @@ class Reals:
             self.classes, self.shape, self.count = self.images.classes, tuple(self.x.shape[1:]), len(self.x)
             self.members = [(label == c).nonzero()[:, 0].to(device) for c in range(self.classes)]
             self.members.append(torch.arange(len(self.x), device=device))  # of no class: any
+            self.padded = nn.utils.rnn.pad_sequence(self.members, batch_first=True)
+            self.sizes = torch.tensor([len(members) for members in self.members], device=device)
 
     @property
-    def labels(self) -> list[int]:
+    def labels(self) -> Tensor:
         """Every class."""
-        return list(range(self.classes))
+        return torch.arange(self.classes)
 
     @property
     def any_label(self) -> int:
         """The label that stands for no class, of which `draw` takes any."""
         return self.classes
 
-    def draw(self, labels: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
-        """n of each label, (len(labels), n, *shape); `any_label` takes from all."""
+    def draw(self, labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """n of each label (m,), (m, n, *shape); `any_label` takes from all."""
         if self.toy:
             return torch.stack([self.toy(n, generator) for _ in labels])
-        size = torch.tensor([len(self.members[c]) for c in labels], device=generator.device)
-        place = (torch.rand(len(labels), n, generator=generator, device=generator.device) * size[:, None]).long()
-        return torch.stack([self.x[self.members[c][row]] for c, row in zip(labels, place, strict=True)])
+        u = torch.rand(len(labels), n, generator=generator, device=generator.device)
+        place = (u * self.sizes[labels, None]).long()
+        return self.x[self.padded[labels[:, None], place]]
 
 
 def load_images(data: str, folder: str = "") -> Images:
@@ -193,22 +195,22 @@ def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Call
         found = [flat.flatten(1)] if encoder is None else encoder.features(flat)
         return [f.unflatten(0, x.shape[:2]) for f in found]
 
-    def real(labels: Sequence[int], count: int, generator: torch.Generator) -> list[Tensor]:
+    def real(labels: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
         with torch.no_grad():
             return features(reals.draw(labels, count, generator))
 
     def loss(model: Drifter, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = generator.device
-        order = torch.randperm(max(reals.classes, 1), generator=generator, device=device).tolist()
-        labels = (order * groups)[: max(count // n, 1)]
+        order = torch.randperm(max(reals.classes, 1), generator=generator, device=device)
+        labels = order.repeat(groups)[: max(count // n, 1)]
         if setting.cfg == "two_pass":
             labels[-1] = reals.classes
         alpha, weight, unconditional = torch.ones(len(labels), device=device), None, None
         if setting.cfg == "one_pass":
             alpha = draw_alpha((len(labels),), generator, setting.alpha_max)
             weight = guidance_weight(alpha, n, setting.unconditional)
-            unconditional = real([reals.classes] * len(labels), setting.unconditional, generator)
-        label = torch.tensor(labels, device=device).repeat_interleave(n)
+            unconditional = real(torch.full_like(labels, reals.any_label), setting.unconditional, generator)
+        label = labels.repeat_interleave(n)
         noise = torch.randn(len(label), model.generator.noise_dim, generator=generator, device=device)
         x = features(model.generator(noise, label, alpha.repeat_interleave(n)).unflatten(0, (len(labels), n)))
         positive = real(labels, setting.positives, generator)
