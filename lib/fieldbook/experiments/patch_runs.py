@@ -313,7 +313,8 @@ def score(y: np.ndarray, f: np.ndarray, prediction: np.ndarray) -> dict[str, flo
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     spread = a.std() * b.std()
-    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread > 0 else 0.0 if spread == 0 else np.nan
+    share = np.mean((a - a.mean()) * (b - b.mean())) / spread if spread > 0 else 0.0 * spread
+    return float(np.clip(share, -1, 1))  # rounding takes that of two examples beyond
 
 
 # -- the table of all runs
