@@ -1,6 +1,6 @@
 """Every rendered page of the published book in a real browser, from the disk, with the network off.
 
-Screenshots of all pages are left in build/screenshots for looking at.
+On a desktop in light and then dark, on a phone in dark. Screenshots are left in build/screenshots for looking at.
 """
 
 import functools
@@ -12,12 +12,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from private_checkout import ROOT, succeed
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
-WIDTHS = (1280, 390)
+LOOKS = {1280: ("light", "dark"), 390: ("dark",)}  # width -> what the reader's system prefers, one after the other
+FORMULA = "th:has(> p > .math:only-child)"  # a heading that axe calls empty: it does not read MathML
+COLOURS = ("color-contrast", "link-in-text-block")  # the rules of axe that depend on the theme
 
 INSPECT = """async () => {
   await document.fonts.ready;
@@ -53,17 +56,61 @@ INSPECT = """async () => {
 }"""
 
 
+# Folded code is looked at as well. Colours cost most of the time, and most of it is spent on the same again: a row, an
+# item or a piece of code whose markup is that of an earlier one, but for its text, is taken out before.
+UNFOLD = """() => {
+  for (const fold of document.querySelectorAll('details')) fold.open = true;
+}"""
+THIN = """() => {
+  const seen = new Set();
+  const again = node => {
+    const markup = node.parentElement.className + node.outerHTML.replace(/>[^<]+/g, '>');
+    return seen.has(markup) || !seen.add(markup);
+  };
+  for (const node of document.querySelectorAll('.highlight pre span[class]'))
+    if (again(node)) node.replaceWith(node.textContent);
+  for (const node of document.querySelectorAll('article :is(tbody tr, li)'))
+    if (again(node)) node.remove();
+}"""
+
+
 @pytest.fixture(scope="module")
 def html(checkout: Path) -> Path:
     succeed("make html", checkout)
     return checkout / "build/published/html"
 
 
-def visit(browser, address: str, width: int, screenshot: Path | None = None) -> list[str]:
-    """What is wrong with a page: console and network errors, formulas, images, layout."""
+def violations(page, **options) -> list[str]:
+    """What axe-core finds on a page as it is, of any impact."""
+    # Style sheets may not be read once more under file://, which one rule of best practice would like to.
+    options |= {"resultTypes": ["violations"], "preload": False}
+    found = Axe().run(page, {"exclude": [FORMULA]}, options).response["violations"]
+    return [
+        f"{rule['id']} ({rule['impact']}): {node['html'][:160]}: {node['failureSummary']}"
+        for rule in found
+        for node in rule["nodes"]
+    ]
+
+
+def barriers(page, themes: tuple[str, ...]) -> list[str]:
+    """What keeps a reader from reading a page: its structure, then its colours in each theme. Takes the page apart."""
+    page.evaluate(UNFOLD)
+    problems = violations(page, rules={rule: {"enabled": False} for rule in COLOURS})
+    page.evaluate(THIN)
+    page.add_style_tag(content="* { transition: none !important; }")  # colours on their way pass for right
+    for theme in themes:
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000)
+        problems += [f"{theme}, {problem}" for problem in violations(page, runOnly=COLOURS)]
+    return problems
+
+
+def visit(browser, address: str, width: int, themes: tuple[str, ...] = (), screenshot: Path | None = None) -> list[str]:
+    """What is wrong with a page: console and network errors, formulas, images, layout, and barriers in these themes."""
     problems = []
     offline = address.startswith("file:")  # over http, only this machine answers
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=offline)
+    scheme = (*themes, "light")[0]
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=offline, color_scheme=scheme)
     page = context.new_page()
     if not offline:
         page.route(lambda url: not url.startswith((address.rpartition("/")[0], "data:")), lambda route: route.abort())
@@ -76,21 +123,25 @@ def visit(browser, address: str, width: int, screenshot: Path | None = None) -> 
     if screenshot:
         screenshot.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=screenshot, full_page=True)
+    if themes:
+        problems += barriers(page, themes)
     context.close()
     return problems
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("page", [*PAGES, "index", "search", "genindex"])
-def test_page_is_whole_offline(browser, html: Path, page: str, width: int) -> None:
+@pytest.mark.parametrize("width", LOOKS)
+@pytest.mark.parametrize("page", [*PAGES, "index", "search", "genindex", "py-modindex"])
+def test_page_is_whole_offline_and_without_barriers(browser, html: Path, page: str, width: int) -> None:
     screenshot = ROOT / f"build/screenshots/{page}-{width}.png"
-    assert visit(browser, (html / f"{page}.html").as_uri(), width, screenshot) == []
+    assert visit(browser, (html / f"{page}.html").as_uri(), width, LOOKS[width], screenshot) == []
 
 
-def test_library_pages_are_whole(browser, html: Path) -> None:
+def test_library_pages_are_whole_and_without_barriers(browser, html: Path) -> None:
     pages = sorted(html.glob("api/*.html"))
     assert len(pages) == sum(file.name != "__init__.py" for file in (ROOT / "lib").rglob("*.py"))
-    assert {page.name: found for page in pages if (found := visit(browser, page.as_uri(), 1280))} == {}
+    longest = max(html.glob("_modules/fieldbook/**/*.html"), key=lambda page: page.stat().st_size)  # a source of them
+    found = {page.name: visit(browser, page.as_uri(), 1280, ("dark",)) for page in [*pages, longest]}
+    assert {name: problems for name, problems in found.items() if problems} == {}
 
 
 @pytest.mark.parametrize("page", [TOC["root"], *CHAPTERS])
@@ -109,7 +160,15 @@ def test_search_finds_a_chapter_from_the_disk(browser, html: Path) -> None:
     page = browser.new_page()
     page.goto((html / "search.html").as_uri() + "?q=gradient")
     page.wait_for_selector("#search-results li a", timeout=10_000)
+    page.keyboard.press("Control+k")  # the search of every page opens over it
+    assert barriers(page, LOOKS[1280]) == []
     page.close()
+
+
+def test_where_a_link_leads_is_marked_without_barriers(browser, html: Path) -> None:
+    name = "fieldbook.training"
+    address = (html / f"api/{name}.html").as_uri() + f"#{name}.fit"
+    assert visit(browser, address, 1280, LOOKS[1280]) == []
 
 
 def test_nothing_is_loaded_from_elsewhere(html: Path) -> None:
@@ -121,7 +180,9 @@ def test_nothing_is_loaded_from_elsewhere(html: Path) -> None:
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_shows_figures_and_formulas(html: Path, chapter: str) -> None:
     text = (html / f"{chapter}.html").read_text(encoding="utf-8")
-    assert re.search(r"<img [^>]*_images/", text)
+    published = {file.stem for file in (ROOT / "figures" / chapter / "laptop").glob("*.png")}
+    assert published
+    assert len(re.findall(r"<img [^>]*_images/", text)) == len(published)
     assert re.search(r'class="math', text)
 
 
