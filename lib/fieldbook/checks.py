@@ -30,6 +30,7 @@ def numbers(
     shape: Sequence[int | None] | None = None,
     least: int = 1,
     axis: int = 0,
+    finite: bool = True,
 ) -> Tensor:
     """What a measure computes with: finite real numbers, in float32 or wider, with graph and device.
 
@@ -40,6 +41,7 @@ def numbers(
         ndim: number of axes; any unless given.
         shape: length of each axis, None where any is accepted; in place of `ndim`.
         least: how many samples there must be along `axis`.
+        finite: False where infinity has a meaning; the caller looks at NaN.
     Raises:
         ValueError: no real numbers, another shape, too few samples, or a number that is not finite;
             names it and its place.
@@ -56,10 +58,10 @@ def numbers(
     accepted = shape and f"({', '.join('any' if n is None else str(n) for n in shape)})"
     require(fits, f"shape of {name}", tuple(x.shape), accepted)
     x = at_least_single(x) if x.is_floating_point() else x.double()
-    finite = x.detach().isfinite()
-    if not finite.all():
-        place = tuple((~finite).nonzero()[0].tolist())
-        accepted = f"finite numbers ({int((~finite).sum())} NaN or infinite)"
+    wrong = ~x.detach().isfinite()
+    if finite and wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        accepted = f"finite numbers ({int(wrong.sum())} NaN or infinite)"
         require(False, f"{name}[{', '.join(map(str, place))}]", float(x[place]), accepted)
     return x
 

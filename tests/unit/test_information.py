@@ -193,3 +193,18 @@ def test_what_cannot_be_known_is_named():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(*linear())
+
+
+def test_a_template_is_found_far_from_the_origin():
+    templates, error = linear(1, pixels=30, parameters=12)[0][0].T, torch.full((12, 30), 0.05)
+    moved = best_template(templates + 1e7, error, templates + 1e7)
+    assert torch.equal(moved, torch.arange(12))
+
+
+def test_the_others_must_be_told_apart_for_a_density_too():
+    jacobian, error = linear(pixels=60)
+    jacobian[1, :, 3] = 2 * jacobian[1, :, 2]
+    with pytest.raises(ValueError, match=r"jacobian\[1\] is singular"):
+        score_density(jacobian, error, 0)
+    with pytest.raises(ValueError, match="pixels of jacobian = 3"):
+        score_density(jacobian[:, :3], error[:, :3], 0)

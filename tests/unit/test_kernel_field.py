@@ -173,3 +173,47 @@ def test_unconditional_negatives_of_weight_zero_do_nothing():
     assert float(guided["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-5)
     weighty = drifting_loss([Sets(x.clone().requires_grad_(), pos, extra, torch.ones(2))])[1]
     assert float(weighty["loss"]) != pytest.approx(float(plain["loss"]), rel=1e-3)
+
+
+def three(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, n, 8, generator=generator) + shift for n, shift in ((30, 0.0), (40, 0.5), (30, 0.0))]
+
+
+@pytest.mark.parametrize("axes", ["both", "y", "separate"])
+def test_a_field_knows_neither_place_nor_unit(axes):
+    x, pos, _ = three()
+    wanted = kernel.field(x, pos, x, 0.2, axes=axes, relative=True)
+    far = kernel.field(x + 1e3, pos + 1e3, x + 1e3, 0.2, axes=axes, relative=True)
+    torch.testing.assert_close(far, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max()))
+    for unit in (1e-6, 1e6, 1e9):  # what is masked stays farther than all others
+        found = kernel.field(unit * x, unit * pos, unit * x, 0.2, axes=axes, relative=True)
+        torch.testing.assert_close(found / unit, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_weight_of_zero_is_no_negative_at_all():
+    x, pos, neg = three()
+    far = torch.cat((neg, pos), -2)  # much nearer to x's goal than what counts
+    weight = torch.cat((torch.ones(2, 30), torch.zeros(2, 40)), -1)
+    found = kernel.field(x, pos, far, 1e-3, weight, axes="separate", mask_self=False)
+    torch.testing.assert_close(found, kernel.field(x, pos, neg, 1e-3, axes="separate", mask_self=False))
+
+
+def test_identical_features_do_not_drift():
+    x = torch.full((1, 5, 3), 0.1)
+    assert not kernel.field(x, x, x, (0.05, 0.2), relative=True).any()
+    loss, metrics = drifting_loss([Sets(x.clone().requires_grad_(), x)])
+    assert loss == 0 == metrics["drift_norm"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: guidance_weight(torch.ones(2), 8, 0), "n_unconditional = 0"),
+        (lambda: draw_alpha([2], torch.Generator(), power=1.0), "power = 1.0"),
+        (lambda: draw_alpha([2], torch.Generator(), largest=0.5), "largest = 0.5"),
+    ],
+)
+def test_guidance_has_limits(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

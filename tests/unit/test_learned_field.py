@@ -185,3 +185,20 @@ def test_loss_is_the_same_for_data_and_noise_and_drift_smallest_for_a_collapse()
     rows = {row["case"]: row for row in audit.losses({"real": real, "mean": collapsed, "noise": points(3, 32, 8)}, pos)}
     assert all(3 <= row["loss"] <= 9 for row in rows.values())  # from T to T^2 for T temperatures
     assert rows["mean"]["drift_norm"] < rows["real"]["drift_norm"] < rows["noise"]["drift_norm"]
+
+
+@pytest.mark.parametrize("axes", ["both", "separate"])
+def test_an_untrained_field_is_the_kernel_field_far_from_the_origin_too(axes):
+    generator = torch.Generator().manual_seed(0)
+    x, pos = (torch.randn(1, n, 8, generator=generator) for n in (30, 40))
+    wanted = SetField(8, taus=[0.7], axes=axes, seed=0)(x, pos, x).detach()
+    found = SetField(8, taus=[0.7], axes=axes, seed=0)(x + 1e3, pos + 1e3, x + 1e3).detach()
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_an_audit_of_nothing_is_refused():
+    x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="size of the field at x"):
+        audit.null_ratio(lambda x, *_, **__: torch.zeros_like(x), x, (x, x + 1, x))
+    with pytest.raises(ValueError, match="energy distance of x to fresh"):
+        audit.reach(lambda x, *_: torch.zeros_like(x), x, x, x)

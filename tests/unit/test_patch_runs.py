@@ -91,7 +91,9 @@ def test_ridge_is_not_chosen_by_the_luck_of_validation_days(level, data, tmp_pat
     days = np.flatnonzero(data.items.split == "val")
     unlucky.target[level][days] += np.random.default_rng(0).normal(0, 20, unlucky.target[level][days].shape)
     run = pr.Baseline("ridge", level, {}, stride=4)
-    one, two = (pr.execute(run, patches, tmp_path, CPU)["scores"].query("split == 'test'") for patches in (data, unlucky))
+    one, two = (
+        pr.execute(run, patches, tmp_path, CPU)["scores"].query("split == 'test'") for patches in (data, unlucky)
+    )
     assert two.mse.tolist() == one.mse.tolist()
 
 
@@ -200,3 +202,9 @@ def test_failed_runs_do_not_enter_a_mean(pretrained):
     both = pr.mean_over_horizons(pd.concat([rows, failed]), ["run_id", "split"])
     test = rows[rows.split == "test"]
     assert both.set_index("split").excess_risk["test"] == pytest.approx(test.excess_risk.mean())
+
+
+def test_losses_of_one_day_have_no_interval():
+    for one, two, said in (([1.0], [1.0], "first"), ([1.0, 2.0], [1.0], "second"), ([1.0, 0.0], [1.0, 1.0], "first")):
+        with pytest.raises(ValueError, match=said):
+            pr.ratio_interval(np.array(one), np.array(two), seed=0)

@@ -1,10 +1,15 @@
 """The fitter on simulated laws, with and without noise, and its frontier by brute force."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from fieldbook.measures.scaling_law import Law, bootstrap, fit_law, prediction_interval
 
+PUBLISHED = Path(__file__).resolve().parents[2] / "data/scaling/laptop"
 TRUE = Law(1.8, 480.0, 2100.0, 0.348, 0.366)
 
 
@@ -65,3 +70,57 @@ def test_refuses(change, name):
     data[which][where] = value
     with pytest.raises(ValueError, match=name):
         fit_law(*data)
+
+
+def said_of(n, d, loss):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit_law(n, d, loss)
+    return [str(one.message) for one in said]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_data_that_grow_with_the_parameters_do_not_tell_the_exponents_apart(power):
+    n = np.geomspace(1e6, 1e9, 9)
+    d = 20 * n**power
+    (said,) = said_of(n, d, TRUE.loss(n, d))
+    assert "n and d go together" in said and "add runs with other d at the same n" in said
+    n, d = np.concatenate([n, n]), np.concatenate([d, 30 * d])  # as it says
+    assert not said_of(n, d, TRUE.loss(n, d))
+
+
+def test_a_narrow_range_does_not_tell_the_terms_apart():
+    n, d = (v.ravel() for v in np.meshgrid(1e7 * np.linspace(1, 1.2, 4), 1e9 * np.linspace(1, 1.2, 4)))
+    (said,) = said_of(n, d, TRUE.loss(n, d))
+    assert "n spans a factor 1.2" in said and "over a decade or more" in said
+    n, d = np.concatenate([n, n / 10, n, n * 10]), np.concatenate([d, d, d / 10, d * 10])
+    assert not said_of(n, d, TRUE.loss(n, d))
+
+
+def test_what_has_no_effect_has_no_exponent():
+    n, d, _ = runs()
+    (said,) = said_of(n, d, 2 + 3 * (d / 1e8) ** -0.3)
+    assert "n has no effect" in said
+    assert "n has no effect" in said_of(n, d, np.full(len(n), 2.0))[0]
+    assert not said_of(n, d, TRUE._replace(E=0.0).loss(n, d))  # an E of 0 is a result
+
+
+def test_a_bootstrap_warns_once():
+    n = np.geomspace(1e6, 1e9, 6)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(bootstrap(n, 20 * n, TRUE.loss(n, 20 * n), seed=0, repeats=5)) == 5
+    assert len(said) == 1
+
+
+def test_runs_of_the_chapter_determine_their_law():
+    table = pd.read_csv(PUBLISHED / "scaling.csv")
+    rows = table[(table.group == "law") & (table.split == "test")]
+    mean = rows.groupby(["run_id", "n_params_total", "d_seen"]).excess_risk.mean().reset_index()
+    assert not said_of(mean.n_params_total, mean.d_seen, mean.excess_risk)
+
+
+def test_a_repeated_run_is_no_further_one():
+    n, d, loss = (values[[0, 7, 14, 21]].repeat(3) for values in runs())
+    with pytest.raises(ValueError, match=r"different runs .* = 4 .* at least 5"):
+        fit_law(n, d, loss)

@@ -3,9 +3,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import integrate
 
-from fieldbook.samplers import singular
+from fieldbook.samplers import linear_gibbs, problems, singular
 
 
 def test_published_example_of_the_deep_linear_formula():
@@ -92,7 +93,45 @@ def test_quadratic_estimate_tends_to_half_the_dimension():
 
 
 def test_impossible_ranks_are_named():
-    with pytest.raises(ValueError, match="rank = 4 .* expected between 0 and the smallest width 3"):
+    with pytest.raises(ValueError, match=r"rank = 4 .* expected between 0 and the smallest width 3"):
         singular.deep_linear([5, 3, 5], 4)
     with pytest.raises(ValueError, match="rank = -1"):
         singular.reduced_rank(2, 2, 2, -1)
+
+
+def test_quadratic_estimate_where_nothing_moves():
+    """A flat direction costs nothing, and one that is not moved stays at the minimum."""
+    options = {"eps": 1e-4, "n_beta": 100.0, "steps": 10**6}
+    alone = singular.quadratic_estimate(np.ones(1), preconditioner=np.ones(1), gamma=np.zeros(1), **options)
+    h, p = np.array([1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0])
+    assert singular.quadratic_estimate(h, preconditioner=p, gamma=np.zeros(3), **options) == pytest.approx(alone)
+    assert singular.quadratic_estimate(np.zeros(2), preconditioner=np.ones(2), gamma=np.ones(2), **options) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: singular.monomial_sum([2, 0]), "powers"),
+        (lambda: singular.monomial_sum([]), "powers"),
+        (lambda: singular.normal_crossing([0, 0]), "exponents"),
+        (lambda: singular.normal_crossing([]), "exponents"),
+        (lambda: singular.deep_linear([5], 1), "widths"),
+        (lambda: singular.reduced_rank(0, 2, 2, 0), "widths"),
+        (lambda: problems.monomial([2, 4, 6]), "powers"),
+        (lambda: problems.normal_crossing(gamma=0.0), "gamma"),
+        (lambda: problems.linear_network([3, 2, 3], rank=3), "rank"),
+        (lambda: linear_gibbs.mean_loss([torch.eye(2)], [torch.zeros(4)], n_beta=1.0), "strength"),
+        (lambda: linear_gibbs.mean_loss([torch.eye(2), torch.ones(2, 3)], [torch.ones(4)] * 2, n_beta=1.0), "stars"),
+    ],
+)
+def test_what_has_no_coefficient_is_named(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_coefficients_at_rank_zero_and_of_what_does_not_matter():
+    assert singular.normal_crossing([0, 3, 0]) == (1 / 6, 1)
+    assert singular.deep_linear([1, 1], 0) == 1 / 2  # one weight, a regular model
+    assert (
+        singular.reduced_rank(1, 1, 1, 0) == 1 / 2 and singular.deep_linear_multiplicity([1, 1, 1], 0) == 2
+    )  # (a b)^2

@@ -105,3 +105,33 @@ def test_refuses_other_shapes():
         transform(np.zeros((5, 12)))
     with pytest.raises(ValueError, match="inner = 2"):
         transform(raw(100), inner=2)
+
+
+def test_a_wild_value_is_forgotten_when_the_windows_have_passed():
+    x = raw(1200)
+    x[300, 10], x[301, 3] = 1e9, np.inf
+    z, peer = transform(x, outer=100), by_pandas(np.where(np.isfinite(x), x, np.nan), outer=100)
+    np.testing.assert_allclose(z[300 + 170 :], peer[300 + 170 :], atol=1e-4)
+    assert np.abs(z[500:, 10]).max() > 1
+
+
+@pytest.mark.parametrize("unit", [1e-18, 1e-9, 1e9])
+def test_units_are_no_reason_to_take_a_channel_for_constant(unit):
+    x, other = raw(400), raw(400)
+    other[:, 10] *= unit
+    np.testing.assert_allclose(transform(other)[:, 10::13], transform(x)[:, 10::13], atol=1e-4)
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 59, 60, 61])
+def test_short_days_are_all_zero(ticks):
+    assert not transform(raw(ticks))[:60].any()
+
+
+def test_refuses_what_is_no_tick():
+    for wrong, said in (
+        (raw(100).astype(complex), "dtype of raw"),
+        (raw(100)[:0], "shape of raw"),
+        (raw(100).astype(str), "dtype of raw"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            transform(wrong)

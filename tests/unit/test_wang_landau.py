@@ -201,3 +201,43 @@ def test_network_in_whitened_coordinates_is_the_network():
 def test_first_passage_reads_a_path_where_it_comes_down():
     found = landscape.first_passage([3.0, 1.0, 2.0, 0.1], [0.1, 0.2, 0.3, 0.4], [2.5, 1.0, 0.5, 0.01])
     assert found[:3].tolist() == [0.2, 0.2, 0.4] and math.isnan(found[3])
+
+
+def settled(d, walkers, h, grid=None, **options):
+    grid = grid or wl.Grid(-1.0, 1.0, 20)
+    found = run(harmonic, d, grid, h=h, walkers=walkers, flat=True, **options)
+    exact = harmonic_entropy(grid.centres(), d)
+    return float((found.entropy - exact + exact.mean()).abs().max())
+
+
+@pytest.mark.parametrize(("walkers", "d", "h"), [(1, 4, 0.5), (2, 1, 0.4), (5, 10, 0.15), (16, 4, 0.5)])
+def test_the_default_factor_suits_any_number_of_walkers(walkers, d, h):
+    assert settled(d, walkers, h, steps=2500) < 2
+
+
+def test_what_has_not_settled_is_an_error_whose_remedy_works():
+    grid = wl.Grid(-0.5, 1.0, 15)
+    with pytest.raises(RuntimeError, match=r"did not settle.*another step h"):
+        settled(50, 8, 0.02, grid, steps=300)
+    assert settled(50, 8, 0.15, grid, steps=3000) < 2  # a range of 86 nats
+
+
+def test_two_wells_at_the_default_factor():
+    d, grid, generator = 6, wl.Grid(-0.5, 1.0, 15), torch.Generator().manual_seed(0)
+    z = torch.zeros(4, 8, d, dtype=torch.float64)
+    z[..., 0], z[..., 1] = 1.0, torch.linspace(0.9, 3.5, 8)
+    w = wl.start(two_wells, z, generator)
+    found = wl.wang_landau(two_wells, w, grid, generator, steps=4000, h=0.12, flat=True)
+    assert errors(found.entropy, two_wells_entropy(grid.centres(), d))[0].abs().max() < 0.5
+
+
+def test_walkers_that_dig_themselves_in_are_reported():
+    with pytest.warns(UserWarning, match=r"did not settle.*first = 1 left out"):
+        assert settled(4, 8, 0.5, steps=600, first=1.0) > 50
+
+
+def test_two_wells_are_harmonic_at_the_bottom():
+    x = torch.tensor([-14.0, -12.0], dtype=torch.float64)
+    for d in (3, 6):
+        rise = two_wells_entropy(x, d).diff() / (2 * math.log(10))
+        assert float(rise) == pytest.approx(d / 2, abs=1e-4)

@@ -95,7 +95,7 @@ def circulant_score(matrix: Tensor) -> Tensor:
 
 def hankel_score(matrix: Tensor) -> Tensor:
     """`circulant_score` of wrapped anti-diagonals: 1 for M[i, j] = h(i + j)."""
-    return circulant_score(matrix.flip(-1))
+    return circulant_score(numbers(matrix, "matrix").flip(-1))
 
 
 def fourier_energies(embedding: Tensor) -> Tensor:

@@ -58,8 +58,7 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     require(0 <= parameter < k, "parameter", parameter, f"in [0, {k})")
     information = fisher.double()
     if prior_variance is not None:
-        v = torch.as_tensor(prior_variance).to(information)
-        require(v.shape == (k,), "shape of prior_variance", tuple(v.shape), f"({k},)")
+        v = numbers(prior_variance, "prior_variance", shape=(k,), finite=False).to(information)
         require(bool((v >= 0).all()) and v[parameter] > 0, "prior_variance", v.tolist(), "0 or more, positive at g")
         kept = torch.nonzero(v > 0).flatten()  # what is known is no unknown
         information = information[:, kept][:, :, kept] + torch.diag(1 / v[kept])
@@ -102,11 +101,11 @@ def score_density(jacobian: Tensor, error: Tensor, parameter: int) -> Tensor:
 
 def _in_errors(jacobian: Tensor, error: Tensor) -> Tensor:
     """Derivatives in units of the error, float64."""
-    jacobian = numbers(jacobian, "jacobian", ndim=3)
-    shapes = tuple(jacobian.shape), tuple(torch.as_tensor(error).shape)
+    jacobian, error = numbers(jacobian, "jacobian", ndim=3), positive(error, "error")
+    shapes = tuple(jacobian.shape), tuple(error.shape)
     accepted = "(n, pixel, parameter), (n, pixel)"
     require(shapes[0][:2] == shapes[1], "shapes of jacobian and error", shapes, accepted)
-    return (jacobian / positive(error, "error")[..., None]).double()
+    return (jacobian / error[..., None]).double()
 
 
 def _require_known(singular: Tensor, name: str, sizes: Tensor) -> None:
@@ -140,7 +139,7 @@ def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
         ValueError: a variance is negative or NaN, or the width is not a positive number.
     """
     require(0 < width < math.inf, "width", width, "a positive number")
-    variance = torch.as_tensor(variance).double()
+    variance = numbers(variance, "variance", ndim=1, finite=False).double()
     require((variance >= 0).all(), "variance", variance.tolist(), "0 or more")
     linear = width**2 / 12 / (1 + width**2 / 12 / variance)  # the best linear estimator's
     ratio = variance.sqrt() / width

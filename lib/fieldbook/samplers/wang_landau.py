@@ -221,8 +221,9 @@ def _require_settled(found: Landscape, grid: Grid, first: float | None) -> None:
     if wrong.any():
         seed = int(wrong.nonzero()[0])
         said = (
-            f"the entropy of seed {seed} did not settle: its two estimates differ by {apart[seed]:.3g} nats, and"
-            f" {int((found.visits[seed] == 0).sum())} of {grid.count} bins were never visited; try {remedy}"
+            f"the entropy of seed {seed} did not settle: its two estimates differ by "
+            f"{apart[seed]:.3g} nats, and the rarest bin had {float(flatness(found.visits)[seed]):.2g}"
+            f" of the mean visits; try {remedy}"
         )
         if first is None:
             raise RuntimeError(said)
