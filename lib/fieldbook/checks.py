@@ -52,9 +52,8 @@ def numbers(
     enough = x.ndim > 0 and x.shape[axis] >= least and x.numel()
     accepted = f"at least {least} samples along axis {axis}, and no empty axis"
     require(enough, f"shape of {name}", tuple(x.shape), accepted)
-    fits = shape is None or all(
-        want in (None, n) for n, want in zip(x.shape, shape, strict=True)
-    )
+    wanted = x.shape if shape is None else shape
+    fits = all(want in (None, n) for n, want in zip(x.shape, wanted, strict=True))
     accepted = shape and f"({', '.join('any' if n is None else str(n) for n in shape)})"
     require(fits, f"shape of {name}", tuple(x.shape), accepted)
     x = at_least_single(x) if x.is_floating_point() else x.double()
@@ -78,11 +77,11 @@ def _tensor(x: object, name: str) -> Tensor:
     if not isinstance(x, Tensor):
         try:
             x = np.asarray(x)
-        except ValueError:
-            raise ValueError(f"{name} is no array; expected rows of equal length") from None
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{name} is no array ({error}); expected rows of equal length") from None
         require(x.dtype.kind in "iuf", f"dtype of {name}", str(x.dtype), "real numbers")
         native = x.astype(np.float64 if x.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
-        usable = native.flags.writeable and min(native.strides, default=0) >= 0
+        usable = native.flags.writeable and native.flags.c_contiguous
         return torch.from_numpy(native if usable else native.copy())
     real = not (x.is_complex() or x.is_quantized or x.dtype == torch.bool)
     require(real, f"dtype of {name}", x.dtype, "real numbers")

@@ -31,8 +31,6 @@ def circulant_share(matrix: Tensor) -> Tensor:
     Returns:
         (...,) in [0, 1], float64: 1 for an exact circulant, 1/n in expectation for iid entries of
         mean 0.
-    Raises:
-        ValueError: the last two axes differ, n < 2, or a matrix is zero.
     """
     matrix = _square(matrix, 2).double()
     n = matrix.shape[-1]

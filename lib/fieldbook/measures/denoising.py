@@ -20,7 +20,7 @@ def snr_gain(estimate: Tensor, noisy: Tensor, clean: Tensor, sigma: Tensor) -> T
         (n,), root-mean-square residual of the noisy flux over that of the estimate, both in units
         of sigma; infinite where the estimate is the clean flux.
     Raises:
-        ValueError: other shapes, a sigma that is not positive, or noisy flux that is clean.
+        ValueError: noisy flux that is clean.
     """
     clean = numbers(clean, "clean", ndim=2)
     shape = tuple(clean.shape)

@@ -31,8 +31,6 @@ def energy_distance(x: Tensor, y: Tensor, *, check: bool = True) -> Tensor:
     Returns:
         (...,), in the units of x; 0 in expectation for samples of one distribution, hence sometimes
         negative.
-    Raises:
-        ValueError: fewer than two samples, other shapes, or a number that is not finite.
     Source: Székely & Rizzo 2013, equation 5 (doi:10.1016/j.jspi.2013.03.018), without pairs of a
     sample with itself.
     """
@@ -56,8 +54,6 @@ def sliced_w2(x: Tensor, y: Tensor, generator: torch.Generator, directions: int 
         generator: of the random directions.
     Returns:
         In the units of x.
-    Raises:
-        ValueError: x and y differ in shape, or hold a number that is not finite.
     Source: Bonneel et al. 2015 (doi:10.1007/s10851-014-0506-3), equation 11.
     """
     x, y = numbers(x, "x", ndim=2), numbers(y, "y", ndim=2)
@@ -77,11 +73,8 @@ def nearest(x: Tensor, y: Tensor) -> Tensor:
         x: (N, ...); `y`: (M, ...), flattened to vectors.
     Returns:
         (N,), 0 for a copy.
-    Raises:
-        ValueError: x and y have other numbers of features, or a number is not finite.
     """
-    x, y = numbers(x, "x"), numbers(y, "y")
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    x, y = (z.reshape(len(z), -1) for z in (numbers(x, "x"), numbers(y, "y")))
     _require_dimension(x, y)
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = near_origin(x.double(), y.double())

@@ -58,8 +58,7 @@ def _not_negative(values: Tensor, name: str) -> Tensor:
 
 def frechet(x: Tensor, y: Tensor) -> float:
     """Fréchet distance between the Gaussians fitted to features (N, D) and (M, D); N, M >= 2."""
-    x, y = _features(x, "x", 2), _features(y, "y", 2)
-    _require_dimension(x, y)
+    x, y = _features("x", x, "y", y, 2)
     square = (x.shape[1], x.shape[1])  # of one feature, torch makes a number
     covs = [z.T.cov().reshape(square) for z in (x, y)]
     return frechet_distance(x.mean(0), covs[0], y.mean(0), covs[1])
@@ -75,37 +74,21 @@ def kid(
     Args:
         x: (N, D); `y`: (M, D); N, M >= 2. One estimate from everything if N = M <= largest.
         generator: of the random subsets.
-    Raises:
-        ValueError: fewer than two samples of each, other shapes, or a number that is not finite.
     Source: Bińkowski et al. 2018 (arXiv:1801.01401), section 3; subsets and cross term as in
     clean-fid.
     """
-    x, y = _features(x, "x", 2), _features(y, "y", 2)
-    _require_dimension(x, y)
+    x, y = _features("x", x, "y", y, 2)
     require(subsets >= 1, "subsets", subsets, "at least 1")
     require(largest >= 2, "largest", largest, "at least 2")
     m = min(len(x), len(y), largest)
     found = []
     for _ in range(1 if len(x) == len(y) == m else subsets):
-        a, b = (_drawn(z, m, generator) for z in (x, y))
-        within = _within(a) + _within(b)
-        found.append(within / (m * (m - 1)) - 2 * _cubic(a, b).mean())
-    return sum(map(float, found)) / len(found)
-
-
-def _drawn(z: Tensor, m: int, generator: torch.Generator) -> Tensor:
-    order = torch.randperm(len(z), generator=generator, device=generator.device)
-    return z[order[:m].to(z.device)]
-
-
-def _cubic(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def _within(a: Tensor) -> Tensor:
-    """Sum of the kernel over pairs of different samples."""
-    k = _cubic(a, a)
-    return k.sum() - k.trace()
+        orders = [torch.randperm(len(z), generator=generator, device=generator.device) for z in (x, y)]
+        a, b = (z[order[:m].to(z.device)] for z, order in zip((x, y), orders, strict=True))
+        of_a, of_b, between = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+        within = of_a.sum() - of_a.trace() + of_b.sum() - of_b.trace()
+        found.append(float(within / (m * (m - 1)) - 2 * between.mean()))
+    return sum(found) / len(found)
 
 
 def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
@@ -116,13 +99,10 @@ def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
     Args:
         real: (N, D); `fake`: (M, D); N, M > k.
-    Raises:
-        ValueError: no more than k samples of each, other shapes, or a number that is not finite.
     Source: Kynkäänniemi et al. 2019 (arXiv:1904.06991); Naeem et al. 2020 (arXiv:2002.09797).
     """
     require(k >= 1, "k", k, "at least 1 neighbour")
-    real, fake = _features(real, "real", k + 1), _features(fake, "fake", k + 1)
-    _require_dimension(real, fake)
+    real, fake = _features("real", real, "fake", fake, k + 1)
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     radii = [torch.cdist(z, z, **exact).kthvalue(k + 1).values for z in (real, fake)]
     apart = torch.cdist(real, fake, **exact)
@@ -136,13 +116,11 @@ def coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     return {name: float(value.double().mean()) for name, value in found.items()}
 
 
-def _features(x: Tensor, name: str, least: int) -> Tensor:
-    return numbers(x, name, ndim=2, least=least).detach().double()
-
-
-def _require_dimension(x: Tensor, y: Tensor) -> None:
-    shapes = (tuple(x.shape), tuple(y.shape))
-    require(x.shape[1] == y.shape[1], "shapes of features", shapes, "as many features in both")
+def _features(name: str, x: Tensor, other: str, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Two samples (N, D) and (M, D), `least` of each, in double precision."""
+    x = numbers(x, name, ndim=2, least=least)
+    y = numbers(y, other, shape=(None, x.shape[1]), least=least)
+    return x.detach().double(), y.detach().double()
 
 
 def clean_fid() -> object:

@@ -26,7 +26,7 @@ def fisher(jacobian: Tensor, error: Tensor) -> Tensor:
     Returns:
         (star, parameter, parameter) float64.
     Raises:
-        ValueError: shapes don't match, a value is not finite, or an error is not positive.
+        ValueError: shapes don't match, or an error is not positive.
     """
     scaled = _in_errors(jacobian, error)
     return scaled.mT @ scaled
@@ -50,7 +50,6 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
         (star,) float64, unit of the parameter squared.
     Raises:
         ValueError: the information is singular: a parameter has no influence, or two have the same; names the star.
-            Or another shape, or a value that is not finite.
     """
     fisher = numbers(fisher, "fisher", ndim=3)
     k = fisher.shape[-1]
@@ -135,8 +134,6 @@ def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
         variance: (star,) of the noise; `width`: of the label's distribution; `points`: of the quadrature.
     Returns:
         (star,) E[(x - E[x | x + noise])^2], from 0 to width^2 / 12, which infinite noise leaves.
-    Raises:
-        ValueError: a variance is negative or NaN, or the width is not a positive number.
     """
     require(0 < width < math.inf, "width", width, "a positive number")
     variance = numbers(variance, "variance", ndim=1, finite=False).double()
@@ -200,8 +197,7 @@ def maximum_likelihood(
         data, error: (star, pixel); `start`: (star, parameter); `lower`, `upper`: (parameter,).
         tolerance: chi-square that the next step could still gain where a fit counts as converged.
     Raises:
-        ValueError: shapes do not fit, a value is not finite, an error is not positive, or the model's
-            prediction at the start is not finite.
+        ValueError: the model's prediction at the start is not finite.
     Source: Levenberg 1944, Marquardt 1963, with Marquardt's scaling of the damping.
     """
     require(bool((lower < upper).all()), "lower", lower.tolist(), f"below upper = {upper.tolist()}")

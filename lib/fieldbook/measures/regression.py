@@ -20,8 +20,7 @@ def scores(target: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     Args:
         target, prediction: (n,).
     Raises:
-        ValueError: shapes differ, a value is not finite, or targets do not differ, which leaves R2
-            without a meaning.
+        ValueError: targets do not differ, which leaves R2 without a meaning.
     """
     target = numbers(target, "target", ndim=1, least=2).numpy(force=True).astype(float)
     prediction = numbers(prediction, "prediction", shape=target.shape).numpy(force=True)
@@ -59,8 +58,7 @@ def ridge(
         validation: features and target to choose by.
         alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
     Raises:
-        ValueError: a value is not finite, shapes do not fit, or no penalty is given that is
-            positive and that the features' precision allows.
+        ValueError: no penalty is positive and allowed by the features' precision.
     """
     accepted = "penalties above 0, with which collinear features have one solution"
     require(len(alphas) and min(alphas) > 0, "alphas", list(alphas), accepted)
@@ -108,8 +106,6 @@ def boosted_trees(
     Args:
         features: (n, features); `target`: (n,); `share`: of the features that each tree may split on.
         bins: values of a feature that are told apart; a quarter of the library's default, at a third of its time.
-    Raises:
-        ValueError: shapes do not fit, or a value is not finite.
     Warns:
         UserWarning: fewer than 40 samples: a leaf holds 20 of them, and no tree splits.
     Source: Ke et al. 2017 (NeurIPS 30), LightGBM.

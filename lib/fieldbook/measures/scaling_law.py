@@ -61,7 +61,8 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, de
     """
     n, d, loss = _runs(n, d, loss, delta)
     law = _fit(n, d, loss, delta, [(a, b) for a in EXPONENTS for b in EXPONENTS])
-    for said in _undetermined(law, n, d):
+    said = _undetermined(law, n, d)
+    if said:
         warnings.warn(f"the runs do not determine {law}: {said}", stacklevel=2)
     return law
 
@@ -157,29 +158,29 @@ def _too_few(n: np.ndarray, d: np.ndarray) -> tuple[str, int, str] | None:
     return ("different runs (n, d)", found, "at least 5 for five parameters") if found < 5 else None
 
 
-def _undetermined(law: Law, n: np.ndarray, d: np.ndarray) -> list[str]:
+def _undetermined(law: Law, n: np.ndarray, d: np.ndarray) -> str | None:
     """What the runs leave open: parameters that could change without a change of the loss."""
     x, y = (np.log(values) - np.log(values).mean() for values in (n, d))
     of_n, of_d = law.A * n**-law.a, law.B * d**-law.b
     for name, exponent, term in (("n", law.a, of_n), ("d", law.b, of_d)):
         least, most = LIMITS[0] * 1.01, LIMITS[1] / 1.01
         if not (least < exponent < most and term.max() > 1e-9 * law.loss(n, d).max()):
-            return [f"{name} has no effect, or one that is no power; add runs with other {name}"]
+            return f"{name} has no effect, or one that is no power; add runs with other {name}"
     if _condition(x, y) > CONDITION[0]:
-        return [
+        return (
             f"n and d go together (correlation {np.corrcoef(x, y)[0, 1]:.4f} of their logarithms),"
             " so that their exponents can be exchanged; add runs with other d at the same n"
-        ]
+        )
     terms = [of_n, of_d, -of_n * x, -of_d * y]
     columns = [np.ones_like(n), *terms] if law.E > 0 else terms  # E at its limit is known
     condition = _condition(*(column / law.loss(n, d) for column in columns))
-    if condition > CONDITION[1]:
-        spans = [f"{name} spans a factor {np.exp(np.ptp(z)):.3g}" for name, z in (("n", x), ("d", y))]
-        return [
-            f"their terms look alike there (condition {condition:.2g}; {', '.join(spans)});"
-            " add runs with smaller and larger n and d, over a decade or more of each"
-        ]
-    return []
+    if condition <= CONDITION[1]:
+        return None
+    spans = [f"{name} spans a factor {np.exp(np.ptp(z)):.3g}" for name, z in (("n", x), ("d", y))]
+    return (
+        f"their terms look alike there (condition {condition:.2g}; {', '.join(spans)});"
+        " add runs with smaller and larger n and d, over a decade or more of each"
+    )
 
 
 def _condition(*columns: np.ndarray) -> float:
