@@ -31,7 +31,7 @@ class Task:
     @property
     def strict(self) -> Tensor:
         """(n,) bool: test pairs that neither a train mirror (b, a) nor the absorbing target 0 gives away."""
-        in_train = torch.zeros(self.p, self.p, dtype=torch.bool)
+        in_train = self.train.new_zeros(self.p, self.p)
         in_train[self.pairs[:, 0], self.pairs[:, 1]] = self.train
         mirror = in_train[self.pairs[:, 1], self.pairs[:, 0]]
         return ~self.train & ~mirror & (self.target != 0)
@@ -107,4 +107,4 @@ def residue_class(values: Tensor, p: int) -> Tensor:
     symbol = torch.full((p,), -1)
     symbol[torch.arange(1, p) ** 2 % p] = 1
     symbol[0] = 0
-    return symbol[values]
+    return symbol.to(values.device)[values]

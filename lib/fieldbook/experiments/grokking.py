@@ -194,7 +194,7 @@ def _accuracies(outputs: Tensor, task: Task, target: Tensor, train: Tensor, stri
     row = {name: float(values.mean()) for name, values in row.items()}
     row["test_acc_residue"] = math.nan
     if task.operation in ("mul", "div"):
-        same = residue_class(guess[~train].cpu(), task.p) == residue_class(target[~train].cpu(), task.p)
+        same = residue_class(guess[~train], task.p) == residue_class(target[~train], task.p)
         row["test_acc_residue"] = float(same.double().mean())
     return row
 

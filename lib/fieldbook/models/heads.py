@@ -37,4 +37,4 @@ def head(
         layers += [nn.Linear(widths[-1], 1), nn.Flatten(0)]
     spread = labels.std(keepdim=True)
     layers.append(preprocess.Affine(-labels.mean() / spread, spread))  # from mean 0, deviation 1 to the labels' unit
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers).to(features.device)
