@@ -106,6 +106,10 @@ class _Names(TorchFunctionMode):
         args, kwargs = tuple(map(_stand_in, args)), {name: _stand_in(x) for name, x in (kwargs or {}).items()}
         if func is Tensor.cuda:
             return args[0].to(STAND_IN)
+        if func in (Tensor.__getitem__, Tensor.__setitem__):  # C++ would copy a list to its own idea of a GPU
+            key = args[1] if isinstance(args[1], tuple) else (args[1],)
+            key = tuple(torch.tensor(x) if isinstance(x, list | np.ndarray) else x for x in key)
+            return func(args[0], key, *args[2:])
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == STAND_IN:
             return func(*args, **kwargs | {"device": CPU}).to(STAND_IN)
         if func in HALVED and torch.is_autocast_enabled("cuda") and args[0].device != CPU:

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pretend
 import pytest
 import torch
@@ -85,9 +86,15 @@ def settings_of(profile: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("chapter", SMALL)
 def test_chapter_computes_on_one_device(chapter: str, results: Path) -> None:
+    with pretend.gpu() as mode:
+        compute(chapter, **SMALL[chapter])
+    assert mode.waits > 10, "the chapter left the GPU alone"
+
+
+def test_the_pretended_gpu_computes_what_the_cpu_does(results: Path) -> None:
     with pretend.gpu():
-        names = compute(chapter, **SMALL[chapter])
-    assert torch.device(names.get("device") or names["DEVICE"]).type == "cuda"
+        pretended = compute("agop", **AGOP | {"precision": "fp32", "profile": "pretended"})["rows"]
+    pd.testing.assert_frame_equal(compute("agop", **AGOP | {"precision": "fp32"})["rows"], pretended, rtol=1e-4)
 
 
 def test_a_draw_on_another_device_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

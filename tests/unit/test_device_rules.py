@@ -1,6 +1,7 @@
 """What stays on the device of its inputs, and how often an update waits for it, under a pretended GPU."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pretend
 import pytest
@@ -9,10 +10,12 @@ from torch import nn
 
 from fieldbook import training
 from fieldbook.data.images import digits
+from fieldbook.data.modular import residue_class, task
 from fieldbook.data.toys import TOYS
 from fieldbook.experiments import drifting
 from fieldbook.measures.agop import agop, agop_sketch
 from fieldbook.measures.image_features import judge
+from fieldbook.models.heads import head
 from fieldbook.recipe import Recipe
 from fieldbook.samplers import sgmcmc
 from fieldbook.samplers import wang_landau as wl
@@ -56,6 +59,16 @@ def test_the_judge_stays_where_it_is(mode: pretend.Pretended) -> None:
     assert first == second and all(w.is_cuda for w in found.network.parameters())
 
 
+def test_tasks_and_heads_follow_their_inputs(mode: pretend.Pretended) -> None:
+    values = torch.arange(7, device="cuda")
+    assert residue_class(values, 7).tolist() == [0, 1, 1, -1, 1, -1, -1]
+    t = task("add", 7, 0.5, 0)
+    moved = replace(t, **{name: getattr(t, name).to("cuda") for name in ("pairs", "target", "train")})
+    assert torch.equal(moved.strict.cpu(), t.strict)
+    x = torch.randn(20, 3, device="cuda")
+    assert head("mlp_1", x, x[:, 0])(x).is_cuda
+
+
 def test_an_update_waits_once(mode: pretend.Pretended) -> None:
     x = torch.randn(32, 3, device="cuda")
 
@@ -96,12 +109,12 @@ def test_a_step_of_a_chain_waits_for_nothing(mode: pretend.Pretended, name: str,
 def test_a_move_through_the_landscape_waits_for_nothing(mode: pretend.Pretended, method: str) -> None:
     grid, generator = wl.Grid(-1.0, 1.0, 6), torch.Generator("cuda").manual_seed(0)
     w = wl.start(harmonic, torch.ones(2, 3, 4, device="cuda") / 2, generator)
-    options = {"h": 0.1, "observe": lambda z: z[..., 0]}
+    options = {"h": 0.02, "observe": lambda z: z[..., 0]}
 
     def run(steps: int) -> wl.Landscape:
         if method == "ramp":
             return wl.ramp(harmonic, w, grid, [0.0] * steps, generator, **options)[0]
-        return wl.wang_landau(harmonic, w, grid, generator, steps=steps, **options)
+        return wl.wang_landau(harmonic, w, grid, generator, steps=steps, first=0.0, **options)
 
     assert waits_per_step(mode, run) == 0
     found = run(3)

@@ -61,6 +61,9 @@ def test_numbers_and_indices_may_stay_on_the_cpu(x):
     assert x[torch.tensor([1])].tolist() == [[3, 4, 5]] and x[torch.tensor([True, False])].tolist() == [[0, 1, 2]]
     x[torch.tensor([0])] = torch.tensor(7.0)
     assert x.cpu()[0].tolist() == [7, 7, 7]
+    assert x[[1]].tolist() == [[3, 4, 5]] and x[..., [2, 0]].tolist()[1] == [5, 3] and x[:, np.array([1])].sum() == 11
+    x[:, [1]] = 0
+    assert x[1].tolist() == [3, 0, 5]
     with refuses("indices should be"):
         torch.ones(3)[torch.tensor([0], device="cuda")]
     with refuses("indices should be"):
