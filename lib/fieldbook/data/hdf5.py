@@ -5,7 +5,6 @@ refused.
 """
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ import h5py
 import tables
 
 FILTERS = {305: "lzo", 307: "bzip2", 32001: "blosc", 32026: "blosc2"}  # PyTables may have them
-BLOCK, WHOLE, SAMPLE = 2**16, 2**26, 256  # bytes at once; of a file read in full; blocks of others
 
 
 class Fault(ValueError):
@@ -150,16 +148,3 @@ def readable(found: h5py.Dataset, scratch: Path | None = None) -> Iterator[h5py.
             copy.root.packed.copy(newname="plain", filters=tables.Filters())
         with h5py.File(path) as copy:
             yield copy["plain"]
-
-
-def fingerprint(file: Path) -> str:
-    """A hash of a file's content; of its size, time and some of it, where it is large."""
-    status = file.stat()
-    large = status.st_size > WHOLE
-    stamp = f"{status.st_size} {status.st_mtime_ns if large else ''}"
-    digest = hashlib.sha256(stamp.encode())
-    with file.open("rb") as opened:
-        for start in range(0, status.st_size, status.st_size // SAMPLE if large else BLOCK):
-            opened.seek(start)
-            digest.update(opened.read(BLOCK))
-    return digest.hexdigest()

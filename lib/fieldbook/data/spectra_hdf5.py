@@ -31,6 +31,7 @@ from fieldbook.checks import require
 from fieldbook.data import hdf5, pandas_hdf5
 from fieldbook.data.hdf5 import check
 from fieldbook.data.spectra import Spectra, signal_to_noise
+from fieldbook.identity import content_of
 
 WAVE, FLUX, ERROR = "spectrumdataset/wave", "dataset/arrays/flux/value", "dataset/arrays/error/value"
 PARAMS = "dataset/params"
@@ -156,7 +157,7 @@ def identity_of(file: Path) -> dict[str, object]:
         table = h5[_key(h5)].get("table")
         found += [table] if isinstance(table, h5py.Dataset) else []
         behind = set().union({file.resolve()}, *map(hdf5.sources, found))
-    contents = {str(path): hdf5.fingerprint(path) for path in sorted(behind)}
+    contents = {str(path): content_of(path) for path in sorted(behind)}
     return {"path": str(file.resolve()), "files": contents}
 
 
