@@ -571,7 +571,7 @@ def spectrum_rows(found, spreads):
 
 
 # %% [markdown]
-# What determines the rows is named; a file of real spectra counts by its name and size, a checkpoint by its content.
+# What determines the rows is named; files of real spectra and a checkpoint count by their content.
 
 # %%
 makers = [spectra_of, gravity, network, pretraining, validate, predict, trained, pretrain, settle]

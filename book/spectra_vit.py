@@ -329,7 +329,7 @@ def bins_of(job, guess):
 
 
 # %% [markdown]
-# What determines the rows is named; a file of real spectra counts by its name and size.
+# What determines the rows is named; files of real spectra count by their content.
 
 # %%
 makers = [
