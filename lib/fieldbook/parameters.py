@@ -30,7 +30,7 @@ import sys
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,15 +138,16 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # PyYAML stumbles over some tags with errors of every kind
-        raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split()):.400}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{file}: expected `name: value` lines, found a {type(values).__name__}")
+    try:
+        accepted = check(notebook, values or {})
+    except ValueError as error:
+        raise ValueError("\n  ".join([f"{file} for {error}", *misread])) from None
     if misread:
         raise ValueError("\n  ".join([f"{file}: read otherwise than it looks", *misread]))
-    try:
-        return check(notebook, values or {})
-    except ValueError as error:
-        raise ValueError(f"{file} for {error}") from None
+    return accepted
 
 
 def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,9 +182,9 @@ def _misread(text: str) -> list[str]:
     signs = {yaml.TagToken: "a tag", yaml.AnchorToken: "an anchor", yaml.AliasToken: "an alias"}
     found = [token for token in yaml.scan(text, yaml.SafeLoader) if type(token) in signs]
     if found:  # an alias may stand for what it is part of: not to be walked through
-        where = [(token.start_mark.line + 1, signs[type(token)]) for token in found]
-        return [f"line {line} has {sign}; write the value itself" for line, sign in where]
-    return list(_misread_node(yaml.compose(text, yaml.SafeLoader), "the file"))
+        first = {signs[type(token)]: token.start_mark.line + 1 for token in reversed(found)}
+        return [f"line {n} has {sign}; write the value itself" for sign, n in first.items()]
+    return list(islice(_misread_node(yaml.compose(text, yaml.SafeLoader), "the file"), 10))
 
 
 def _misread_node(node: yaml.Node | None, where: str) -> Iterator[str]:
@@ -193,18 +194,18 @@ def _misread_node(node: yaml.Node | None, where: str) -> Iterator[str]:
     elif isinstance(node, yaml.MappingNode):
         names = [key.value for key, _ in node.value]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"given more than once: {name}"
+            yield f"given more than once: {name:.40}"
         for key, value in node.value:
             yield from _misread_node(key, "a name")
-            yield from _misread_node(value, str(key.value))
+            yield from _misread_node(value, str(key.value)[:40])
     elif node is not None and node.style is None:
         kind = _PLAIN.get(node.tag.removeprefix("tag:yaml.org,2002:"))
         if kind is None:
-            yield f"{where}: `{node.value}` is not read as text; write it in quotes"
+            yield f"{where}: `{node.value:.40}` is not read as text; write it in quotes"
         elif not kind.fullmatch(node.value):
             meaning = json.dumps(yaml.safe_load(node.value))
-            remedy = f"write {meaning} if that is meant, a plain decimal number, or quotes for a text"
-            yield f"{where}: `{node.value}` is read as {meaning}; {remedy}"
+            remedy = f"write {meaning:.40} for that, a plain decimal number, or quotes for a text"
+            yield f"{where}: `{node.value:.40}` is read as {meaning:.40}; {remedy}"
 
 
 def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
