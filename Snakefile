@@ -178,7 +178,7 @@ rule networks:
     shell:
         """
         for file in {output}; do
-            cp {params.trained}/*/$(basename $file .safetensors)_seed0/final.safetensors $file
+            cp $(find -L {params.trained} -path "*/$(basename $file .safetensors)_seed0/final.safetensors") $file
         done
         """
 
