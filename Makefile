@@ -11,7 +11,7 @@ ANEW := this folder was moved or copied with $(VENV), or that is broken: run 'rm
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: here help book html publish notebooks lab test test-cluster bench unlock clean
+.PHONY: here help book html publish notebooks lab test test-gpu test-cluster bench unlock clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -36,6 +36,9 @@ lab: here        ## open JupyterLab on the book
 
 test: here       ## run every test: library, notebooks, book in a browser
 	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(wildcard book/*.ipynb)
+
+test-gpu: here   ## run every chapter and the library on this machine's GPU, and compare them with the CPU
+	@pytest -v tests/gpu
 
 test-cluster: here ## run the book on a SLURM of one node that the test starts here; as root, with apt
 	@command -v slurmctld > /dev/null && command -v munged > /dev/null || \
