@@ -89,9 +89,9 @@ def stack(case: Case, chains: int, steps: int) -> Tensor:
     """Ours: all chains at once. Returns losses relative to those at the start, (steps, chains)."""
     w_star = llc.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
-    start = w_star.repeat(chains, 1)
+    start = w_star.repeat(chains, 1)[:, None]  # one seed, hence one minibatch for all of them
     points = chain(case.gradient, start, sgld(), generator, steps=steps, common_noise=False, **case.options)
-    return torch.stack([losses for losses, _ in points])
+    return torch.stack([losses for losses, _ in points]).squeeze(-1)
 
 
 def loop(

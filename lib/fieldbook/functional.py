@@ -96,7 +96,8 @@ def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
     """
     expected = f"{tuple(outputs.shape)}, that of the outputs"
     require(target.shape == outputs.shape, "shape of target", tuple(target.shape), expected)
-    return (outputs - target).square().flatten(1).sum(1) / 2 if outputs.ndim > 1 else (outputs - target).square() / 2
+    errors = (outputs - target).square() / 2
+    return errors.flatten(1).sum(1) if errors.ndim > 1 else errors
 
 
 def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
