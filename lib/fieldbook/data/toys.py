@@ -1,7 +1,4 @@
-"""Distributions in the plane with zero mean and a standard deviation near one, drawn without end.
-
-Points are on the device of the generator that draws them.
-"""
+"""Distributions in the plane with mean 0 and deviation near 1, drawn on the generator's device."""
 
 import math
 from collections.abc import Callable

@@ -333,13 +333,12 @@ def _kernel(grid: Grid, device: torch.device) -> Callable[[Tensor], Tensor]:
     hardly correct, what differs between neighbouring bins.
     """
     centres, sigma, walls = (
-        grid.centres(),
+        grid.centres().to(device),
         grid.width() / 2,
-        torch.tensor([[grid.low], [grid.high]], dtype=torch.float64),
+        torch.tensor([[grid.low], [grid.high]], dtype=torch.float64, device=device),
     )
     below = torch.special.ndtr((walls - centres) / sigma)
     scale = grid.width() / (sigma * math.sqrt(2 * math.pi) * (below[1] - below[0]))
-    scale, centres = scale.to(device), centres.to(device)
     return lambda x: scale * (-(((x.double()[..., None] - centres) / sigma) ** 2) / 2).exp()
 
 
