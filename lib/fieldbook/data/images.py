@@ -69,10 +69,10 @@ def mnist(folder: Path, sums: Mapping[str, str] = MNIST) -> Images:
     """MNIST from its four idx files, packed or not, 28 x 28.
 
     Args:
-        folder: holds the files named in `MNIST`; `sums`: MD5 sums of their content, or of the packed files.
+        folder: holds the files named in `MNIST`; `sums`: MD5 sums of their content, packed or not.
     Raises:
         FileNotFoundError: a file is missing; lists all names.
-        ValueError: wrong checksum or magic number, a file too short, shapes or labels that cannot be; names it.
+        ValueError: wrong checksum or magic number, or content that cannot be; names the file.
     Source: LeCun et al. 1998 (doi:10.1109/5.726791).
     """
     paths = [Path(folder) / name for name in MNIST]
@@ -85,7 +85,7 @@ def mnist(folder: Path, sums: Mapping[str, str] = MNIST) -> Images:
 def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
     """CIFAR-10 from the batches of its Python version, 3 x 32 x 32.
 
-    These files are pickles: they are opened only if the checksum is right, and may contain arrays and nothing else.
+    These files are pickles: opened only if the checksum is right, and of arrays alone.
 
     Args, Raises: as in `mnist`, with the names in `CIFAR10`.
     Source: Krizhevsky 2009, Learning multiple layers of features from tiny images.
@@ -96,13 +96,13 @@ def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
 
 def _checked(x: Tensor, label: Tensor, shape: tuple[int, int, int], path: Path) -> tuple[Tensor, Tensor]:
     """Bytes as images in [-1, 1], with labels from 0 to 9."""
-    fits = x.dtype == torch.uint8 and x.shape == (len(label), *shape) and len(label) > 0
-    found = f"{path}: {len(label)} labels for {tuple(x.shape)} images of {x.dtype}"
-    if not fits:
-        raise ValueError(f"{found}; expected (n, {', '.join(map(str, shape))}) bytes and n labels")
+    if x.dtype != torch.uint8 or x.shape != (len(label), *shape) or not len(label):
+        found = f"{len(label)} labels for {tuple(x.shape)} images of {x.dtype}"
+        accepted = f"(n, {', '.join(map(str, shape))}) bytes and n labels"
+        raise ValueError(f"{path}: {found}; expected {accepted}")
     known = torch.isin(label, torch.arange(10))
-    if not known.all():
-        row = int(known.int().argmin())
+    row = int(known.int().argmin())
+    if not known[row]:
         raise ValueError(f"{path}: label {label[row].item()} in row {row}; expected 0 to 9")
     return x.float() / 127.5 - 1, label.long()
 
@@ -117,8 +117,8 @@ def _content(path: Path, sums: Mapping[str, str]) -> bytes:
     packed = path.is_file() and path.suffix == ".gz"
     file = path if packed else path.with_suffix("")
     if not file.is_file():
-        all_names = f"{', '.join(sums)}, as the authors distribute them"
-        raise FileNotFoundError(f"no file {path}; its folder must hold {all_names}")
+        names = f"{', '.join(sums)}, as the authors distribute them"
+        raise FileNotFoundError(f"no file {path}; its folder must hold {names}")
     stored = file.read_bytes()
     try:
         content = gzip.decompress(stored) if packed else stored

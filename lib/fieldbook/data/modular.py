@@ -55,19 +55,17 @@ def task(operation: str, p: int, train_fraction: float, seed: int, *, exclude_ze
     """All pairs of an operation modulo a prime, split into train and test under a seed.
 
     Args:
-        operation: add, sub, mul or div; division leaves out b = 0.
-        train_fraction: share of the pairs in the train split, in (0, 1).
+        operation: add, sub, mul or div, which leaves out b = 0.
         exclude_zero: leave out a = 0 and b = 0 for every operation.
     Raises:
-        ValueError: unknown operation, p not a prime, a fraction that leaves one side of the split empty.
+        ValueError: unknown operation, p not a prime, a fraction that leaves a side empty.
     """
     require_prime(p)
     if operation not in OPERATIONS:
         raise ValueError(f"operation = {operation!r}: expected one of {', '.join(OPERATIONS)}")
-    first = 1 if exclude_zero else 0
-    a, b = torch.cartesian_prod(
-        torch.arange(first, p), torch.arange(1 if operation == "div" else first, p)
-    ).T  # fmt: skip
+    first = int(exclude_zero)
+    divisor = 1 if operation == "div" else first
+    a, b = torch.cartesian_prod(torch.arange(first, p), torch.arange(divisor, p)).T
     inverse = torch.tensor([0] + [pow(k, -1, p) for k in range(1, p)])
     target = {"add": a + b, "sub": a - b, "mul": a * b, "div": a * inverse[b]}[operation] % p
     n_train = round(train_fraction * len(a))
@@ -89,8 +87,8 @@ def token_order(operation: str, p: int, generator: int | None = None) -> Tensor:
     """The order of the tokens in which the operation is a shift.
 
     Returns:
-        0, 1, .., p-1 for add and sub; the powers g^0, g^1, .., g^(p-2) for mul and div (zero has no place there),
-        with g the smallest primitive root unless given.
+        0, 1, .., p-1 for add and sub; for mul and div the powers g^0, .., g^(p-2), without zero, of
+        the smallest primitive root unless given.
     Source: Mallinar et al. 2024 (arXiv:2407.20199), section 5.
     """
     if operation in ("add", "sub"):

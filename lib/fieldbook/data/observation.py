@@ -1,8 +1,8 @@
 """Stars as a spectrograph sees them: labels drawn, spectra emulated, and the noise that each would have.
 
-The noise follows the medium resolution mode of the Prime Focus Spectrograph: 12 exposures of 900 s with photon noise of
-star and sky, read-out noise, and an error of 1 % in the subtracted sky. `sky.csv` beside this file: the 80 strongest
-blends of the night sky, with their peaks in electrons per pixel and exposure.
+As in the medium resolution mode of the Prime Focus Spectrograph: 12 exposures of 900 s with photon
+noise of star and sky, read-out noise, and an error of 1 % in the subtracted sky. `sky.csv`: the 80
+strongest blends of the night sky, with their peaks in electrons per pixel and exposure.
 """
 
 from collections.abc import Mapping
@@ -73,9 +73,8 @@ def draw(
     """Labels of stars, each uniform and independent of the others; the first m of n are those of draw(m, ..).
 
     Args:
-        ranges: label -> (lowest, highest), for all `LABELS`; `mag`: likewise; `rv_kms`: largest radial velocity.
-    Returns:
-        Columns `LABELS`, mag, redshift; one row per star.
+        ranges: label -> (lowest, highest); `mag`: likewise; `rv_kms`: largest radial velocity.
+    Returns: columns `LABELS`, mag, redshift; one row per star.
     Raises:
         ValueError: n < 1, or a range is missing or reversed.
     """

@@ -1,7 +1,7 @@
 """Tables that pandas has left in HDF5 files, read without running what they may hold.
 
-pandas keeps a table as one dataset of records, and the names of its columns, among others, as pickles in attributes.
-`pandas.read_hdf` loads these pickles, and a pickle can name any function to be called; here none is looked up.
+A table is one dataset of records, and the names of its columns, among others, are pickles in
+attributes: `pandas.read_hdf` calls any function that one names; here none is looked up.
 """
 
 import io
@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from fieldbook.checks import require
-from fieldbook.data.hdf5 import readable
+from fieldbook.data.hdf5 import check, readable
 
 
 def kind(node: h5py.Group | h5py.Dataset | None) -> str:
@@ -29,32 +28,28 @@ def keys(file: h5py.File) -> list[str]:
 
 
 def numbers(group: h5py.Group) -> pd.DataFrame:
-    """The columns of numbers of a DataFrame that was written with `format="table"`.
-
-    Its index is left out, and so are columns of words, dates or categories. Columns of one type come together.
+    """The columns of numbers of a DataFrame that was written with `format="table"`, sorted by type.
 
     Raises:
-        ValueError: another kind of object; the names of columns are no list of strings and numbers. Names the path.
+        ValueError: another kind of object; the names of columns are no list of strings and numbers.
+            Names the file and the path.
     """
-    path, found = group.name.strip("/"), kind(group)
-    require(found == "frame_table", f"pandas_type of {path}", found, "frame_table, columns written with format='table'")
+    file, path, found = group.file.filename, group.name.strip("/"), kind(group)
+    other = f"is {found!r}; expected frame_table, columns written with format='table'"
+    check(found == "frame_table", file, f"pandas_type of {path}", other)
     table, columns = group["table"], {}
     with readable(table) as packed:
         rows = packed[()]
     for field in rows.dtype.names:
         if _holds_numbers(table, field):
-            values = np.atleast_2d(_native(rows[field]).T)
+            stored = rows[field].dtype  # stored again in native order, at most in float64
+            dtype = stored.newbyteorder("=") if stored.itemsize <= 8 else np.float64
+            values = np.atleast_2d(rows[field].astype(dtype).T)
             names = _names(table, f"{field}_kind", len(values))
             repeated = [name for name in names if name in columns or names.count(name) > 1]
-            require(not repeated, f"columns of {path}", repeated, "every name once")
+            check(not repeated, file, f"columns of {path}", f"are {repeated} twice; expected once")
             columns |= zip(names, values, strict=True)
     return pd.DataFrame(columns)
-
-
-def _native(values: np.ndarray) -> np.ndarray:
-    """In this machine's byte order, and no wider than what a table can be stored with."""
-    dtype = values.dtype.newbyteorder("=")
-    return values.astype(np.float64 if dtype == np.longdouble else dtype)
 
 
 def _holds_numbers(table: h5py.Dataset, field: str) -> bool:
@@ -72,13 +67,13 @@ def _words(node: h5py.Group | h5py.Dataset, attribute: str) -> str:
 
 
 def _names(table: h5py.Dataset, attribute: str, count: int) -> list[str | int | float]:
-    where = f"attribute {attribute} of {table.name.strip('/')}"
+    where = table.file.filename, f"attribute {attribute} of {table.name.strip('/')}"
     try:
         names = _PlainUnpickler(io.BytesIO(table.attrs[attribute])).load()
     except Exception as error:  # what is no pickle fails in many ways
-        raise ValueError(f"{where} is not a list of names: {error}") from error
+        check(False, *where, f"is not a list of names: {error}")
     plain = isinstance(names, list) and all(isinstance(name, str | int | float) for name in names)
-    require(plain and len(names) == count, where, names, f"a list of {count} names")
+    check(plain and len(names) == count, *where, f"is {names!r}; expected a list of {count} names")
     return names
 
 

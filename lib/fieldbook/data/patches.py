@@ -28,9 +28,9 @@ class Layout:
     """Which days there are.
 
     Attributes:
-        instruments: to train on; the first `core` of them are validated and tested on, and `unseen` further ones.
+        instruments: to train on; validated and tested are the first `core`, and `unseen` others.
         train_days, val_days, test_days: in this order; `ticks`: of a day, a multiple of 60.
-        warm_up: patches at the beginning of each day that no sample touches, until the rolling windows have filled.
+        warm_up: patches that no sample touches, at the beginning of each day.
     """
 
     instruments: int
@@ -65,8 +65,8 @@ class Patches:
 
     Attributes:
         features: (item, patch, tick, column) float16, mapped from the disk.
-        target, mean: level -> (item, patch, horizon) float32 at the last tick of each patch: returns, and f*; NaN where
-            a sample would touch the warm-up or the end of the day.
+        target, mean: level -> (item, patch, horizon) float32 at each patch's last tick: returns, and
+            f*; NaN where a sample would touch the warm-up or the end of the day.
     """
 
     items: pd.DataFrame
@@ -75,15 +75,14 @@ class Patches:
     mean: dict[int, np.ndarray]
 
     def __post_init__(self) -> None:
-        shape = (len(self.items), *self.features.shape[1:2])
-        stored = self.features.shape, str(self.features.dtype)
-        accepted = f"({len(self.items)}, patch, {PATCH}, column) float16"
-        fits = self.features.shape[:1] + self.features.shape[2:-1] == (len(self.items), PATCH)
+        n, stored = len(self.items), (self.features.shape, str(self.features.dtype))
+        fits = self.features.shape[:1] + self.features.shape[2:-1] == (n, PATCH)
+        accepted = f"({n}, patch, {PATCH}, column) float16"
         require(fits and self.features.dtype == np.float16, "features", stored, accepted)
-        for arrays in (self.target, self.mean):
-            for level, array in arrays.items():
-                place = f"targets of level {level}"
-                require(array.shape[:2] == shape, place, array.shape, f"{shape} and horizons")
+        shape = self.features.shape[:2]
+        for level, array in [*self.target.items(), *self.mean.items()]:
+            found = array.shape
+            require(found[:2] == shape, f"targets of level {level}", found, f"{shape} and horizons")
 
     def examples(
         self, level: int, split: str, *, instruments: int | None = None, days: int | None = None, stride: int = 1
@@ -198,12 +197,12 @@ def _targets(day: ticks.Day, count: int, level: int, horizons: tuple[int, ...], 
 def patch_factors(features: Tensor, channels: Sequence[int] = range(13)) -> Tensor:
     """62 statistics of each patch that a practitioner would write down.
 
-    Mean, standard deviation, last value and change over the patch of the thirteen `norm` columns (52); of the four
-    returns among them, root mean square and first autocorrelation (8); how order imbalance and traded volume go with
-    the mid-price return (2).
+    Mean, standard deviation, last value and change over the patch of the thirteen `norm` columns
+    (52); of the four returns among them, root mean square and first autocorrelation (8); how order
+    imbalance and traded volume go with the mid-price return (2).
 
     Args:
-        features: (..., 60, features), the `norm` columns at `channels`, in the order of `transforms.CHANNELS`.
+        features: (..., 60, features), the `norm` columns of `transforms.CHANNELS` at `channels`.
     Returns:
         (..., 62).
     """

@@ -23,7 +23,7 @@ SEED = 42  # of the noise of validation and test splits
 class Spectra:
     """A set of spectra, in memory or mapped from files.
 
-    `len` counts them, `spectra[:n]` is a part on the same memory or files. Pickled, a mapped set is the names of its
+    `spectra[:n]` is a part on the same memory or files. Pickled, a mapped set is the names of its
     files, so that workers share one copy.
 
     Attributes:
@@ -60,9 +60,8 @@ class Spectra:
             flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
             return cls(wave, flux, error, params)
         except FileNotFoundError as missing:
-            raise FileNotFoundError(
-                f"no converted spectra in {folder} ({missing}); convert the files first"
-            ) from missing
+            problem = f"no converted spectra in {folder} ({missing}); convert the files first"
+            raise FileNotFoundError(problem) from missing
         except PermissionError:
             raise
         except (ValueError, OSError, EOFError) as damage:
@@ -93,8 +92,7 @@ class Spectra:
         return torch.from_numpy(flux).float(), torch.from_numpy(error).float()
 
     def __reduce__(self):
-        flux, error = (_arguments(array) if _is_mapped(array) else array for array in (self.flux, self.error))
-        return _rebuilt, (self.wave, flux, error, self.params)
+        return _rebuilt, (self.wave, _pickled(self.flux), _pickled(self.error), self.params)
 
 
 def _rebuilt(wave, flux, error, params) -> Spectra:
@@ -102,12 +100,14 @@ def _rebuilt(wave, flux, error, params) -> Spectra:
     return Spectra(wave, flux, error, params)
 
 
-def _is_mapped(array: np.ndarray) -> bool:
-    return isinstance(array, np.memmap) and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
+def _pickled(array: np.ndarray) -> np.ndarray | tuple:
+    """Of a mapped array what makes `np.memmap` map the same part of its file.
 
-
-def _arguments(array: np.memmap) -> tuple:
-    """What makes `np.memmap` map the same part of the same file; an array's own `offset` is that of the whole."""
+    An array's own `offset` is that of the whole.
+    """
+    stored = isinstance(array, np.memmap) and array.dtype == "<f4" and array.flags.c_contiguous
+    if not stored:
+        return array
     unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's offset
     start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
     return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
@@ -144,10 +144,7 @@ def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tenso
 
 @dataclass(frozen=True)
 class LabelNorm:
-    """A linear scale for labels: `transform` gives (label - shift) / scale.
-
-    R2 does not depend on it. A mean absolute error does: times `scale`, it is in the label's unit.
-    """
+    """A linear scale for labels: (label - shift) / scale; errors times `scale` are in their unit."""
 
     shift: float
     scale: float

@@ -1,8 +1,8 @@
 """HDF5 files of spectra: finding, writing, and converting them once to arrays that are fast to read in any order.
 
-A file has `spectrumdataset/wave` (pixels,), `dataset/arrays/flux/value` and `dataset/arrays/error/value` (n, pixels),
-and a pandas table of n rows. Other content, such as `dataset/arrays/mask/value`, is ignored. Nothing in a file that is
-read can run code, though pandas keeps the names of columns as pickles.
+A file has `spectrumdataset/wave` (pixels,), `dataset/arrays/flux/value` and
+`dataset/arrays/error/value` (n, pixels), and a pandas table of n rows; other content is ignored.
+Nothing in it can run code, though pandas keeps the names of columns as pickles.
 """
 
 import contextlib
@@ -52,8 +52,6 @@ VERSION = 2  # of the converted folder; a change converts anew
 def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "test*") -> dict[str, list[Path]]:
     """The files `<pattern>/dataset.h5` of each split, in natural order: shard 2 before shard 10.
 
-    Args:
-        train: pattern of the folders of shards; `val`, `test`: of one folder each.
     Raises:
         FileNotFoundError: a split has no file; names the folder, the pattern and what is there.
         ValueError: several files for `val` or `test`, or one file in two splits; names them.
@@ -62,15 +60,14 @@ def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "
     for split, pattern in {"train": train, "val": val, "test": test}.items():
         found[split] = sorted(folder.glob(f"{pattern}/dataset.h5"), key=_natural)
         if not found[split]:
-            there = ", ".join(sorted(p.name for p in folder.glob("*"))[:10]) if folder.is_dir() else "no such folder"
-            raise FileNotFoundError(
-                f"no {pattern}/dataset.h5 in {folder} for split {split} (there: {there or 'nothing'})"
-            )
+            names = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing"
+            there = f"there: {names if folder.is_dir() else 'no such folder'}"
+            raise FileNotFoundError(f"no {pattern}/dataset.h5 in {folder} for split {split} ({there})")
         if split != "train" and len(found[split]) > 1:
-            names = ", ".join(str(path) for path in found[split])
-            raise ValueError(f"{split} = {pattern!r} fits several files: {names}; expected a pattern for one of them")
+            several = f"fits several files: {', '.join(map(str, found[split]))}"
+            raise ValueError(f"{split} = {pattern!r} {several}; expected a pattern for one of them")
     for one, other in itertools.combinations(found, 2):
-        both = {path.resolve() for path in found[one]} & {path.resolve() for path in found[other]}
+        both = {*map(Path.resolve, found[one])} & {*map(Path.resolve, found[other])}
         common = sorted(map(str, both))
         require(not both, f"{one} and {other}", common, "patterns without a common file")
     return found
@@ -103,26 +100,24 @@ def write(path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, par
 
 
 def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUIRED) -> Spectra:
-    """Check the spectra of one or several files and lay them down as float32 arrays, unless that has been done.
+    """Check the spectra of files and lay them down as float32 arrays, unless that has been done.
 
-    Memory stays constant, flux is clipped at 0, and the folder is replaced only by a whole new one. The result serves
-    as long as the files, and those behind their links and virtual datasets, stay the same. Several processes may call
-    this at once.
+    Memory stays constant, and flux is clipped at 0. The result serves as long as the files, and
+    those behind their links and virtual datasets, stay the same; several processes may ask at once.
 
     Args:
-        files: of one layout and one wavelength grid, of any float or integer type, byte order, chunks and compression
+        files: of one wavelength grid, of any type of numbers, byte order, chunks and compression
             that h5py or PyTables undo.
         folder: of the result, one per split; `Spectra.open` maps it when the files are gone.
         required: columns of numbers that each table must have.
-    Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, in use, lacks something or has values that cannot be; names the file, the path
-            in it and the row. What was in the folder before is intact.
-        OSError: the folder could not be written; what was there before is intact.
+    Raises: what was in the folder before is intact.
+        FileNotFoundError: a file is not there. `OSError`: the folder could not be written.
+        ValueError: a file is damaged, in use, lacks something or has values that cannot be; names
+            the file, the path in it and the row.
     """
     files, folder = [Path(file) for file in files], Path(folder).resolve()
     require(files, "files", files, "at least one file")
-    once = len({file.resolve() for file in files}) == len(files)
+    once = len({*map(Path.resolve, files)}) == len(files)
     require(once, "files", [*map(str, files)], "no file twice")
     free = not folder.exists() or (folder.is_dir() and KEPT.issuperset(os.listdir(folder)))
     accepted = f"a folder of {', '.join(sorted(KEPT))} alone, or none, as it is replaced as a whole"
@@ -147,8 +142,7 @@ def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUI
 def identity_of(file: Path) -> dict[str, object]:
     """The content of a file of spectra, and of the files behind its links and virtual datasets.
 
-    Raises:
-        FileNotFoundError, ValueError: as in `convert`.
+    Raises: as `convert`.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no spectra at {file}; expected an HDF5 file")
@@ -156,7 +150,7 @@ def identity_of(file: Path) -> dict[str, object]:
         found = [hdf5.dataset(h5, name) for name in (WAVE, FLUX, ERROR)]
         table = h5[_key(h5)].get("table")
         found += [table] if isinstance(table, h5py.Dataset) else []
-        behind = set().union({file.resolve()}, *map(hdf5.sources, found))
+        behind = {file.resolve()}.union(*map(hdf5.sources, found))
     contents = {str(path): content_of(path) for path in sorted(behind)}
     return {"path": str(file.resolve()), "files": contents}
 
@@ -190,12 +184,7 @@ def _inspect(file: Path) -> _Shard:
     check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
     with hdf5.reading(file, PARAMS), h5py.File(file) as h5:
         key = _key(h5)
-        try:
-            params = pandas_hdf5.numbers(h5[key])
-        except hdf5.Fault:
-            raise
-        except ValueError as problem:
-            raise hdf5.Fault(f"{file}: {problem}") from problem
+        params = pandas_hdf5.numbers(h5[key])
     check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
     return _Shard(file, wave, params.reset_index(drop=True), key)
 
@@ -244,9 +233,8 @@ def _replace(folder: Path, shards: list[_Shard], identity: dict) -> None:
         params.to_parquet(partial / "params.parquet")
         np.save(partial / "wave.npy", shards[0].wave)
         (partial / "spectra.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
-        for path in partial.iterdir():
+        for path in [*partial.iterdir(), partial]:
             _fsync(path)
-        _fsync(partial)
         if folder.exists():
             os.rename(folder, old)
         os.rename(partial, folder)
@@ -281,7 +269,9 @@ def _checked_blocks(shard: _Shard, scratch: Path) -> Iterator[tuple[np.ndarray, 
         readable = (hdf5.readable(h5[name], scratch) for name in (FLUX, ERROR))
         datasets = [stack.enter_context(each) for each in readable]
         n, pixels = datasets[0].shape
-        rows = _rows_at_once(datasets)
+        chunk = max(dataset.chunks[0] if dataset.chunks else 1 for dataset in datasets)
+        rows = max(BUFFER // (4 * pixels), 1)
+        rows = rows // chunk * chunk or rows  # a compressed chunk is unpacked at each visit
         buffers = np.empty((2, min(rows, n), pixels), "<f4")
         for start in range(0, n, rows):
             flux, error = buffers[:, : min(rows, n - start)]
@@ -305,13 +295,6 @@ def _checked(flux: np.ndarray, error: np.ndarray, start: int, file: Path, fill: 
     filled = f"or all of it is {fill:g}, as where nothing was written"
     check(good.all(), file, FLUX, f"is no star in row {start + row}: {found}; {filled}")
     return snr
-
-
-def _rows_at_once(datasets: Sequence[h5py.Dataset]) -> int:
-    """As many rows as fit in the buffer, in whole chunks if possible: a compressed one is unpacked at each visit."""
-    rows = max(BUFFER // (4 * datasets[0].shape[1]), 1)
-    chunk = max(dataset.chunks[0] if dataset.chunks else 1 for dataset in datasets)
-    return rows // chunk * chunk or rows
 
 
 def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, name: str, accepted: str) -> None:

@@ -145,16 +145,14 @@ def split_days(days: int, test: int, validation: int) -> dict[str, range]:
 
 
 def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.ndarray]:
-    """Real data: each Parquet or CSV file of a folder is one instrument's day, in the order of the files' names.
-
-    Missing values stay NaN, as `transform` expects them. Of other columns `time` alone is looked at, as is the index.
+    """Real data: each Parquet or CSV file of a folder, in their order, is one instrument's day.
 
     Returns:
-        (tick, 13) per file, by its stem.
+        (tick, 13) per file, by its stem; NaN where a value is missing.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, lacks a channel or its numbers, has infinite ones, prices of 0 or volumes below
-            it, or its times fall; two files are of one day. Both name the path.
+        ValueError: a file is damaged, lacks a channel, has values that cannot be or times (`time`,
+            or the index) that fall; two files are of one day. Names the path.
     """
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     files = sorted(file for file in Path(folder).glob("*") if file.suffix in readers)
@@ -244,7 +242,6 @@ def _modes(slow: float) -> list[tuple[float, float]]:
 
 def _solve(world: World) -> tuple[float, float]:
     """Noise and weight of the slow signals that give the two correlations asked for."""
-
     most = min(best_correlation(slow, 1e-9, SHORT, world.tau) for slow in (0.0, SLOWEST))
     require(world.best_short < most, "best_short", world.best_short, f"below {most:.3f}, where there is no noise")
 

@@ -1,7 +1,6 @@
 """Distributions in the plane with mean 0 and deviation near 1, drawn on the generator's device."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,14 +23,9 @@ def ring(n: int, generator: torch.Generator) -> Tensor:
 
 def swiss_roll(n: int, generator: torch.Generator) -> Tensor:
     """A spiral of one and a half turns with a little noise; (n, 2)."""
-    place = {"generator": generator, "device": generator.device}
-    t = 1.5 * math.pi * (1 + 2 * torch.rand(n, **place))
-    spiral = torch.stack((t * t.cos() - 2, t * t.sin()), 1)
-    return (spiral + 0.3 * torch.randn(n, 2, **place)) / 6.8
+    t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator, device=generator.device))
+    noise = torch.randn(n, 2, generator=generator, device=generator.device)
+    return (torch.stack((t * t.cos() - 2, t * t.sin()), 1) + 0.3 * noise) / 6.8
 
 
-TOYS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    "checkerboard": checkerboard,
-    "ring": ring,
-    "swiss_roll": swiss_roll,
-}
+TOYS = {"checkerboard": checkerboard, "ring": ring, "swiss_roll": swiss_roll}

@@ -36,12 +36,10 @@ def transform(
     Returns:
         (..., tick, 52) float32 in [-5, 5], or 39 columns without the skewness.
     Raises:
-        ValueError: the last axis is not of 13 channels, there is no tick, numbers are not real, or a
-            window is too short.
+        ValueError: no real numbers, another shape, no tick, or a window that is too short.
     """
     raw = np.asarray(raw)
-    real = raw.dtype.kind in "iuf"
-    require(real, "dtype of raw", str(raw.dtype), "real numbers")
+    require(raw.dtype.kind in "iuf", "dtype of raw", str(raw.dtype), "real numbers")
     fits = raw.ndim >= 2 and raw.shape[-1] == len(CHANNELS) and raw.size
     require(fits, "shape of raw", raw.shape, f"(..., tick, {len(CHANNELS)}) with a tick or more")
     require(inner >= 3, "inner", inner, "at least 3 ticks")
