@@ -44,22 +44,20 @@ def evaluate(
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate one checkpoint, or every `step_*.safetensors` of a folder in the order of steps.
 
-    A row is written as soon as it is known. A killed call continues under `skip_existing`: it begins again at the
-    checkpoint that it was at, whose samples follow from the seed. A damaged checkpoint in a folder is named in a
-    warning and the others are evaluated.
+    A row is written as soon as it is known, so that a killed call continues under `skip_existing`.
+    Of a folder, a damaged checkpoint is named in a warning and the others are evaluated.
 
     Args:
         judge: measures the samples; None leaves FID alone.
-        num_samples: with every class as often as any other; `alpha`: strength of guidance, in [1, inf).
+        num_samples: of all classes alike; `alpha`: strength of guidance, in [1, inf).
         ema: sample with the averaged weights.
         dataset_split, fid_mode: of clean-fid's statistics; `fid_mode` None leaves `fid` empty.
-        skip_existing: keep the rows of weights that have been measured in this way; otherwise they are replaced.
+        skip_existing: keep rows of weights that have been measured in this way, or replace them.
         cleanup_samples: delete the PNG files of the samples once they are measured.
-        draw: called with the table after each row, for instance `partial(figures.step_curve, name="fid", file=..)`.
-    Returns:
-        The whole table.
+        draw: called with the table after each row, as `partial(figures.step_curve, ..)` may be.
+    Returns: the whole table.
     Raises:
-        FileNotFoundError: no checkpoint there, or `fid_mode` is given and a file of clean-fid's is missing.
+        FileNotFoundError: no checkpoint, or with `fid_mode` no file of clean-fid's.
         ValueError: a single checkpoint is damaged; or an option is out of range.
     """
     require(num_samples >= 2, "num_samples", num_samples, "at least 2")
@@ -83,9 +81,9 @@ def evaluate(
         folder = output / "artifacts" / file.stem
         row = _evaluate_one(model.to(device), saved, key, folder, judge, batch_size, write=not cleanup_samples)
         rows = table.frame()
-        old = rows.astype(object).apply(lambda r, key=key: table.key(r) == table.key(key), axis=1) if len(rows) else []
-        if any(old):
-            table.replace(rows[~old])
+        kept = [table.key(old) != table.key(key) for _, old in rows.astype(object).iterrows()]
+        if not all(kept):
+            table.replace(rows[kept])
         table.append(row)
         if cleanup_samples:
             shutil.rmtree(folder / "generated", ignore_errors=True)

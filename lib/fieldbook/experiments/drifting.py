@@ -1,8 +1,7 @@
 """Generators trained in a drifting field: settings, training with checkpoints that rebuild themselves, sampling."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -37,15 +36,14 @@ class Setting:
 
     Attributes:
         data: a toy, or images; `folder`: of the files of `mnist` and `cifar10`.
-        generator: `mlp` or `dit`, with their options `width`, `depth`, and `noise_dim`, `codebook` (mlp) or `patch`
-            (dit).
-        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `axes`, `projection`
-            and `prior`: begin as the kernel field with `taus`, or at random.
+        generator: with `width`, `depth`, and `noise_dim`, `codebook` (mlp) or `patch` (dit).
+        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `axes`,
+            `projection` and `prior`: begin as the kernel field with `taus`, or at random.
         encoder: drift in the features of an autoencoder, too, and not in pixels alone.
         set_size: generated samples per class and update; `positives`: real ones; `groups`: classes per update.
         cfg: `none`; `one_pass`, with `unconditional` real negatives per class and strengths drawn on [1, `alpha_max`];
             `two_pass`, which trains one more group without class and extrapolates when sampling.
-        steps, lr, ..: of the `Recipe`; `ema_share`: the averaged weights look back on this share of the run;
+        steps, lr, ..: of the `Recipe`; `ema_share`: of the run, seen by the averaged weights;
             `field_lr`: factor on the learning rate for a learned field.
     """
 
@@ -139,16 +137,17 @@ class Drifter(nn.Module):
 
     def __init__(self, setting: Setting, shape: Sequence[int], classes: int, dims: Sequence[int]):
         super().__init__()
-        options = {"classes": classes, "width": setting.width, "depth": setting.depth, "seed": setting.seed}
-        mlp = setting.generator == "mlp"
-        vector = {"noise_dim": setting.noise_dim, "codebook": setting.codebook}
-        options |= vector if mlp else {"patch": setting.patch}
-        self.generator = (MLPGenerator if mlp else DiTGenerator)(shape, **options)
+        size = {"classes": classes, "width": setting.width, "depth": setting.depth}
+        size["seed"] = setting.seed
+        if setting.generator == "dit":
+            self.generator = DiTGenerator(shape, patch=setting.patch, **size)
+        else:
+            noise_dim, codebook = setting.noise_dim, setting.codebook
+            self.generator = MLPGenerator(shape, noise_dim=noise_dim, codebook=codebook, **size)
         self.field = None
         if setting.field == "learned":
-            taus = setting.taus if setting.prior else ()
-            bank = {"projection": setting.projection, "taus": taus, "axes": setting.axes, "seed": setting.seed + 1}
-            self.field = FieldBank(dims, **bank)
+            bank = {"projection": setting.projection, "axes": setting.axes, "seed": setting.seed + 1}
+            self.field = FieldBank(dims, taus=setting.taus if setting.prior else (), **bank)
         self.setting, self.classes, self.dims = setting, classes, list(dims)
 
     def sample(self, label: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -163,13 +162,12 @@ class Drifter(nn.Module):
 
 def build(setting: Setting, reals: Reals) -> tuple[Drifter, Autoencoder | None]:
     """The untrained model, and the encoder trained for its features, if the setting wants one."""
-    encoder = None
-    dims = [math.prod(reals.shape)]
-    if setting.encoder:
-        require(reals.images is not None, "encoder", True, "False for toys")
-        encoder = _train_encoder(reals, seed=stream("encoder", setting.seed) % 2**31)
-        with torch.no_grad():
-            dims = [f.shape[1] for f in encoder.features(reals.x[:1])]
+    if not setting.encoder:
+        return Drifter(setting, reals.shape, reals.classes, [math.prod(reals.shape)]), None
+    require(reals.images is not None, "encoder", True, "False for toys")
+    encoder = _train_encoder(reals, seed=stream("encoder", setting.seed) % 2**31)
+    with torch.no_grad():
+        dims = [f.shape[1] for f in encoder.features(reals.x[:1])]
     return Drifter(setting, reals.shape, reals.classes, dims), encoder
 
 
@@ -230,11 +228,10 @@ def train(
     """Train a generator; continue a killed run bit-identically.
 
     Args:
-        folder: of `step_0000200.safetensors`, .., one checkpoint per evaluation; `steps.csv`, `METRICS` of every
-            update; and what a resume needs.
-        start: a checkpoint to start from in place of random weights; `allow_fresh_field`: even if it has no field.
-        logger: anything with `log(metrics, step=..)`, such as a run of Weights & Biases or of trackio.
-        deterministic: refuse operations without a deterministic implementation.
+        folder: gets `step_0000200.safetensors`, .., one checkpoint per evaluation; `steps.csv`,
+            `METRICS` of every update; and what a resume needs.
+        start: a checkpoint to start from; `allow_fresh_field`: even if it has no field.
+        logger: has `log(metrics, step=..)`; `deterministic`: refuse other operations.
     Raises:
         ValueError: `start` has no learned field, or is of another shape.
     """
@@ -270,21 +267,14 @@ def train(
         kept = step < setting.steps or (folder / f"step_{step:07d}.safetensors").exists()
         return kept and (step == 0 or table.has({"step": step}))
 
-    with _determinism(deterministic):
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic or before)
+    try:
         return training.fit(
             model, loss, reals.count, recipe,
             evaluate=evaluate, watch=watch, checkpoint=folder, written=written,
-            facts={"start": start and content_of(start)},
-            progress=progress, description=folder.name,
+            facts={"start": start and content_of(start)}, progress=progress, description=folder.name,
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _determinism(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -307,10 +297,7 @@ def save_checkpoint(
     path: Path, model: Drifter, ema: Drifter, step: int, epoch: float, metrics: dict[str, float]
 ) -> None:
     """Write weights, field and averaged weights, with all else as the facts beside them."""
-    parts = {"model": model.state_dict(), "ema": ema.state_dict()}
-    tensors = {
-        f"{part}.{name}": t for part, weights in parts.items() for name, t in weights.items()
-    }
+    tensors = nn.ModuleDict({"model": model, "ema": ema}).state_dict()
     facts = {
         "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes,
         "dims": model.dims, "step": step, "epoch": epoch, "metrics": metrics,
@@ -328,14 +315,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     parts = {"model": {}, "ema": {}}
     try:
         for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
+            part, rest = name.split(".", 1)
             parts[part][rest] = tensor
         setting = Setting(**facts.pop("setting"))
         return Checkpoint(setting, tuple(facts.pop("shape")), **facts, **parts)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of a drifting run ({error!r}); train it again"
-        ) from None
+        problem = f"is not a checkpoint of a drifting run ({error!r}); train it again"
+        raise ValueError(f"{path} {problem}") from None
 
 
 def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:
@@ -351,12 +337,10 @@ def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:
 
 def _copy_weights(model: Drifter, saved: Checkpoint, allow_fresh_field: bool) -> None:
     """Copy a checkpoint's raw weights, and its field's."""
-    known, found = (
-        {name for name in names if not name.startswith("field.")} for names in (model.state_dict(), saved.model)
-    )
-    require(known == found, "start", sorted(known ^ found)[:1], "a checkpoint of the same generator")
-    missing, _ = model.load_state_dict(saved.model, strict=False)
-    fresh = [name for name in missing if name.startswith("field.")]
+    differ = sorted(model.state_dict().keys() ^ saved.model.keys())
+    other = [name for name in differ if not name.startswith("field.")]
+    require(not other, "start", other[:1], "a checkpoint of the same generator")
+    fresh, _ = model.load_state_dict(saved.model, strict=False)
     if fresh and not allow_fresh_field:
         remedy = "set allow_fresh_field to begin with an untrained one"
         raise ValueError(f"start: the checkpoint has no learned field ({fresh[0]} is missing); {remedy}")

@@ -1,6 +1,5 @@
 """Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer trained on them."""
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +18,13 @@ from fieldbook.checks import require
 from fieldbook.data import observation, spectra_hdf5
 from fieldbook.data.emulator import NODES, SMALL, Emulator
 from fieldbook.data.emulator import emulator as build_emulator
-from fieldbook.data.observation import MAGNITUDES
-from fieldbook.data.observation import spectra as observe
 from fieldbook.data.spectra import LabelNorm, Spectra, fixed_noise, noisy
 from fieldbook.data.starlight import LABELS, SPEED_OF_LIGHT
+from fieldbook.identity import digest
 from fieldbook.measures.information import bound, fisher, maximum_likelihood, score_density, uniform_error
 from fieldbook.measures.losses import loss as loss_of
 from fieldbook.measures.regression import scores
-from fieldbook.models.preprocess import Affine, principal_components, standardise
+from fieldbook.models.preprocess import principal_components, standardise
 from fieldbook.models.spectra_vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
 from fieldbook.provenance import source_hash
 from fieldbook.recipe import Recipe, stream
@@ -45,9 +43,6 @@ OPTIONS = {
 """What may be chosen about a network beside its size, with the choices of the first run of the seed experiment."""
 
 
-# -- data
-
-
 def provide(
     sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.9,
     rv_kms: float = 100.0, workers: int = 1,
@@ -57,22 +52,20 @@ def provide(
     Args:
         sizes: split -> stars, for `train`, `val` and `test`.
         data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
-        grid: nodes of the emulator, `full` or `small`; `lowest_M_H`: leave out nodes of lower metallicity, whose stars
-            say little of their gravity; `rv_kms`: largest radial velocity of a synthesised star.
-    Raises:
-        FileNotFoundError, ValueError: as `read`.
+        grid: `full` or `small`, nodes of the emulator; `lowest_M_H`: lower ones are left out, as
+            such stars say little of their gravity; `rv_kms`: largest radial velocity.
+    Raises: as `read`.
     """
-    nodes = {"full": NODES, "small": SMALL}
-    require(grid in nodes, "grid", grid, "full or small")
-    metallicities = [m for m in nodes[grid]["M_H"] if m >= lowest_M_H]
-    require(len(metallicities) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes[grid]['M_H'][-1]}")
-    kept = {**nodes[grid], "M_H": metallicities}
-    stars = build_emulator(paths.inputs("starlight", grid), kept, workers=workers)
-    made_of = (sorted(sizes.items()), rv_kms, stars.nodes, source_hash([observation]))
-    folder = Path(data_dir) if data_dir else paths.inputs("spectra", _digest(made_of))
+    require(grid in ("full", "small"), "grid", grid, "full or small")
+    nodes = NODES if grid == "full" else SMALL
+    kept = [m for m in nodes["M_H"] if m >= lowest_M_H]
+    require(len(kept) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes['M_H'][-1]}")
+    stars = build_emulator(paths.inputs("starlight", grid), {**nodes, "M_H": kept}, workers=workers)
+    folder = Path(data_dir)
     if not data_dir:
-        synthesise(folder, sizes, stars, seed=0, rv_kms=rv_kms)
-    return stars, read(folder, paths.inputs("spectra_maps", _digest(str(folder.resolve()))), sizes)
+        made_of = digest(sorted(sizes.items()), rv_kms, stars.nodes, source_hash([observation]))
+        folder = synthesise(paths.inputs("spectra", made_of), sizes, stars, seed=0, rv_kms=rv_kms)
+    return stars, read(folder, paths.inputs("spectra_maps", digest(str(folder.resolve()))), sizes)
 
 
 def sizes_of(data_dir: str) -> dict[str, list[str]]:
@@ -81,15 +74,11 @@ def sizes_of(data_dir: str) -> dict[str, list[str]]:
     return {str(f.relative_to(data_dir)): [*spectra_hdf5.identity_of(f)["files"].values()] for f in files}
 
 
-def _digest(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
-
-
 def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, seed: int, rv_kms: float) -> Path:
-    """Leave noise-free spectra in the source's layout, `<split>_<i>/dataset.h5`, those that are there already kept.
+    """Write noise-free spectra as `<split>_<i>/dataset.h5`, unless they are there.
 
     Args:
-        sizes: split -> stars; `train` may take several files. A shorter split is the beginning of a longer one.
+        sizes: split -> stars; a shorter split is the beginning of a longer one.
         seed: of the stars, which differ by split and file; `rv_kms`: largest radial velocity.
     Returns:
         The folder.
@@ -101,7 +90,9 @@ def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, se
             with FileLock(file.with_suffix(".lock")):  # jobs that start together share the work
                 if not file.exists():
                     stars = min(SHARD, size - start)
-                    spectra_hdf5.write(file, *observe(stars, stream(split, shard, seed), emulator, rv_kms=rv_kms))
+                    own = stream(split, shard, seed)
+                    made = observation.spectra(stars, own, emulator, rv_kms=rv_kms)
+                    spectra_hdf5.write(file, *made)
     return folder
 
 
@@ -109,9 +100,7 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
     """The first stars of each split in a folder of HDF5 files, converted to memory maps on first use.
 
     Args:
-        folder: of `train*/dataset.h5` (one or several), `val*/dataset.h5`, `test*/dataset.h5`.
-        cache: folder of the memory maps.
-        sizes: split -> stars.
+        cache: folder of the memory maps; `sizes`: split -> stars.
     Raises:
         FileNotFoundError: a split has no file.
         ValueError: a file is damaged, or a split has too few stars; names it.
@@ -122,20 +111,19 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
     return {split: sets[split][:size] for split, size in sizes.items()}
 
 
-# -- what can be known
-
-
-def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = MAGNITUDES) -> pd.DataFrame:
+def limits(
+    emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = observation.MAGNITUDES
+) -> pd.DataFrame:
     """How well the noise lets log_g be known, star by star, the other labels and the velocity being unknown.
 
     Args:
         n: stars, drawn as `synthesise` draws them; `rv_kms`: 0 makes the velocity known.
     Returns:
-        Columns mag and snr; `unbiased`, the Cramer-Rao bound (dex^2); `linear`, the mean squared error of the best
-        linear estimator that knows the labels' variances; `least`, of the best estimator that knows they are uniform.
-        The last two are exact where the spectrum is linear in its labels within the error.
+        Columns mag and snr; in dex^2 `unbiased`, the Cramer-Rao bound, and mean squared errors,
+        exact where the spectrum is linear in its labels within the error: `linear`, of the best
+        linear estimator that knows the labels' variances; `least`, that knows they are uniform.
     """
-    *_, params = stars = observe(n, seed, emulator, rv_kms=rv_kms, mag=mag)
+    *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms, mag=mag)
     unknown, width, g = _unknown(emulator, rv_kms)
     information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
     prior = width.square() / 12
@@ -151,7 +139,7 @@ def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range =
 def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> np.ndarray:
     """Information on log_g in each pixel, that other labels cannot imitate, as a share of the whole, (pixel,)."""
     unknown, _, g = _unknown(emulator, rv_kms)
-    stars = observe(n, seed, emulator, rv_kms=rv_kms)
+    stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms)
     density = [score_density(j[..., unknown], e, g) for _, j, e in _derivatives(emulator, stars)]
     share = torch.cat(density)
     return (share / share.sum(1, keepdim=True)).mean(0).numpy()
@@ -160,17 +148,17 @@ def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> 
 def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) -> pd.DataFrame:
     """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2), converged.
 
-    Stars lie in the inner three fifths of each label's range, away from the walls, and the fits start at the truth:
-    this is a check of the bound, not a search for the highest of several maxima.
+    A check of the bound, no search among maxima: the fits start at the truth, away from the walls.
     """
     unknown, _, g = _unknown(emulator, rv_kms)
-    ends = ((name, values[0], values[-1]) for name, values in emulator.nodes.items())
-    inner = {name: (0.8 * low + 0.2 * high, 0.2 * low + 0.8 * high) for name, low, high in ends}
-    _, flux, error, params = stars = observe(n, seed, emulator, ranges=inner, rv_kms=rv_kms, mag=(mag, mag))
-    names = [*LABELS, "rv_kms"]
-    truth = torch.tensor(params.assign(rv_kms=params.redshift * SPEED_OF_LIGHT)[names].to_numpy())
-    lower = torch.tensor([emulator.nodes[name][0] for name in LABELS] + [-2 * rv_kms], dtype=torch.float64)[unknown]
-    upper = torch.tensor([emulator.nodes[name][-1] for name in LABELS] + [2 * rv_kms], dtype=torch.float64)[unknown]
+    ends = {name: (nodes[0], nodes[-1]) for name, nodes in emulator.nodes.items()}
+    inner = {name: (0.8 * a + 0.2 * b, 0.2 * a + 0.8 * b) for name, (a, b) in ends.items()}
+    stars = observation.spectra(n, seed, emulator, ranges=inner, rv_kms=rv_kms, mag=(mag, mag))
+    _, flux, error, params = stars
+    velocity = params.redshift * SPEED_OF_LIGHT
+    truth = torch.tensor(params[list(LABELS)].assign(rv_kms=velocity).to_numpy())
+    walls = torch.tensor([*ends.values(), (-2 * rv_kms, 2 * rv_kms)], dtype=torch.float64)
+    lower, upper = walls[unknown].T
 
     def model(theta: Tensor) -> tuple[Tensor, Tensor]:
         full = truth.clone()
@@ -180,7 +168,8 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
 
     noise = torch.Generator().manual_seed(stream("noise", seed))
     data = noisy(torch.from_numpy(flux), torch.from_numpy(error), 1.0, noise)
-    fit = maximum_likelihood(model, data, torch.from_numpy(error), truth[:, unknown], lower=lower, upper=upper)
+    sigma, start = torch.from_numpy(error), truth[:, unknown]
+    fit = maximum_likelihood(model, data, sigma, start, lower=lower, upper=upper)
     information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
     found = {"estimate": fit.estimate[:, g], "bound": bound(information, g), "converged": fit.converged}
     return params[["log_g"]].assign(**{name: column.numpy() for name, column in found.items()})
@@ -200,9 +189,6 @@ def _derivatives(emulator: Emulator, stars: tuple) -> Iterator[tuple[Tensor, Ten
     rv = torch.tensor(params.redshift.to_numpy() * SPEED_OF_LIGHT, dtype=torch.float32)
     for part in torch.arange(len(params)).split(64):
         yield *emulator.jacobian(labels[part], rv[part]), torch.from_numpy(error[part.numpy()])
-
-
-# -- targets
 
 
 @dataclass(frozen=True)
@@ -234,9 +220,6 @@ class Classes:
         return logits.softmax(-1) @ centres.to(logits)
 
 
-# -- network
-
-
 def norm_of(options: Settings, label: np.ndarray) -> LabelNorm | Classes:
     """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` for classification."""
     kind, _, count = options["norm"].partition(" ")
@@ -252,8 +235,13 @@ def network_of(
         settings: `patch` (pixels), `d_model`, `n_layers`, `n_heads`, `dropout`, `noise_level`.
         options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or `source`.
     """
-    prepare, pixels, patch = _preprocess(settings, options, train), len(train.wave), settings["patch"]
-    if options["preprocess"] == "pca":
+    kinds = {"none": None, "standardise": standardise, "pca": lambda flux: principal_components(flux, COMPONENTS)}
+    kind = options["preprocess"]
+    require(kind in kinds, "preprocess", kind, f"one of {', '.join(kinds)}")
+    fit = kinds[kind]
+    prepare = fit and fit(fixed_noise(train[:FITTED], settings["noise_level"]))
+    pixels, patch = len(train.wave), settings["patch"]
+    if kind == "pca":
         pixels, patch = COMPONENTS, patch * COMPONENTS // pixels
     sizes = {name: settings[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}
     parts = {name: options[name] for name in ("tokenizer", "position", "pooling")}
@@ -265,16 +253,6 @@ def network_of(
     if options["start"] == "source":
         restart_as_in_seed_experiment(model, seed)
     return model
-
-
-def _preprocess(settings: Settings, options: Settings, train: Spectra) -> Affine | None:
-    kinds = {"none": None, "standardise": standardise, "pca": lambda flux: principal_components(flux, COMPONENTS)}
-    require(options["preprocess"] in kinds, "preprocess", options["preprocess"], f"one of {', '.join(kinds)}")
-    fit = kinds[options["preprocess"]]
-    return fit and fit(fixed_noise(train[:FITTED], settings["noise_level"]))
-
-
-# -- training
 
 
 @torch.no_grad()
@@ -301,8 +279,8 @@ def binned(label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence
     for low, high in itertools.pairwise(edges):
         inside = (by >= low) & (by < high)
         mse = float(squared[inside].mean()) if inside.any() else math.nan
-        row = {"low": low, "high": high, "n": int(inside.sum()), "r2": 1 - mse / float(np.var(label)), "rmse": mse**0.5}
-        rows.append(row)
+        found = {"n": int(inside.sum()), "r2": 1 - mse / float(np.var(label)), "rmse": mse**0.5}
+        rows.append({"low": low, "high": high, **found})
     return rows
 
 
@@ -333,12 +311,10 @@ def train(
     """Train with fresh noise on every spectrum, keep the weights that validate best, and load them at the end.
 
     Args:
-        data: `train`, and `val`, whose noise is drawn once.
-        norm: fitted to the train split.
+        data: `train`, to which `norm` is fitted, and `val`, whose noise is drawn once.
         recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex, val_rmse_dex.
         loss: a name of `fieldbook.measures.losses`; `noise_level`: factor on the spectra's errors.
-        checkpoint: folder; a killed call continues from it.
-        logger: anything with a method `log(metrics, step=step)`, as a run of trackio or W&B has.
+        checkpoint: folder, from which a killed call continues; `logger`: `log(metrics, step=..)`.
     Returns:
         How the run went; its `history` has a row per evaluation.
     """
@@ -362,8 +338,7 @@ def train(
         facts[split] = [data[split].flux, data[split].error, data[split].params[label]]
     fit = training.fit(
         model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, progress=progress,
-        facts=facts,
+        evaluate=evaluate, checkpoint=checkpoint, progress=progress, facts=facts,
     )  # fmt: skip
     if fit.best is not None:
         model.load_state_dict(fit.best)
