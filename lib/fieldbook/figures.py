@@ -63,8 +63,7 @@ def require_shown(build: Path, profile: str) -> None:
     """Raise ValueError unless each page of a book shows as many figures as its last run has saved.
 
     Args:
-        build: holds the notebooks that papermill has executed, `book/*.ipynb`, and
-            `figures/<page>/<profile>`.
+        build: holds the executed `book/*.ipynb`, and `figures/<page>/<profile>`.
     """
     problems = []
     for page in sorted((build / "book").glob("*.ipynb")):
@@ -126,11 +125,10 @@ def curves(axes: Axes, frame: pd.DataFrame, looks: Mapping[str, tuple[str, str, 
 
 
 def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.Series, **look: object) -> QuadMesh:
-    """Cells of a logarithmic grid as colours, flagged ones hatched.
+    """Cells of a logarithmic grid, one per row, as colours; flagged ones hatched.
 
     Args:
-        frame: one row per cell; `names`: its columns for x, y and the colour.
-        flagged: one bool per row.
+        names: columns for x, y and the colour; `flagged`: (row,) bool.
     """
     x, y, value = names
     grid = frame.pivot(index=y, columns=x, values=value)
@@ -147,11 +145,10 @@ def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.
 def legend_once(axes: Axes, above: Figure | None = None, **options: object) -> None:
     """A legend with one entry per label, however many lines carry it; in one row above a figure if given."""
     entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    if above is None:
-        axes.legend(entries.values(), entries.keys(), **options)
-    else:
+    if above is not None:
         row = {"loc": "outside upper center", "ncols": len(entries), "columnspacing": 1.2}
-        above.legend(entries.values(), entries.keys(), **row, **options)
+        options = row | options
+    (above or axes).legend(entries.values(), entries.keys(), **options)
 
 
 def letter_panels(axes: Sequence[Axes]) -> None:

@@ -11,11 +11,9 @@ comment that may state the values accepted::
     seeds: list[int] = [0, 1]     # distinct, each in [0, inf)
 
 A value may be bound to another parameter, or to all values of a list: below, above, one of, or a
-divisor of it; the values of a list may be distinct, or ascending.
-papermill shows that comment in `--help-notebook` but checks nothing, and PyYAML reads `1e-4` as a
-string; here such a string becomes the float it was meant to be, in files (`check`) and inside the
-notebook (`load`) alike. What YAML reads otherwise than it looks (`0500`, `1:30`, `no`) is refused
-in files, where it is still to be seen.
+divisor of it; the values of a list may be distinct, or ascending. PyYAML reads `1e-4` as a string;
+here it becomes a float, in files and inside the notebook alike. What YAML reads otherwise than it
+looks (`0500`, `1:30`, `no`) is refused in files, where it is still to be seen.
 """
 
 import argparse
@@ -68,8 +66,8 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
 
     Raises:
         FileNotFoundError: no such notebook.
-        ValueError: no cell is tagged `parameters`; it holds more than annotated assignments of plain values; or an
-            annotation is not int, float, str, bool or a list of one.
+        ValueError: no cell is tagged `parameters`, or it holds more than plain values annotated
+            with int, float, str, bool or a list of one.
     """
     if not Path(notebook).is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook")
@@ -92,15 +90,11 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
 
 
 def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a notebook with `values` put over its defaults.
+    """Every parameter of a notebook, with `values` as read from YAML put over its defaults.
 
-    Args:
-        notebook: an `.ipynb` with a parameters cell.
-        values: some or all of its parameters, as read from YAML.
-    Returns:
-        Every parameter by name, floats written as `1e-4` converted.
     Raises:
-        ValueError: one line for each unknown name (with the nearest known one), wrong type or value out of range.
+        ValueError: one line for each unknown name (with the nearest known one), wrong type or
+            value out of range.
     """
     known = specification(notebook)
     problems = []
@@ -151,10 +145,7 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
 
 
 def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked parameters of a running notebook, from its `globals()`.
-
-    In JupyterLab and under plain papermill nothing has checked them before the kernel started; this does.
-    """
+    """The checked parameters of a running notebook, from its `globals()`."""
     notebook = paths.notebook(chapter)
     return check(notebook, {name: namespace[name] for name in specification(notebook) if name in namespace})
 
@@ -228,11 +219,8 @@ def _constrained(kind: type, comment: str) -> Any:
     if choices := _CHOICES.search(comment):
         known = Literal[tuple(kind(choice.strip()) for choice in choices[1].split(","))]
         return Annotated[known, BeforeValidator(partial(_of_kind, kind))]
-    constraints: list[Any] = []
-    if kind is float:
-        constraints.append(Field(allow_inf_nan=False))
-    if kind is int:
-        constraints.append(Field(ge=-(2**63), le=2**63 - 1))  # what a table and a tensor can hold
+    held = {int: [Field(ge=-(2**63), le=2**63 - 1)], float: [Field(allow_inf_nan=False)]}
+    constraints: list[Any] = held.get(kind, [])  # what a table and a tensor can hold
     if kind in (int, float) and (interval := _INTERVAL.search(comment)):
         opening, low, high, closing = interval.groups()
         bounds = {"ge" if opening == "[" else "gt": float(low), "le" if closing == "]" else "lt": float(high)}
@@ -278,16 +266,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # a path need not fit the locale
-    failed = False
+    failed = 0
     for file in options.files:
         try:
             check_file(options.notebook, file)
+            print(f"ok: {file}")
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            failed = True
-        else:
-            print(f"ok: {file}")
-    return int(failed)
+            failed = 1
+    return failed
 
 
 if __name__ == "__main__":

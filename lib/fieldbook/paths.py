@@ -1,8 +1,8 @@
 """Where everything lives: the only module that knows folders or reads the environment's variables.
 
-papermill, nbval and JupyterLab run a notebook with different working directories, so no path in the book is relative.
-Whoever works in one checkout with the library of another is refused when this module is imported, hence before
-anything is read or written: an environment may have been copied, or be active from elsewhere.
+papermill, nbval and JupyterLab run a notebook in different folders: no path is relative.
+Whoever works in one checkout with the library of another, of a copied environment or one that is
+active from elsewhere, is refused when this module is imported, before anything is read or written.
 """
 
 import errno
@@ -50,9 +50,7 @@ def results() -> Path:
 
 
 def frozen() -> bool:
-    """True when rows may only be read (`FIELDBOOK_FROZEN=1`): how published results are rendered.
-
-    Claims and figures, which follow from the rows, are drawn up again all the same.
+    """Whether rows may only be read (`FIELDBOOK_FROZEN=1`), of which claims and figures are made.
 
     Raises:
         ValueError: the variable is neither yes nor no.

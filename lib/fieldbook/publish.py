@@ -33,11 +33,9 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
 
     A copy that was cut short is mended by publishing again; git keeps what was there before.
 
-    Returns:
-        The chapters published.
+    Returns: the chapters published.
     Raises:
-        FileNotFoundError, ValueError: results missing, unfinished or altered in one of the chapters;
-            none has been touched.
+        FileNotFoundError, ValueError: results missing, unfinished or altered; none has been touched.
         OSError: a copy could not be written; names it.
     """
     data = source / "data"

@@ -16,15 +16,14 @@ PREFIX = "model."
 def load_lightning(model: nn.Module, path: Path) -> None:
     """Load the weights of a Lightning checkpoint, whose module keeps the network as `self.model`.
 
-    The map of keys is this prefix alone: `state_dict` holds `model.<name>` for each name in the network's own state
-    dict, in `BlindSpotUNet` `encoders.{i}`, `decoders_a.{i}`, `decoders_b.{i}` and `nin_layers.{i}`, each with
-    `.conv.{weight,bias}` and `.bn.{weight,bias,running_mean,running_var,num_batches_tracked}`.
+    `state_dict` holds `model.<name>` for each name in the network's own state dict, in
+    `BlindSpotUNet` `encoders.{i}`, `decoders_a.{i}`, `decoders_b.{i}` and `nin_layers.{i}`, each
+    with `.conv` and `.bn`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is of another format, damaged, holds more than tensors and plain
-            values, or does not fit the network: then all unknown keys, missing keys and wrong
-            shapes are listed. The network is left as it was.
+            values, or does not fit the network, which is left as it was; lists all differences.
     """
     saved, path = _read(Path(path)), Path(path)
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
@@ -47,9 +46,8 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; correct the path")
     if (kind := kind_of(path)) != TORCH:
-        raise ValueError(
-            f"{path} is no checkpoint of PyTorch Lightning: it is {kind}; expected {TORCH}"
-        )
+        problem = f"is no checkpoint of PyTorch Lightning: it is {kind}; expected {TORCH}"
+        raise ValueError(f"{path} {problem}")
     try:
         with open(path, "rb") as file:  # by its name, torch would take it for what it is called
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -61,7 +59,6 @@ def _read(path: Path) -> object:
         raise ValueError(f"{path} is damaged; copy it again from where it was written")
     new = str(path.with_suffix(".plain.ckpt"))
     code = f'torch.load(open({str(path)!r}, "rb"), weights_only=False)["state_dict"]'
-    raise ValueError(
-        f"{path} holds more than tensors and plain values ({found.group(1)}), which is not run "
-        f'here; where you trust the file, run `torch.save({{"state_dict": {code}}}, {new!r})` and load {new}'
-    )
+    remedy = f'run `torch.save({{"state_dict": {code}}}, {new!r})` and load {new}'
+    more = f"holds more than tensors and plain values ({found.group(1)}), which is not run here"
+    raise ValueError(f"{path} {more}; where you trust the file, {remedy}")
