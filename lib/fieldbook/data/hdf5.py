@@ -51,11 +51,7 @@ def _diagnosis(file: Path, name: str, error: Exception) -> str:
 
 
 def dataset(h5: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset by its path, through links of any kind.
-
-    Raises:
-        ValueError: it is missing, or what it links to is; names both.
-    """
+    """A dataset by its path, through links of any kind; raises a `Fault` if there is none."""
     try:
         found = h5[name]
     except KeyError as error:
@@ -124,10 +120,8 @@ def _lacking(found: h5py.Dataset) -> list[int]:
 def readable(found: h5py.Dataset, scratch: Path | None = None) -> Iterator[h5py.Dataset]:
     """A dataset whose values h5py can read: itself, or a copy that PyTables has unpacked.
 
-    Args:
-        scratch: folder of the copy, which goes away at the end.
     Raises:
-        ValueError: neither library has the filter, or there is no room for the copy.
+        ValueError: neither library has the filter, or `scratch` has no room for the copy.
     """
     codes, file, name = _lacking(found), found.file.filename, found.name.strip("/")
     for code in codes:

@@ -51,8 +51,7 @@ class Spectra:
         """Map what `spectra_hdf5.convert` has left in a folder.
 
         Raises:
-            FileNotFoundError: the folder is not there or lacks a file; names it.
-            ValueError: a file is damaged; names the folder.
+            FileNotFoundError: a file is not there. `ValueError`: one is damaged. Both name it.
         """
         folder = Path(folder)
         try:
@@ -75,12 +74,8 @@ class Spectra:
         return replace(self, flux=self.flux[part], error=self.error[part], params=self.params[part])
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Flux and error of some spectra.
+        """Copies on the CPU of flux and error, (batch, pixels) float32 each, of rows in [0, n).
 
-        Args:
-            index: (batch,) of integers in [0, n).
-        Returns:
-            (batch, pixels) float32 each, on the CPU, as copies.
         Raises:
             ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file has been cut.
         """
@@ -101,14 +96,11 @@ def _rebuilt(wave, flux, error, params) -> Spectra:
 
 
 def _pickled(array: np.ndarray) -> np.ndarray | tuple:
-    """Of a mapped array what makes `np.memmap` map the same part of its file.
-
-    An array's own `offset` is that of the whole.
-    """
+    """Of a mapped array what makes `np.memmap` map the same part of its file."""
     stored = isinstance(array, np.memmap) and array.dtype == "<f4" and array.flags.c_contiguous
     if not stored:
         return array
-    unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's offset
+    unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's `offset`
     start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
     return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
 

@@ -181,10 +181,7 @@ def _train_encoder(reals: Reals, seed: int, steps: int = 600) -> Autoencoder:
 
 
 def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Callable[..., tuple[Tensor, dict]]:
-    """The loss of one update: (model, how many samples, generator) -> (0-d, metrics).
-
-    Each class is a group with samples, positives and negatives of its own.
-    """
+    """The loss of one update: (model, samples, generator) -> (0-d, metrics); a class is a group."""
     n, groups = setting.set_size, setting.groups
 
     def features(x: Tensor) -> list[Tensor]:
@@ -306,11 +303,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what `save_checkpoint` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_weights`; or it holds other weights.
-    """
+    """Read what `save_checkpoint` wrote; raises as `read_weights`, and for other weights."""
     tensors, facts = read_weights(path)
     parts = {"model": {}, "ema": {}}
     try:

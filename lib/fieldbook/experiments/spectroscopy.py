@@ -80,8 +80,7 @@ def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, se
     Args:
         sizes: split -> stars; a shorter split is the beginning of a longer one.
         seed: of the stars, which differ by split and file; `rv_kms`: largest radial velocity.
-    Returns:
-        The folder.
+    Returns: the folder.
     """
     for split, size in sizes.items():
         for shard, start in enumerate(range(0, size, SHARD)):
@@ -315,8 +314,7 @@ def train(
         recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex, val_rmse_dex.
         loss: a name of `fieldbook.measures.losses`; `noise_level`: factor on the spectra's errors.
         checkpoint: folder, from which a killed call continues; `logger`: `log(metrics, step=..)`.
-    Returns:
-        How the run went; its `history` has a row per evaluation.
+    Returns: how the run went; its `history` has a row per evaluation.
     """
     device, criterion = next(model.parameters()).device, loss_of(loss)
     target = norm.transform(torch.tensor(data["train"].params[label].to_numpy(), dtype=torch.float32)).to(device)
