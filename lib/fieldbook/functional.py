@@ -84,7 +84,7 @@ def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
     """
     expected = f"{tuple(outputs.shape[:-1])}, as logits {tuple(outputs.shape)} have their classes last"
     require(target.shape == outputs.shape[:-1] and target.ndim, "shape of target", tuple(target.shape), expected)
-    each = nn.functional.cross_entropy(outputs.flatten(0, -2), target.flatten(), reduction="none")
+    each = nn.functional.cross_entropy(outputs.flatten(0, -2), target.flatten().long(), reduction="none")
     return each if target.ndim == 1 else each.view(len(target), -1).mean(1)
 
 
@@ -178,6 +178,8 @@ def require_measurable(model: nn.Module, inputs: Tensor, target: Tensor, loss: L
         accepted = "class indices (int64); for other targets pass `loss`, for instance squared_error"
         require(integer, "dtype of target", target.dtype, accepted)
     compute, w = outputs_of(model), flatten(model)
+    same = not inputs.is_floating_point() or at_least_single(inputs).dtype == w.dtype
+    require(same, "dtype of inputs", inputs.dtype, f"{w.dtype}, that of the network's parameters")
     outputs = require_fixed(lambda x: compute(w, x), inputs)
     if loss is cross_entropy:
         classes = outputs.shape[-1]

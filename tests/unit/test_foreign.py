@@ -344,6 +344,21 @@ def test_outputs_and_losses_that_do_not_fit_are_named():
         llc.measure(broken, x, y)
 
 
+def test_dtypes_and_lengths_are_looked_at_before_anything_is_sampled():
+    model, x, y = nn.Linear(3, 3), draw(N, 3), classes(3)
+    how = Sampling(steps=10, burn_in=2, chains=2, batch_size=8)
+    found = llc.measure(model, x, y, how=how)
+    assert llc.measure(model, x, y.to(torch.uint8), how=how).llc == found.llc
+    with pytest.raises(ValueError, match=r"dtype of inputs = torch.float64 .*torch.float32"):
+        llc.measure(model, x.double(), y)
+    assert math.isfinite(llc.measure(model.double(), x.double(), y, how=how).llc)  # the remedy
+    for bad in ({"burn_in": 10}, {"burn_in": -1}, {"chains": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Sampling(**{"steps": 10, "burn_in": 2, "chains": 2, "batch_size": 8} | bad)
+    with pytest.raises(ValueError, match=r"burn_in = 5 .*at least 8 fewer than steps = 10"):
+        llc.measure(model, x.double(), y, how=Sampling(10, 5, 2, 8))
+
+
 def _l1():
     def l1(outputs, target):
         return (outputs - target).abs().flatten(1).sum(1)

@@ -92,7 +92,7 @@ def residuals(target: Tensor) -> Rule:
     def residual(outputs: Tensor, at: slice) -> Tensor:
         classes = outputs.shape[1]
         require(lowest >= 0 and highest < classes, "target", (lowest, highest), f"classes in [0, {classes})")
-        return outputs.softmax(1) - torch.nn.functional.one_hot(target[at], classes)
+        return outputs.softmax(1) - torch.nn.functional.one_hot(target[at].long(), classes)
 
     return residual
 

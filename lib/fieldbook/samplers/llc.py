@@ -50,6 +50,10 @@ class Sampling:
     batch_size: int
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require(0 <= self.burn_in < self.steps, "burn_in", self.burn_in, f"0 .. {self.steps - 1}, fewer than the steps")
+        require(self.chains >= 1, "chains", self.chains, "at least 1")
+
 
 class Coefficient(NamedTuple):
     """What `measure` found.
@@ -108,6 +112,7 @@ def measure(
     require(0 < step < 4, "step", step, "a number in (0, 4), beyond which Euler's scheme is unstable")
     require(gamma > 0, "gamma", gamma, "a positive number")
     how = how or Sampling(2000, 1000, 8, min(len(target), 512))
+    require(how.steps - how.burn_in >= 8, "burn_in", how.burn_in, f"at least 8 fewer than steps = {how.steps}")
     n_beta = n_beta or inverse_temperature(len(target))
     w, build = flatten(model), sampler
     if isinstance(sampler, str):
