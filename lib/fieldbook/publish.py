@@ -33,7 +33,8 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
 
     A copy that was cut short is mended by publishing again; git keeps what was there before.
 
-    Returns: the chapters published.
+    Returns:
+        The chapters published.
     Raises:
         FileNotFoundError, ValueError: results missing, unfinished or altered; none has been touched.
         OSError: a copy could not be written; names it.

@@ -87,7 +87,8 @@ def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
 
     These files are pickles: opened only if the checksum is right, and of arrays alone.
 
-    Args, Raises: as in `mnist`, with the names in `CIFAR10`.
+    Arguments and errors are those of `mnist`, with the names in `CIFAR10`.
+
     Source: Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
     images, labels = zip(*(_batch(Path(folder) / name, sums) for name in CIFAR10), strict=True)

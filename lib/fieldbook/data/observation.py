@@ -74,7 +74,8 @@ def draw(
 
     Args:
         ranges: label -> (lowest, highest); `mag`: likewise; `rv_kms`: largest radial velocity.
-    Returns: columns `LABELS`, mag, redshift; one row per star.
+    Returns:
+        Columns `LABELS`, mag, redshift; one row per star.
     Raises:
         ValueError: n < 1, or a range is missing or reversed.
     """

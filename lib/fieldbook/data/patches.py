@@ -161,8 +161,9 @@ def _key_in(folder: Path) -> str | None:
 def open_patches(folder: Path) -> Patches:
     """Read what `write_patches` wrote.
 
-    Raises: naming the folder,
-        FileNotFoundError: it has not. `ValueError`: a file is damaged.
+    Raises:
+        FileNotFoundError: it has not; names the folder.
+        ValueError: a file is damaged; names the folder.
     """
     folder = Path(folder)
     if not (folder / "targets.npz").exists():

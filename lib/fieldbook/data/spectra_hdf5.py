@@ -110,8 +110,9 @@ def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUI
             that h5py or PyTables undo.
         folder: of the result, one per split; `Spectra.open` maps it when the files are gone.
         required: columns of numbers that each table must have.
-    Raises: what was in the folder before is intact.
-        FileNotFoundError: a file is not there. `OSError`: the folder could not be written.
+    Raises:
+        FileNotFoundError: a file is not there.
+        OSError: the folder could not be written; what was there before is intact.
         ValueError: a file is damaged, in use, lacks something or has values that cannot be; names
             the file, the path in it and the row.
     """
@@ -142,7 +143,8 @@ def convert(files: Sequence[Path], folder: Path, required: Sequence[str] = REQUI
 def identity_of(file: Path) -> dict[str, object]:
     """The content of a file of spectra, and of the files behind its links and virtual datasets.
 
-    Raises: as `convert`.
+    Raises:
+        FileNotFoundError, ValueError: as `convert`.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no spectra at {file}; expected an HDF5 file")

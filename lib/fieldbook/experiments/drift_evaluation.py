@@ -55,7 +55,8 @@ def evaluate(
         skip_existing: keep rows of weights that have been measured in this way, or replace them.
         cleanup_samples: delete the PNG files of the samples once they are measured.
         draw: called with the table after each row, as `partial(figures.step_curve, ..)` may be.
-    Returns: the whole table.
+    Returns:
+        The whole table.
     Raises:
         FileNotFoundError: no checkpoint, or with `fid_mode` no file of clean-fid's.
         ValueError: a single checkpoint is damaged; or an option is out of range.

@@ -27,7 +27,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def toy_distances(model: Drifter, toy: str, n: int = 2048, draws: int = 5) -> dict[str, float]:
     """How n generated points compare with real ones, beside other real ones.
 
-    Returns: sliced Wasserstein distance to real points, `w2`, and of real ones, `floor`, with `_sd`
+    Returns:
+        Sliced Wasserstein distance to real points, `w2`, and of real ones, `floor`, with `_sd`
         over draws; `stray`, the share that is farther from its nearest of 4 n real points than 99 % of
         real points are.
     """

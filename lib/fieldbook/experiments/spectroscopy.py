@@ -54,7 +54,8 @@ def provide(
         data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
         grid: `full` or `small`, nodes of the emulator; `lowest_M_H`: lower ones are left out, as
             such stars say little of their gravity; `rv_kms`: largest radial velocity.
-    Raises: as `read`.
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
     """
     require(grid in ("full", "small"), "grid", grid, "full or small")
     nodes = NODES if grid == "full" else SMALL
@@ -80,7 +81,8 @@ def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, se
     Args:
         sizes: split -> stars; a shorter split is the beginning of a longer one.
         seed: of the stars, which differ by split and file; `rv_kms`: largest radial velocity.
-    Returns: the folder.
+    Returns:
+        The folder.
     """
     for split, size in sizes.items():
         for shard, start in enumerate(range(0, size, SHARD)):
@@ -314,7 +316,8 @@ def train(
         recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex, val_rmse_dex.
         loss: a name of `fieldbook.measures.losses`; `noise_level`: factor on the spectra's errors.
         checkpoint: folder, from which a killed call continues; `logger`: `log(metrics, step=..)`.
-    Returns: how the run went; its `history` has a row per evaluation.
+    Returns:
+        How the run went; its `history` has a row per evaluation.
     """
     device, criterion = next(model.parameters()).device, loss_of(loss)
     target = norm.transform(torch.tensor(data["train"].params[label].to_numpy(), dtype=torch.float32)).to(device)
