@@ -75,9 +75,7 @@ def cpu_copy(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copied
 
 
-def save_weights(
-    weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None
-) -> None:
+def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None) -> None:
     """Write parameters and buffers as one safetensors file, atomically.
 
     Args:
@@ -109,18 +107,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         kind = kind_of(path)
         remedy = "restore it, or delete it and train again"
         if kind == TORCH:
-            new = str(
-                path.with_suffix(
-                    ".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"
-                )
-            )
-            code = (
-                f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
-            )
+            new = str(path.with_suffix(".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"))
+            code = f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
             remedy = f"write its tensors anew: `{code}`, or delete it and train again"
-        raise ValueError(
-            f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}"
-        ) from error
+        raise ValueError(f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> dict:

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from fieldbook.checks import at_least_single, require
+from fieldbook.identity import referred
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs (n, ..) and targets (n, ..) -> one loss per example (n,)."""
@@ -232,9 +233,5 @@ def _modules(f: object, depth: int = 3) -> list[nn.Module]:
     """The networks that a function is, belongs to, or refers to."""
     if isinstance(f, nn.Module):
         return [f]
-    code = getattr(f, "__code__", None)
-    if depth == 0 or code is None:
-        return _modules(f.__self__) if isinstance(getattr(f, "__self__", None), nn.Module) else []
-    known = [getattr(f, "__self__", None), *(cell.cell_contents for cell in f.__closure__ or ())]
-    known += [f.__globals__.get(name) for name in code.co_names]
-    return [module for one in known for module in _modules(one, depth - 1)]
+    known = [getattr(f, "__self__", None), *(value for _, value in referred(f))]
+    return [module for one in known for module in _modules(one, depth - 1)] if depth else []

@@ -81,12 +81,8 @@ def described(value: Any) -> str:
         return f"{type(value).__qualname__}{described(vars(value))}"
     text = repr(value)
     if re.search(r" at 0x[0-9a-f]+", text):
-        remedy = (
-            "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
-        )
-        raise ValueError(
-            f"{text} is known by its address alone, which the next run does not have; {remedy}"
-        )
+        remedy = "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
+        raise ValueError(f"{text} is known by its address alone, which the next run does not have; {remedy}")
     return text
 
 
@@ -133,20 +129,14 @@ def content_of(path: Path) -> str:
             file.seek(start)
             found.update(file.read(BLOCK))
     large = status.st_size > LARGE
-    return (
-        f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
-    )
+    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
 
 
 def structure_of(model: "torch.nn.Module") -> dict[str, str]:
     """A network beside its trained weights: the class and settings of each module, constants."""
     found = {}
     for name, module in model.named_modules():
-        settings = {
-            key: _told(value)
-            for key, value in vars(module).items()
-            if key[0] != "_" and key != "training"
-        }
+        settings = {key: _told(value) for key, value in vars(module).items() if key[0] != "_" and key != "training"}
         found[f"module {name or 'itself'}"] = f"{type(module).__qualname__} {settings}"
     frozen = {name: w for name, w in model.named_parameters() if not w.requires_grad}
     constants = {**dict(model.named_buffers()), **frozen}
@@ -159,25 +149,17 @@ def constants_of(function: Any, seen: Set[Any] = frozenset()) -> dict[str, str]:
     Other things are left out: counters and lists change from call to call, weights are trained.
     """
     found = {}
-    for name, value in _referred(function):
+    for name, value in referred(function):
         frozen = getattr(value, "__dataclass_params__", None)
         array = hasattr(value, "__array__") and not getattr(value, "requires_grad", False)
-        if (
-            isinstance(value, float)
-            or array
-            or (frozen and frozen.frozen and not inspect.isclass(value))
-        ):
+        if isinstance(value, float) or array or (frozen and frozen.frozen and not inspect.isclass(value)):
             found[name] = _told(value)
-        elif (
-            inspect.isfunction(value)
-            and value not in seen
-            and value.__module__.partition(".")[0] not in OTHERS
-        ):
+        elif inspect.isfunction(value) and value not in seen and value.__module__.partition(".")[0] not in OTHERS:
             found = constants_of(value, {*seen, function, value}) | found
     return found
 
 
-def _referred(function: Any) -> Iterator[tuple[str, Any]]:
+def referred(function: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of what a function's code can see: arrays by default, its closure, globals."""
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
@@ -188,9 +170,7 @@ def _referred(function: Any) -> Iterator[tuple[str, Any]]:
         with contextlib.suppress(ValueError):  # it is empty
             yield name, cell.cell_contents
     names = sorted(_names(function.__code__))
-    yield from (
-        (name, function.__globals__[name]) for name in names if name in function.__globals__
-    )
+    yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
 
 
 def _names(code: CodeType) -> set[str]:

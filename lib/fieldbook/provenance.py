@@ -49,9 +49,7 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     """What git prints; None without git, or outside a repository."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -73,13 +71,9 @@ def source_hash(uses: Iterable[Any]) -> str:
         module = use.__name__ if inspect.ismodule(use) else getattr(use, "__module__", None) or ""
         if ours := module.startswith("fieldbook."):
             if not _file_of(module):
-                raise ValueError(
-                    f"{module} has no source in {LIBRARY}; install fieldbook with its .py files"
-                )
+                raise ValueError(f"{module} has no source in {LIBRARY}; install fieldbook with its .py files")
             waiting.append(module)
-        if not ours or not (
-            inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)
-        ):
+        if not ours or not (inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)):
             own = parts[f"use {len(parts)}"] = described(use)
             waiting += _imported(own) if inspect.ismodule(use) else []
     while waiting:

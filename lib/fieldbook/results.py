@@ -281,9 +281,7 @@ def _read_benchmark(file: Path) -> pd.Series:
     try:
         return pd.read_csv(file, sep="\t")[["s", "cpu_time", "max_rss"]].iloc[-1]
     except (ValueError, LookupError) as error:
-        raise ValueError(
-            f"{file} is no benchmark that Snakemake wrote ({error}); delete it"
-        ) from error
+        raise ValueError(f"{file} is no benchmark that Snakemake wrote ({error}); delete it") from error
 
 
 def costs(profile: str) -> pd.DataFrame:

@@ -140,10 +140,7 @@ class Table:
             if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
                 raise ValueError("not every line is a row with the header's fields")
             kinds = [_kind([row.get(name) for row in like]) for name in self.keys]
-            columns = [
-                _column([row[i] for row in rows], kind)
-                for i, kind in zip(places, kinds, strict=True)
-            ]
+            columns = [_column([row[i] for row in rows], kind) for i, kind in zip(places, kinds, strict=True)]
             keys = list(zip(*columns, strict=True))
             if len(set(keys)) < len(keys):
                 raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")

@@ -340,17 +340,9 @@ class _Run:
         for part in (self.model, self.ema):
             for prefix, module in part.named_modules() if part is not None else ():
                 kept = module._non_persistent_buffers_set
-                things = {
-                    name: module._buffers[name]
-                    for name in kept
-                    if module._buffers[name] is not None
-                }
-                things |= {
-                    name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)
-                }
-                found |= {
-                    f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()
-                }
+                things = {name: module._buffers[name] for name in kept if module._buffers[name] is not None}
+                things |= {name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)}
+                found |= {f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()}
         return found
 
     def what_determines_weights(self, facts: Mapping[str, object]) -> dict[str, str]:
@@ -359,15 +351,9 @@ class _Run:
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
-        found = {
-            name: repr(value) for name, value in (settings | {"trained weights": trained}).items()
-        } | shapes
-        found |= {name: described(value) for name, value in facts.items()} | structure_of(
-            self.model
-        )
-        return found | {
-            f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()
-        }
+        found = {name: repr(value) for name, value in (settings | {"trained weights": trained}).items()} | shapes
+        found |= {name: described(value) for name, value in facts.items()} | structure_of(self.model)
+        return found | {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
 
     def from_rank_0(self, value: object) -> object:
         box = [value]

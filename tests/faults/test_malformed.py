@@ -486,13 +486,18 @@ FAULTS = {
         "no features": (missing("features.npy"), "features.npy", "delete it"),
         "a bomb for features": (content(pickle.dumps(Bomb()), "features.npy"), "damaged"),
         "features of another type": (
-            lambda path: np.save(path / "features.npy", np.zeros((1, 2, 60, 52))), "float64", "float16",
+            lambda path: np.save(path / "features.npy", np.zeros((1, 2, 60, 52))),
+            "float64",
+            "float16",
         ),
         "days of other features": (
-            lambda path: np.save(path / "features.npy", np.zeros((3, 2, 60, 52), "f2")), "(1, patch, 60, column)",
+            lambda path: np.save(path / "features.npy", np.zeros((3, 2, 60, 52), "f2")),
+            "(1, patch, 60, column)",
         ),
         "patches of other targets": (
-            lambda path: np.save(path / "features.npy", np.zeros((1, 5, 60, 52), "f2")), "targets", "(1, 5)",
+            lambda path: np.save(path / "features.npy", np.zeros((1, 5, 60, 52), "f2")),
+            "targets",
+            "(1, 5)",
         ),
         "a target too few": (lambda path: np.savez(path / "targets.npz", instrument=[0]), "damaged", "day"),
     },

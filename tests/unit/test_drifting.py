@@ -107,10 +107,7 @@ def test_what_was_deleted_beside_a_checkpoint_is_made_again(run, tmp_path, lost,
     (folder / lost).unlink()
     drifting.train(setting(), folder)
     assert "training anew" in capsys.readouterr().err
-    assert (
-        weights(folder) == weights(run)
-        and (folder / lost).read_bytes() == (run / lost).read_bytes()
-    )
+    assert weights(folder) == weights(run) and (folder / lost).read_bytes() == (run / lost).read_bytes()
     drifting.train(setting(), folder)
     assert "training anew" not in capsys.readouterr().err
 
@@ -126,9 +123,7 @@ def test_another_start_or_setting_is_not_continued(run, tmp_path):
 
 def test_weights_that_are_no_checkpoint_are_named(tmp_path):
     save_weights({"model.a": torch.ones(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(
-        ValueError, match=r"w\.safetensors is not a checkpoint of a drifting run .*train it again"
-    ):
+    with pytest.raises(ValueError, match=r"w\.safetensors is not a checkpoint of a drifting run .*train it again"):
         drifting.restore(tmp_path / "w.safetensors")
 
 

@@ -71,10 +71,7 @@ def test_every_python_cuts_the_library_alike(tmp_path):
         f"files = sorted(pathlib.Path({str(provenance.LIBRARY)!r}).rglob('*.py'))\n"
         "print(hashlib.sha256(''.join(code(f.read_text(encoding='utf-8')) for f in files).encode()).hexdigest())\n"
     )
-    found = [
-        subprocess.run([p, program], capture_output=True, text=True)
-        for p in (sys.executable, *OTHERS)
-    ]
+    found = [subprocess.run([p, program], capture_output=True, text=True) for p in (sys.executable, *OTHERS)]
     assert {done.returncode for done in found} == {0}, [done.stderr[-300:] for done in found]
     assert len({done.stdout for done in found}) == 1
 
@@ -114,9 +111,7 @@ def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
 
     base = hashed("x = 1\n")
     assert base == hashed("x = 1  # one\n") and base != hashed("x = 2\n")
-    assert hashed("from fieldbook.data import toys\n") != hashed(
-        "from fieldbook.data import modular\n"
-    )
+    assert hashed("from fieldbook.data import toys\n") != hashed("from fieldbook.data import modular\n")
     with pytest.raises(ValueError, match=r"source of <module 'none'> cannot be read"):
         provenance.source_hash([types.ModuleType("none")])
 

@@ -27,9 +27,7 @@ def test_what_is_missing_is_trained_once_and_fits_its_settings(settings):
         networks.load(settings | {"d_model": 16}, files["add"])
 
 
-@pytest.mark.parametrize(
-    "change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}]
-)
+@pytest.mark.parametrize("change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}])
 def test_networks_of_other_settings_are_trained_again(settings, change):
     before = networks.trained("tiny", ["add"])["add"].read_bytes()
     settings |= change

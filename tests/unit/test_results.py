@@ -215,9 +215,7 @@ def published(root, monkeypatch, uses=()):
 
 @pytest.mark.parametrize("library", ["the same", "another"])
 @pytest.mark.parametrize("change", ["edited", "deleted", "added"])
-def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(
-    root, monkeypatch, library, change, capsys
-):
+def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(root, monkeypatch, library, change, capsys):
     one = published(root, monkeypatch)
     uses = [circulant] if library == "another" else []
     results.Run("agop", {"profile": "test"}, uses=uses)
@@ -288,9 +286,7 @@ def test_an_earlier_generation_that_is_a_link_is_replaced(root, tmp_path_factory
     (first.inputs / "last.pt").write_text("hours")
     first.inputs.parent.with_name("test.stale").symlink_to(elsewhere)
     run(p=11)
-    assert (elsewhere / "kept").exists() and list(
-        first.inputs.parents[1].glob("test.stale/*/last.pt")
-    )
+    assert (elsewhere / "kept").exists() and list(first.inputs.parents[1].glob("test.stale/*/last.pt"))
 
 
 def test_new_rows_reopen_a_complete_run(root):
@@ -324,9 +320,7 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
         path.write_text(json.dumps({**first.manifest(), "sources": "0"}))
     second = run(p=11) if spoil == "parameters" else run()
     assert second.table("t", ["x"]).missing(JOBS) == JOBS
-    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (
-        spoil == "edited"
-    )
+    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (spoil == "edited")
     assert second.manifest()["status"] == "partial"
     assert ("p was 7, is 11" in capsys.readouterr().err) == (spoil == "parameters")
 

@@ -638,9 +638,7 @@ def test_state_that_a_state_dict_leaves_out_is_continued(tmp_path):
     assert same(*train_in_two(tmp_path, Noisy, mse))
     other = Noisy(seed=1)
     train(other, recipe(steps=12), mse)
-    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), (
-        "the generator matters"
-    )
+    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), "the generator matters"
 
 
 def test_global_generators_of_numpy_and_python_are_functions_of_the_step(tmp_path):
@@ -715,9 +713,7 @@ def reading(x, level=0.1, how=lambda error: error.square()):
         return model(x[index]) - Y[index]
 
     def loss(model, index, generator):
-        return how(
-            error(model, index) + level * torch.randn(len(index), 1, generator=generator)
-        ).mean()
+        return how(error(model, index) + level * torch.randn(len(index), 1, generator=generator)).mean()
 
     return loss
 
@@ -760,9 +756,7 @@ def test_facts_must_agree(tmp_path):
         ).step
         == 30
     )
-    with pytest.raises(
-        ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"
-    ):
+    with pytest.raises(ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"):
         train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "T_eff", "stars": X})
 
 
@@ -776,10 +770,7 @@ def test_what_may_change_between_two_calls_does_not_matter(tmp_path):
 
     train(make_model(), recipe(), loss, checkpoint=tmp_path)
     nn.init.zeros_(own[0].weight)
-    assert (
-        train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30
-        and len(seen) == calls == 30
-    )
+    assert train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30 and len(seen) == calls == 30
 
 
 def test_a_batch_that_was_split_is_split_again_where_memory_suffices(tmp_path):

@@ -77,9 +77,7 @@ def trained(
     """
     files = {operation: paths.inputs("networks", profile) / f"{operation}.safetensors" for operation in operations}
     settings = settings_of(profile)
-    missing = [
-        operation for operation in operations if not _is_of(files[operation], settings, operation)
-    ]
+    missing = [operation for operation in operations if not _is_of(files[operation], settings, operation)]
     if missing and not train_missing:
         file, remedy = (
             files[missing[0]],

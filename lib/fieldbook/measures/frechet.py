@@ -64,9 +64,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return frechet_distance(x.mean(0), covs[0], y.mean(0), covs[1])
 
 
-def kid(
-    x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000
-) -> float:
+def kid(x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000) -> float:
     """Kernel distance with the kernel (x.y / D + 1)^3: mean of unbiased estimates over subsets.
 
     clean-fid's draws its subsets from NumPy's global generator, which is the caller's.

@@ -6,7 +6,7 @@ measure what it should says so. `measure` does all of it for a network and its d
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,11 +124,12 @@ def measure(
     gammas = gamma * torch.tensor([1 / 3, 1.0, 3.0], dtype=torch.float64)
     eps = step / (n_beta * curvature + float(gammas[-1] * (p * a).max()))
     points = w.expand(len(gammas), how.chains, -1)
-    walked = [
-        (losses, (a * (point[1] - w).square()).mean())
-        for losses, point in _chains(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta)
-    ]
-    trace = torch.stack([losses for losses, _ in walked]).cpu().double()
+    walked = []  # squared distance from w at gamma, in the metric of localisation
+
+    def watch(points: Tensor) -> None:
+        walked.append((a * (points[1] - w).square()).mean())
+
+    trace = traces(gradient, points, build, how, eps=eps, gamma=gammas, n_beta=n_beta, watch=watch).cpu().double()
     values, errors = estimate(trace, n_beta=n_beta, burn_in=how.burn_in)
     guess = n_beta * _loss_of_guessing(model, inputs, target, loss)
     found = health(trace, n_beta=n_beta, ceiling=guess, dimension=w.numel(), burn_in=how.burn_in)[1]
@@ -137,7 +138,7 @@ def measure(
     flags = [found] if found != "ok" else []
     flags += ["follows gamma"] * _differ(whole[0], whole[2], whole[1], share=0.25)
     flags += ["follows length"] * _differ(shorter, whole[1], whole[1], share=0.1)
-    flags += ["still spreading"] * bool(walked[-1][1] > FREE * eps * (p * a).mean() * how.steps)
+    flags += ["still spreading"] * bool(walked[-1] > FREE * eps * (p * a).mean() * how.steps)
     return Coefficient(
         llc=float(values[1]),
         error=float(errors[1]),
@@ -240,32 +241,24 @@ def traces(
     eps: float | Tensor,
     gamma: float | Tensor,
     n_beta: float,
+    watch: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """The losses of chains in several cells, which share noise and minibatches, (steps, cells, chains).
 
     Args:
         gradient: as `minibatch_gradient` makes it with `chain_seeds`; `w`: (cells, chains, D), where chains start.
         eps, gamma: numbers, or (cells,) tensors.
+        watch: called with the points (cells, chains, D) of each step.
     """
-    run = _chains(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=n_beta)
-    return torch.stack([losses for losses, _ in run])
-
-
-def _chains(
-    gradient: Gradient,
-    w: Tensor,
-    build: Preconditioner,
-    how: Sampling,
-    *,
-    eps: float | Tensor,
-    gamma: float | Tensor,
-    n_beta: float,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The chains of `traces` step by step, (losses (cells, chains), points (cells, chains, D))."""
     eps, gamma = (x[:, None, None].to(w) if isinstance(x, Tensor) else x for x in (eps, gamma))
     generator = torch.Generator(w.device).manual_seed(stream("noise", how.seed))
     settings = {"eps": eps, "gamma": gamma, "n_beta": n_beta, "steps": how.steps}
-    return chain(gradient, w, build, generator, common_noise=True, **settings)
+    losses = []
+    for at_step, points in chain(gradient, w, build, generator, common_noise=True, **settings):
+        losses.append(at_step)
+        if watch:
+            watch(points)
+    return torch.stack(losses)
 
 
 def first_metric(build: Preconditioner, w: Tensor, slope: Tensor) -> Metric:
