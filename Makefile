@@ -26,10 +26,10 @@ html: here       ## render the published results of PROFILE without computing
 	@echo "open build/published/html/index.html"
 
 publish: here    ## copy the finished results of PROFILE from build/ to data/ and figures/
-	@python -m fieldbook.publish "$(PROFILE)"
+	@python -m fieldbook.run.publish "$(PROFILE)"
 
 notebooks: here  ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
-	@python -m fieldbook.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
+	@python -m fieldbook.run.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
 
 lab: here        ## open JupyterLab on the book
 	@jupyter lab $(LAB_FLAGS) book
@@ -57,7 +57,7 @@ clean:           ## remove the environment and all rendered pages; computed rows
 
 here: $(STAMP)
 	@$(VENV)/bin/python -c "import fieldbook" 2> /dev/null || { echo "$(ANEW)"; exit 1; }
-	@$(VENV)/bin/python -m fieldbook.paths
+	@$(VENV)/bin/python -m fieldbook.run.paths
 
 # The stamp comes last, so an interrupted install is taken up again by the next command.
 $(STAMP): pyproject.toml constraints.txt

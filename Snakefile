@@ -146,7 +146,7 @@ rule chapter:
         gpu=gpus,
     shell:
         """
-        python -m fieldbook.parameters check {input.notebook} {input.parameters}
+        python -m fieldbook.run.parameters check {input.notebook} {input.parameters}
         export FIELDBOOK_RESULTS="$PWD/build/{wildcards.build}" FIELDBOOK_FROZEN={params.frozen}
         export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
         [ {resources.gpu} = 0 ] && workers="-p workers {threads}" || workers=""
@@ -224,7 +224,7 @@ rule html:
     resources: mem_mb=2000, runtime=10
     shell:
         """
-        python -m fieldbook.figures build/{wildcards.build} {params.profile}
+        python -m fieldbook.run.figures build/{wildcards.build} {params.profile}
         cp -r book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
         rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html build/{wildcards.build}/book/api
         jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \

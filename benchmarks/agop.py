@@ -15,14 +15,14 @@ import torch
 from record import record
 from torch import Tensor
 
-from fieldbook.checkpoints import load_weights
-from fieldbook.data.modular import task
-from fieldbook.hardware import keep_freed_memory, resolve_precision
-from fieldbook.measures.agop import agop, agop_sketch, one_hot_blocks
-from fieldbook.measures.circulant import circulant_score
-from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import Recipe
-from fieldbook.training import fit
+from fieldbook.grokking.agop import agop, agop_sketch, one_hot_blocks
+from fieldbook.grokking.circulant import circulant_score
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.grokking.modular import task
+from fieldbook.nn.checkpoints import load_weights
+from fieldbook.nn.machine import keep_freed_memory, resolve_precision
+from fieldbook.nn.recipe import Recipe
+from fieldbook.nn.training import fit
 
 P, K, REPEATS = 97, 4, 5
 

@@ -19,7 +19,7 @@ import torch
 from record import record
 from torch import Tensor
 
-from fieldbook.fields import kernel
+from fieldbook.drifting import kernel
 
 SIZES, REPEATS, LARGEST = (256, 1024, 4096), 5, 2**28
 

@@ -30,10 +30,10 @@ import torch
 from record import record
 from torch import Tensor, nn
 
-from fieldbook import paths
-from fieldbook.experiments import networks
-from fieldbook.hardware import keep_freed_memory
-from fieldbook.recipe import indices
+from fieldbook.grokking import networks
+from fieldbook.nn.machine import keep_freed_memory
+from fieldbook.nn.recipe import indices
+from fieldbook.run import paths
 from fieldbook.samplers import llc
 from fieldbook.samplers.preconditioners import sgld
 from fieldbook.samplers.sgmcmc import Gradient, chain
@@ -128,7 +128,7 @@ def serve(folder: str, chains: int) -> None:
     from devinterp.optim.sgmcmc import SGMCMC
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
-    from fieldbook.models.grokker import Grokker
+    from fieldbook.grokking.grokker import Grokker
 
     given = torch.load(f"{folder}/case.pt", weights_only=True)
     device = given["batches"][0][0].device

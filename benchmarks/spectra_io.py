@@ -23,10 +23,10 @@ import pandas as pd
 import torch
 from record import record
 
-from fieldbook.data.spectra import Spectra
-from fieldbook.data.spectra_hdf5 import ERROR, FLUX, REQUIRED, WAVE, convert
-from fieldbook.hardware import keep_freed_memory
-from fieldbook.recipe import indices
+from fieldbook.nn.machine import keep_freed_memory
+from fieldbook.nn.recipe import indices
+from fieldbook.stars.dataset import Spectra
+from fieldbook.stars.spectra_hdf5 import ERROR, FLUX, REQUIRED, WAVE, convert
 
 PIXELS, BATCH, BLOCK, SHARDS, REPEATS = 4096, 256, 4096, 2, 9
 ROW = 2 * 4 * PIXELS  # bytes, flux and error

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from record import record
 
-from fieldbook.data.emulator import NODES, SMALL, emulator
-from fieldbook.data.observation import draw, spectra
-from fieldbook.data.starlight import LABELS, synthesize
+from fieldbook.stars.emulator import NODES, SMALL, emulator
+from fieldbook.stars.observation import draw, spectra
+from fieldbook.stars.synthesis import LABELS, synthesize
 
 REPEATS, BATCH = 5, 1024
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from record import record
 
-from fieldbook.data.ticks import World, generate
-from fieldbook.data.transforms import CHANNELS, LOGARITHMIC, columns, transform
+from fieldbook.scaling.market import World, generate
+from fieldbook.scaling.transforms import CHANNELS, LOGARITHMIC, columns, transform
 
 TICKS, REPEATS, INNER, OUTER = 28_800, 5, 60, 1800
 

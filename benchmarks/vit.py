@@ -16,11 +16,11 @@ import torch
 from record import record
 from torch import Tensor, nn
 
-from fieldbook.compat import importable_torchvision
-from fieldbook.hardware import keep_freed_memory, resolve_precision
-from fieldbook.models.attention import attend
-from fieldbook.models.spectra_vit import SpectraViT
-from fieldbook.recipe import AUTOCAST
+from fieldbook.drifting.compat import importable_torchvision
+from fieldbook.nn.attention import attend
+from fieldbook.nn.machine import keep_freed_memory, resolve_precision
+from fieldbook.nn.recipe import AUTOCAST
+from fieldbook.spectra.vit import SpectraViT
 
 importable_torchvision()
 from transformers import ViTConfig, ViTModel  # noqa: E402

@@ -29,8 +29,8 @@
 # {ref}`circle appearing in the AGOP <agop-matrices>`, {ref}`the score against its nulls <agop-nulls>`,
 # {ref}`its lead over the accuracy <agop-lead>` and {ref}`the embedding's spectrum <agop-spectrum>`.
 #
-# *In the library:* {mod}`experiments.grokking <fieldbook.experiments.grokking>`, {mod}`experiments.networks <fieldbook.experiments.networks>`, {mod}`data.modular <fieldbook.data.modular>`,
-# {mod}`measures.agop <fieldbook.measures.agop>`, {mod}`measures.circulant <fieldbook.measures.circulant>`.
+# *In the library:* {mod}`grokking.experiment <fieldbook.grokking.experiment>`, {mod}`grokking.networks <fieldbook.grokking.networks>`, {mod}`grokking.modular <fieldbook.grokking.modular>`,
+# {mod}`grokking.agop <fieldbook.grokking.agop>`, {mod}`grokking.circulant <fieldbook.grokking.circulant>`.
 
 # %% [markdown]
 # ## Parameters
@@ -74,15 +74,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, hardware, parameters, results
-from fieldbook.data import modular
-from fieldbook.experiments import grokking, networks
-from fieldbook.measures import agop, circulant
+from fieldbook.run import figures, parameters, results
+from fieldbook.nn import machine
+from fieldbook.grokking import modular
+from fieldbook.grokking import experiment, networks
+from fieldbook.grokking import agop, circulant
 
 chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
 globals().update(chosen)
 figures.use_style()
-device = hardware.device()
+device = machine.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -189,8 +190,8 @@ def train_network(job):
     network = networks.network_of(settings, job["seed"]).to(device)
     recipe = networks.recipe_of(settings, job["seed"], device)
     table, options = table_of(job), {"sketch": sketch, "progress": False}
-    rows = grokking.train(network, task, recipe, table, folder, **options)
-    return {**job, **grokking.summary(rows)}
+    rows = experiment.train(network, task, recipe, table, folder, **options)
+    return {**job, **experiment.summary(rows)}
 
 
 # %% [markdown]
@@ -224,7 +225,7 @@ def spectrum_of(operation):
 
 # %%
 makers = [train_network, first_block, spectrum_of]
-run = results.Run("agop", chosen, uses=[grokking, networks, CONTROLS, *makers])
+run = results.Run("agop", chosen, uses=[experiment, networks, CONTROLS, *makers])
 
 # %%
 runs = run.sweep("runs", jobs, train_network, workers=workers, shard=shard)
@@ -258,7 +259,7 @@ def draw_network(upper, lower, one):
     figures.curves(upper, one, UPPER)
     figures.curves(lower, one, LOWER)
     for name in ("agop_circ", "test_acc_strict"):
-        middle = grokking.crossing(one.step, one[name], 0.5)
+        middle = experiment.crossing(one.step, one[name], 0.5)
         upper.axvline(middle, color=figures.COLORS[UPPER[name][1]], ls="-", lw=0.6, alpha=0.6)
 
 
@@ -488,7 +489,7 @@ figures.save(figure, "agop", profile, "spectrum")
 if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
     from ipywidgets import interact
 
-    @interact(operation=operations, milestone=[*grokking.MILESTONES, "final"])
+    @interact(operation=operations, milestone=[*experiment.MILESTONES, "final"])
     def show_block(operation, milestone):
         order = modular.token_order(operation, p).numpy()
         plt.matshow(first_block(operation, milestone)[order][:, order])
@@ -681,4 +682,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=hardware.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(precision, device))

@@ -24,9 +24,9 @@
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
 # was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
 #
-# *In the library:* {mod}`experiments.drift_report <fieldbook.experiments.drift_report>`, {mod}`experiments.drifting <fieldbook.experiments.drifting>`, {mod}`experiments.drift_evaluation <fieldbook.experiments.drift_evaluation>`,
-# {mod}`fields.kernel <fieldbook.fields.kernel>`,
-# {mod}`measures.image_features <fieldbook.measures.image_features>`.
+# *In the library:* {mod}`drifting.report <fieldbook.drifting.report>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
+# {mod}`drifting.kernel <fieldbook.drifting.kernel>`,
+# {mod}`drifting.judge <fieldbook.drifting.judge>`.
 
 # %% [markdown]
 # ## Parameters
@@ -79,18 +79,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, hardware, parameters, paths, results
-from fieldbook.checks import require
-from fieldbook.experiments import drift_evaluation, drift_report, drifting
-from fieldbook.fields import kernel
-from fieldbook.measures import image_features
+from fieldbook.run import figures, parameters, paths, results
+from fieldbook.nn import machine
+from fieldbook.nn.checks import require
+from fieldbook.drifting import evaluation, report, experiment
+from fieldbook.drifting import kernel
+from fieldbook.drifting import judge as image_features
 
 chosen = parameters.load("drifting", globals())
 globals().update(chosen)
 figures.use_style()
 torch.set_num_threads(1)
 pd.set_option("display.max_colwidth", None)
-DEVICE = str(hardware.device())
+DEVICE = str(machine.device())
 
 # %% [markdown]
 # ## The method
@@ -181,7 +182,7 @@ def setting_of(job):
     length = ablation_steps if job["group"] == "ablation" else steps
     times = {"steps": length, "eval_every": math.ceil(length / evaluations)}
     schedule = times | {"warmup": min(warmup, length // 4), "seed": job["seed"]}
-    return drifting.Setting(**BASE | schedule | VARIANTS[job["variant"]])
+    return experiment.Setting(**BASE | schedule | VARIANTS[job["variant"]])
 
 
 # %% [markdown]
@@ -192,17 +193,17 @@ def setting_of(job):
 
 # %% tags=["hide-input"]
 constants = [VARIANTS, BASE, chosen["toys"]]
-modules = [drifting, drift_evaluation, drift_report, image_features]
+modules = [experiment, evaluation, report, image_features]
 JUDGE_SEED, judge = 1_000, None
 if not paths.frozen():
-    images = drifting.load_images(dataset, folder)
+    images = experiment.load_images(dataset, folder)
     judge = image_features.judge(images, JUDGE_SEED, judge_steps)
 
 
 # %% tags=["hide-input"]
 def judge_row(job):
     """The judge and its floor, FD-digits of real training images, some of which are kept to be shown."""
-    sample_table.append(*({"variant": "real", **row} for row in drift_report.real_rows(images)))
+    sample_table.append(*({"variant": "real", **row} for row in report.real_rows(images)))
     floor = np.array(judge.floor())
     facts = {"accuracy": judge.accuracy, "weights": judge.digest}
     return {**job, **facts, "floor": floor.mean(), "floor_sd": floor.std(ddof=1)}
@@ -220,10 +221,10 @@ def toy_row(job):
     """Train on a toy: a row of distances, and points and arrows to draw."""
     toy, path = job["toy"], run.inputs / f"{job['toy']}_{job['styles']}"
     times = {"steps": toy_steps, "eval_every": toy_steps, "warmup": min(50, toy_steps // 4)}
-    drifting.train(drifting.Setting(data=toy, codebook=job["styles"], **TOY, **times), path)
-    model, _ = drifting.restore(drift_report.checkpoints(path)[-1])
-    toy_points.append(*({**job, **row} for row in drift_report.toy_points(model, toy)))
-    return {**job, **drift_report.toy_distances(model, toy)}
+    experiment.train(experiment.Setting(data=toy, codebook=job["styles"], **TOY, **times), path)
+    model, _ = experiment.restore(report.checkpoints(path)[-1])
+    toy_points.append(*({**job, **row} for row in report.toy_points(model, toy)))
+    return {**job, **report.toy_distances(model, toy)}
 
 
 # %% [markdown]
@@ -234,16 +235,16 @@ def toy_row(job):
 OPTIONS = {"num_samples": num_samples, "device": DEVICE, "skip_existing": True}
 OPTIONS |= {"cleanup_samples": True, "dataset_split": dataset_split}
 OPTIONS |= {"fid_mode": None if fid_mode == "none" else fid_mode}
-MEASURED = [*drift_evaluation.MEASURES, *drifting.METRICS]
+MEASURED = [*evaluation.MEASURES, *experiment.METRICS]
 
 
 # %% tags=["hide-input"]
 def evaluated(job):
     """Train a variant and evaluate it: all checkpoints of a main run, else the last."""
     place = run.inputs / "_".join(map(str, job.values()))
-    drifting.train(setting_of(job), place, device=DEVICE)
-    which = place if job["group"] == "main" else drift_report.checkpoints(place)[-1]
-    return place, drift_evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
+    experiment.train(setting_of(job), place, device=DEVICE)
+    which = place if job["group"] == "main" else report.checkpoints(place)[-1]
+    return place, evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
 
 
 # %% tags=["hide-input"]
@@ -253,9 +254,9 @@ def train_one(job):
     found = rows.sort_values("step")[["step", *MEASURED]].to_dict("records")
     checkpoint_table.append(*({**job, **row} for row in found))
     if job["group"] == "main" and job["seed"] == 0:
-        images = drift_report.sample_rows(place, device=DEVICE)
+        images = report.sample_rows(place, device=DEVICE)
         sample_table.append(*({"variant": job["variant"], **row} for row in images))
-    return {**job, **found[-1], **drift_report.audit_run(place)}
+    return {**job, **found[-1], **report.audit_run(place)}
 
 
 # %% [markdown]
@@ -267,16 +268,16 @@ def train_one(job):
 # %% tags=["hide-input"]
 def null_row(job):
     """Loss and drift of samples that are known: real images, class means, noise."""
-    return {**job, **drift_report.known_drifts(setting_of(MAIN[0]), job["draw"])}
+    return {**job, **report.known_drifts(setting_of(MAIN[0]), job["draw"])}
 
 
 # %% tags=["hide-input"]
 def guide(job):
     """One guided run, sampled at each strength: rows of `guidance.csv`."""
     place, _ = evaluated({"group": "guided", **job, "seed": 0})
-    last = drift_report.checkpoints(place)[-1]
+    last = report.checkpoints(place)[-1]
     for alpha in alphas:
-        found = drift_evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
+        found = evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
         row = found[found.alpha == alpha].iloc[-1]
         guidance_table.append({**job, "alpha": alpha, **row[MEASURED]})
     return {**job, "trained": True}
@@ -361,7 +362,7 @@ SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[data
 def show(ax, variant, step, title):
     """A contact sheet, classes side by side."""
     one = pictures[(pictures.variant == variant) & (pictures.step == step)]
-    ax.imshow(drift_report.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(report.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
     ax.set_title(title)
     ax.axis("off")
 

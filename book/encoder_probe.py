@@ -25,10 +25,10 @@
 # *What you will see:* {ref}`a blind spot that is exact <probe-blind>`, {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
 # {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and {ref}`the leak <probe-leak>`.
 #
-# *In the library:* {mod}`experiments.spectroscopy <fieldbook.experiments.spectroscopy>`, {mod}`data.spectra <fieldbook.data.spectra>`,
-# {mod}`measures.denoising <fieldbook.measures.denoising>`, {mod}`measures.probes <fieldbook.measures.probes>`,
-# {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.blindspot <fieldbook.models.blindspot>`,
-# {mod}`models.heads <fieldbook.models.heads>`, {mod}`models.lightning <fieldbook.models.lightning>`.
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
+# {mod}`spectra.denoising <fieldbook.spectra.denoising>`, {mod}`spectra.probes <fieldbook.spectra.probes>`,
+# {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
+# {mod}`spectra.heads <fieldbook.spectra.heads>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
 
 # %% [markdown]
 # ## Parameters
@@ -84,21 +84,24 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from fieldbook import figures, hardware, parameters, paths, results, training
-from fieldbook.checkpoints import load_weights, save_weights
-from fieldbook.data import spectra
-from fieldbook.experiments import spectroscopy
-from fieldbook.measures import denoising, probes, regression
-from fieldbook.measures.probes import Probe, View, fingerprint
-from fieldbook.models import blindspot, lightning
-from fieldbook.models.blindspot import BlindSpotUNet, posterior_mean
-from fieldbook.models.heads import head
-from fieldbook.recipe import Recipe
+from fieldbook.run import figures, parameters, paths, results
+from fieldbook.nn import machine, training
+from fieldbook.nn.checkpoints import load_weights, save_weights
+from fieldbook.stars import dataset
+from fieldbook.spectra import spectroscopy
+from fieldbook.spectra import denoising, probes
+from fieldbook.nn import baselines
+from fieldbook.spectra.probes import Probe, View, fingerprint
+from fieldbook.spectra import blindspot
+from fieldbook.nn import lightning
+from fieldbook.spectra.blindspot import BlindSpotUNet, posterior_mean
+from fieldbook.spectra.heads import head
+from fieldbook.nn.recipe import Recipe
 
 chosen = parameters.load("encoder_probe", globals())
 globals().update(chosen)
 figures.use_style()
-device = hardware.device()
+device = machine.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -118,7 +121,7 @@ stars, sets = (None, {}) if paths.frozen() else spectroscopy.provide(sizes, **or
 def spectra_of(split, seed=0, n=None):
     """Noisy flux and the standard deviation of its noise, (n, pixels) each."""
     data = sets[split][:n]
-    noisy = spectra.fixed_noise(data, noise_level, 100 + seed if split == "train" else spectra.SEED)
+    noisy = dataset.fixed_noise(data, noise_level, 100 + seed if split == "train" else dataset.SEED)
     return noisy, noise_level * torch.from_numpy(np.array(data.error))
 
 
@@ -187,7 +190,7 @@ def pretraining():
     return Recipe(
         steps=steps, batch_size=batch_size, lr=lr, schedule="cosine", warmup=min(20, steps),
         clip=1.0, lr_scale={"nin_layers.2.bn.": lr_output}, eval_every=max(steps // 8, 1),
-        monitor="val_nll", precision=hardware.resolve_precision(precision, device),
+        monitor="val_nll", precision=machine.resolve_precision(precision, device),
     )  # fmt: skip
 
 
@@ -373,7 +376,7 @@ def tuning(job, frozen):
     changes = {"steps": tune_steps, "eval_every": max(tune_steps // 6, 1), "lr": tune_lr, **scale}
     changes |= {"schedule": "cosine", "patience": None, "seed": job["seed"]}
     changes |= {
-        "precision": hardware.resolve_precision(precision, device),
+        "precision": machine.resolve_precision(precision, device),
         "warmup": tune_steps // 8,
     }
     return probes.probe_recipe(job["n_train"], batch_size=tune_batch, **changes)
@@ -396,7 +399,7 @@ def tune(job):
     for frozen in (True, False) if job["encoder"] == "with sigma" else (False,):
         model = started(job)
         note_tuning(job, frozen, *tuned(model, job, frozen))
-    found = regression.scores(gravity("test").numpy(), answers(model))
+    found = baselines.scores(gravity("test").numpy(), answers(model))
     n_trainable = sum(w.numel() for w in model.parameters())
     return found | {"n_features": len(vectors(job, "val")[0]), "n_trainable": n_trainable}
 
@@ -1192,4 +1195,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # Fine-tuning is short, and one choice of rates was tried. Principal components and windows are simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile *paper* holds the log's network and schedule and has not been run.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=hardware.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(precision, device))

@@ -29,8 +29,8 @@
 # <entropy-landscape>`, {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
 # {ref}`the offline histogram beside the sampled curve <entropy-offline>`.
 #
-# *In the library:* {mod}`experiments.landscape <fieldbook.experiments.landscape>`, {mod}`experiments.networks <fieldbook.experiments.networks>`,
-# {mod}`samplers.energies <fieldbook.samplers.energies>`, {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
+# *In the library:* {mod}`samplers.landscape <fieldbook.samplers.landscape>`, {mod}`grokking.networks <fieldbook.grokking.networks>`,
+# {mod}`samplers.potentials <fieldbook.samplers.potentials>`, {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
 
 # %% [markdown]
 # ## Parameters
@@ -67,11 +67,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, parameters, paths, results
-from fieldbook.experiments import landscape
-from fieldbook.experiments import networks as trained_networks
-from fieldbook.recipe import stream
-from fieldbook.samplers import energies
+from fieldbook.run import figures, parameters, paths, results
+from fieldbook.samplers import landscape
+from fieldbook.grokking import networks as trained_networks
+from fieldbook.nn.seeds import stream
+from fieldbook.samplers import potentials
 from fieldbook.samplers import wang_landau as wl
 
 chosen = parameters.load("entropy", globals())
@@ -117,8 +117,8 @@ pd.set_option("display.max_colwidth", None)
 
 # %% tags=["hide-input"]
 TRUTH_SEEDS, D_WELLS = 8, 4
-POTENTIALS = {f"harmonic {d}": (energies.harmonic, d, 0.45 / math.sqrt(d)) for d in (4, 10, 30)}
-POTENTIALS["two wells"] = (energies.two_wells, D_WELLS, 0.12)
+POTENTIALS = {f"harmonic {d}": (potentials.harmonic, d, 0.45 / math.sqrt(d)) for d in (4, 10, 30)}
+POTENTIALS["two wells"] = (potentials.two_wells, D_WELLS, 0.12)
 TRUTH_GRID = wl.Grid(-0.5, 1.0, 15)
 
 # %% [markdown]
@@ -152,7 +152,7 @@ def sample_potential(job):
 # %% tags=["hide-input"]
 def exact_entropy(potential, d):
     """The entropy that is known, (bins,), mean zero."""
-    of = energies.two_wells_entropy if potential == "two wells" else energies.harmonic_entropy
+    of = potentials.two_wells_entropy if potential == "two wells" else potentials.harmonic_entropy
     s = of(TRUTH_GRID.centres(), d)
     return s - s.mean()
 
@@ -235,7 +235,7 @@ def explore(job):
 # %%
 makers = [one_well, sample_potential, exact_entropy, curves_of, truth_summary, release, explore]
 constants = [list(POTENTIALS), TRUTH_SEEDS, TRUTH_GRID, STAGES, settings]
-uses = [landscape, energies, wl, *constants, *makers]
+uses = [landscape, potentials, wl, *constants, *makers]
 run = results.Run("entropy", chosen, uses=uses, reads=files)
 
 # %%
@@ -327,9 +327,9 @@ figures.save(figure, "entropy", profile, "truth")
 
 # %%
 generator = torch.Generator().manual_seed(0)
-free = wl.start(energies.harmonic, torch.ones(1, 8, 30, dtype=torch.float64) / 4, generator)
+free = wl.start(potentials.harmonic, torch.ones(1, 8, 30, dtype=torch.float64) / 4, generator)
 unbiased = wl.wang_landau(
-    energies.harmonic, free, TRUTH_GRID, generator, steps=500, h=0.1, first=0.0, flat=True
+    potentials.harmonic, free, TRUTH_GRID, generator, steps=500, h=0.1, first=0.0, flat=True
 )
 empty = int((unbiased.visits == 0).sum())
 left_out = int((mean_truth.visits == 0).sum())

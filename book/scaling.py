@@ -29,9 +29,9 @@
 # predicted <scaling-heldout>`, {ref}`instruments against days <scaling-design>`, and {ref}`two levels against
 # simpler ways <scaling-compare>`.
 #
-# *In the library:* {mod}`experiments.patch_configs <fieldbook.experiments.patch_configs>`, {mod}`experiments.patch_runs <fieldbook.experiments.patch_runs>`,
-# {mod}`data.patches <fieldbook.data.patches>`, {mod}`data.ticks <fieldbook.data.ticks>`, {mod}`data.transforms <fieldbook.data.transforms>`,
-# {mod}`measures.scaling_law <fieldbook.measures.scaling_law>`, {mod}`models.patch_transformer <fieldbook.models.patch_transformer>`.
+# *In the library:* {mod}`scaling.configs <fieldbook.scaling.configs>`, {mod}`scaling.runs <fieldbook.scaling.runs>`,
+# {mod}`scaling.patches <fieldbook.scaling.patches>`, {mod}`scaling.market <fieldbook.scaling.market>`, {mod}`scaling.transforms <fieldbook.scaling.transforms>`,
+# {mod}`scaling.law <fieldbook.scaling.law>`, {mod}`scaling.transformer <fieldbook.scaling.transformer>`.
 
 # %% [markdown]
 # ## Parameters
@@ -88,19 +88,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 
-from fieldbook import figures, hardware, parameters, paths, results, tables
-from fieldbook.data import patches, transforms
-from fieldbook.data import ticks as order_book
-from fieldbook.experiments import patch_configs, patch_runs
-from fieldbook.measures import scaling_law
-from fieldbook.models import patch_transformer as pt
+from fieldbook.run import figures, parameters, paths, results, tables
+from fieldbook.nn import machine
+from fieldbook.scaling import patches, transforms
+from fieldbook.scaling import market as order_book
+from fieldbook.scaling import configs as patch_configs, runs as patch_runs
+from fieldbook.scaling import law as scaling_law
+from fieldbook.scaling import transformer as pt
 
 chosen = parameters.load("scaling", globals())
 globals().update(chosen)
 figures.use_style()
 pd.set_option("display.max_colwidth", None)
-device = hardware.device()
-precision = hardware.resolve_precision(precision, device)
+device = machine.device()
+precision = machine.resolve_precision(precision, device)
 
 # %% [markdown]
 # ## Models and configurations
@@ -137,7 +138,7 @@ table.style.format(thousands=",")
 # %% [markdown]
 # Sixteen YAML files in `parameters/scaling/configs/` hold the runs of the source: eleven for scaling (models MS1, MS3, MS4
 # and data DS1, DS2, in two stages each, and the large factor model FS1) and five to start from, of which the first two
-# are MS2 and DS3 at once. `python -m fieldbook.experiments.patch_configs` writes them, byte for byte the same each time. A file is
+# are MS2 and DS3 at once. `python -m fieldbook.scaling.configs` writes them, byte for byte the same each time. A file is
 # refused if it has an unknown key, a wrong type, or a parameter count that is not its network's.
 
 # %%

@@ -31,7 +31,7 @@
 # {ref}`identical traces <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
 # against exact values <sgld-truth>`.
 #
-# *In the library:* {mod}`experiments.networks <fieldbook.experiments.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
+# *In the library:* {mod}`grokking.networks <fieldbook.grokking.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
 # {mod}`samplers.llc <fieldbook.samplers.llc>`, {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
 # {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`, {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
 
@@ -89,9 +89,10 @@ import pandas as pd
 import torch
 from matplotlib.colors import LogNorm
 
-from fieldbook import figures, hardware, parameters, paths, results
-from fieldbook.checkpoints import save_weights
-from fieldbook.experiments.networks import load, settings_of, task_of, trained
+from fieldbook.run import figures, parameters, paths, results
+from fieldbook.nn import machine
+from fieldbook.nn.checkpoints import save_weights
+from fieldbook.grokking.networks import load, settings_of, task_of, trained
 from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
 from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Sampling
@@ -99,7 +100,7 @@ from fieldbook.samplers.rescaled import Sampling
 chosen = parameters.load("si_sgld", globals())  # checked; 1e-4 read as text is a number again
 globals().update(chosen)
 figures.use_style()
-device = hardware.device()
+device = machine.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% tags=["hide-input"]

@@ -26,9 +26,9 @@
 # *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
 # spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
 #
-# *In the library:* {mod}`experiments.spectroscopy <fieldbook.experiments.spectroscopy>`, {mod}`data.observation <fieldbook.data.observation>`,
-# {mod}`data.spectra <fieldbook.data.spectra>`, {mod}`measures.information <fieldbook.measures.information>`,
-# {mod}`measures.regression <fieldbook.measures.regression>`, {mod}`models.spectra_vit <fieldbook.models.spectra_vit>`.
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.observation <fieldbook.stars.observation>`,
+# {mod}`stars.dataset <fieldbook.stars.dataset>`, {mod}`spectra.information <fieldbook.spectra.information>`,
+# {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.vit <fieldbook.spectra.vit>`.
 
 # %% [markdown]
 # ## Parameters
@@ -82,18 +82,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook import figures, hardware, parameters, paths, results
-from fieldbook.data import observation, spectra
-from fieldbook.experiments import spectroscopy
-from fieldbook.experiments.spectroscopy import OPTIONS
-from fieldbook.measures import information, regression
-from fieldbook.models.spectra_vit import SpectraViT, parameter_table
-from fieldbook.recipe import Recipe
+from fieldbook.run import figures, parameters, paths, results
+from fieldbook.nn import machine
+from fieldbook.stars import observation, dataset
+from fieldbook.spectra import spectroscopy
+from fieldbook.spectra.spectroscopy import OPTIONS
+from fieldbook.spectra import information
+from fieldbook.nn import baselines
+from fieldbook.spectra.vit import SpectraViT, parameter_table
+from fieldbook.nn.recipe import Recipe
 
 chosen = parameters.load("spectra_vit", globals())
 globals().update(chosen)
 figures.use_style()
-device = hardware.device()
+device = machine.device()
 pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
@@ -136,7 +138,7 @@ def gravity(split, n=None):
 # %%
 def seen(split, level, n=None):
     """Their flux with noise that never changes, (n, pixels)."""
-    return spectra.fixed_noise(sets[split][:n], level)
+    return dataset.fixed_noise(sets[split][:n], level)
 
 
 # %% [markdown]
@@ -154,7 +156,7 @@ def tour_rows():
     flux = stars(torch.tensor([[4750, log_g, -0.5, 0.1, 0] for log_g in CASES.values()]))
     error = observation.error(flux, torch.full((len(flux),), 21.5))
     columns = {"wavelength": stars.wavelength, **dict(zip(CASES, flux.numpy(), strict=True))}
-    columns |= {"error": error[1].numpy(), "observed": spectra.noisy(flux, error, 1.0, noise())[1]}
+    columns |= {"error": error[1].numpy(), "observed": dataset.noisy(flux, error, 1.0, noise())[1]}
     density = spectroscopy.gravity_density(stars, n_limits, seed=1, rv_kms=rv_kms)
     return pd.DataFrame(columns | {"density": density}).to_dict("records")
 
@@ -189,7 +191,7 @@ def recipe(seed, steps):
     names = ("batch_size", "lr", "lr_min", "weight_decay", "clip", "eval_every", "shuffle_block")
     return Recipe(
         **{name: chosen[name] for name in names}, steps=steps, warmup=min(warmup, steps), seed=seed,
-        schedule="cosine", precision=hardware.resolve_precision(precision, device),
+        schedule="cosine", precision=machine.resolve_precision(precision, device),
         monitor="val_mae_dex", patience=patience,
     )  # fmt: skip
 
@@ -232,7 +234,7 @@ def fitting(job):
     """The train split of a baseline: its inputs and gravities, with one draw of the noise or several."""
     n, draws = job["n_train"], DRAWS if "draws" in job["run"] else 1
     again = [
-        spectra.fixed_noise(sets["train"][:n], job["noise_level"], 42 + i) for i in range(1, draws)
+        dataset.fixed_noise(sets["train"][:n], job["noise_level"], 42 + i) for i in range(1, draws)
     ]
     x = np.concatenate([inputs("train", job, n), *again])
     return x, np.tile(gravity("train", n), draws)
@@ -243,8 +245,8 @@ def fit_baseline(job):
     """A fitted baseline."""
     x, y = fitting(job)
     if job["model"] == "Ridge":
-        return regression.ridge(x, y, (inputs("val", job), gravity("val")))
-    return regression.boosted_trees(x, y, seed=job["seed"], trees=trees, share=tree_share)
+        return baselines.ridge(x, y, (inputs("val", job), gravity("val")))
+    return baselines.boosted_trees(x, y, seed=job["seed"], trees=trees, share=tree_share)
 
 
 # %%
@@ -289,7 +291,7 @@ def look_rows(model):
 # %%
 def compute(job):
     """One row of `results.csv`, and its errors by magnitude and S/N in `by_snr.csv`."""
-    norm, rows, n_params = spectra.LabelNorm.fit(gravity("train", job["n_train"])), [{}], math.nan
+    norm, rows, n_params = dataset.LabelNorm.fit(gravity("train", job["n_train"])), [{}], math.nan
     if job["model"] == "ViT":
         guess, norm, rows, n_params = vit(job)
     elif job["model"] == "template":
@@ -311,7 +313,7 @@ def summary(job, guess, norm, rows, n_params):
     found = {name: kept.get(name, math.nan) for name in VALIDATED}
     found |= spectroscopy.errors(gravity("test"), guess, norm, "test")
     normed = norm.transform(gravity("test")), norm.transform(guess)
-    return {**job, **found, "test_r2_norm": regression.scores(*normed)["r2"], "n_params": n_params}
+    return {**job, **found, "test_r2_norm": baselines.scores(*normed)["r2"], "n_params": n_params}
 
 
 # %%
@@ -345,7 +347,7 @@ makers = [
 ]
 makers += [vit, look_rows, compute, summary, bins_of]
 constants = [CASES, RUNS, DRAWS, VALIDATED, {by: list(edges) for by, edges in EDGES.items()}]
-uses = [spectroscopy, observation, regression, *makers, *constants, spectroscopy.sizes_of(data_dir)]
+uses = [spectroscopy, observation, baselines, *makers, *constants, spectroscopy.sizes_of(data_dir)]
 run = results.Run("spectra_vit", chosen, uses=uses)
 
 # %%
@@ -911,4 +913,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # selects both the weights and the penalty, so that the validation scores are slightly too good; those reported are of the test split.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=hardware.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(precision, device))

@@ -17,9 +17,9 @@ os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")
 # What the processes that tests start have in memory from the beginning; there is one server of processes for all tests.
 IMPORTS = [
     "torch._dynamo",
-    "fieldbook.experiments.grokking",
-    "fieldbook.experiments.patch_runs",
-    "fieldbook.experiments.spectroscopy",
+    "fieldbook.grokking.experiment",
+    "fieldbook.scaling.runs",
+    "fieldbook.spectra.spectroscopy",
 ]
 multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTS)
 

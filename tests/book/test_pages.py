@@ -172,7 +172,7 @@ def test_search_finds_a_chapter_from_the_disk(browser, html: Path) -> None:
 
 
 def test_where_a_link_leads_is_marked_without_barriers(browser, html: Path) -> None:
-    name = "fieldbook.training"
+    name = "fieldbook.nn.training"
     address = (html / f"api/{name}.html").as_uri() + f"#{name}.fit"
     assert visit(browser, address, 1280, LOOKS[1280]) == []
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fieldbook import training
-from fieldbook.checkpoints import save_weights
-from fieldbook.recipe import Recipe
+from fieldbook.nn import training
+from fieldbook.nn.checkpoints import save_weights
+from fieldbook.nn.recipe import Recipe
 
 rank = int(os.environ.get("LOCAL_RANK", "0"))
 device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import figures, publish, results, tables
-from fieldbook.checkpoints import save_weights
-from fieldbook.data import emulator, patches, spectra_hdf5, ticks
-from fieldbook.recipe import Recipe
-from fieldbook.training import fit
+from fieldbook.nn.checkpoints import save_weights
+from fieldbook.nn.recipe import Recipe
+from fieldbook.nn.training import fit
+from fieldbook.run import figures, publish, results, tables
+from fieldbook.scaling import market, patches
+from fieldbook.stars import emulator, spectra_hdf5
 
 GRID = {"T_eff": (4500, 4800), "log_g": (4.0,), "M_H": (-0.2,), "a_M": (0.0,), "C_M": (0.0,)}
 
@@ -106,7 +107,7 @@ def stars(folder: Path) -> None:
 
 def tick_days(folder: Path) -> None:
     layout = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1)
-    patches.write_patches(folder / "days", ticks.World(best_short=0.7, best_long=0.25), layout)
+    patches.write_patches(folder / "days", market.World(best_short=0.7, best_long=0.25), layout)
 
 
 WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from private_checkout import ROOT, copy_checkout
 
-from fieldbook import figures
+from fieldbook.run import figures
 
 SHARED = sysconfig.get_paths()["purelib"]
 READERS = {"open", "read_text", "write_text", "fdopen"}
@@ -175,9 +175,9 @@ def second(first: Path) -> Path:
 
 
 ENTRIES = {
-    "publish": ["fieldbook.publish", "laptop"],
-    "check": ["fieldbook.parameters", "check", "book/agop.ipynb", "parameters/agop/quick.yaml"],
-    "notebooks": ["fieldbook.notebooks", "book/agop.py"],
+    "publish": ["fieldbook.run.publish", "laptop"],
+    "check": ["fieldbook.run.parameters", "check", "book/agop.ipynb", "parameters/agop/quick.yaml"],
+    "notebooks": ["fieldbook.run.notebooks", "book/agop.py"],
     "snakemake": ["snakemake", "--cores", "1", "--", "build/published/.copied"],
     "papermill": ["papermill", "book/agop.ipynb", "out.ipynb", "--no-progress-bar"],
 }
@@ -203,7 +203,7 @@ def test_the_environment_of_another_checkout_is_refused(first: Path, second: Pat
 
 def test_the_remedy_for_another_environment_works(first: Path, second: Path) -> None:
     active = {"PATH": f"{first / '.venv/bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(first / ".venv")}
-    remedy = f"source '{second}/.venv/bin/activate' && python -m fieldbook.paths"
+    remedy = f"source '{second}/.venv/bin/activate' && python -m fieldbook.run.paths"
     assert start("bash", "-c", remedy, cwd=second, **active).returncode == 0
     own = start("make", "publish", cwd=second, **active)  # make takes this folder's in any case
     assert f"not published: {second}/build/laptop/data: no results of profile laptop" in said(own)

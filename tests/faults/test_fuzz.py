@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_malformed import notebook
 
-from fieldbook import parameters
-from fieldbook.data.spectra_hdf5 import ERROR, FLUX, PARAMS, REQUIRED, WAVE, convert, write
+from fieldbook.run import parameters
+from fieldbook.stars.spectra_hdf5 import ERROR, FLUX, PARAMS, REQUIRED, WAVE, convert, write
 
 PROCESSES = multiprocessing.get_context("forkserver")
 FUZZ = settings(

@@ -6,25 +6,25 @@ import random
 import pandas as pd
 import torch
 
-from fieldbook.data.images import Images, digits
-from fieldbook.experiments import drift_evaluation, drifting
-from fieldbook.measures.image_features import judge
+from fieldbook.drifting import evaluation, experiment
+from fieldbook.drifting.images import Images, digits
+from fieldbook.drifting.judge import judge
 
 KILLS = 8
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fieldbook.experiments.drift_evaluation"])
+PROCESSES.set_forkserver_preload(["fieldbook.drifting.evaluation"])
 
 
 def go(run, output):
     torch.set_num_threads(1)
     d = digits()
     small = judge(Images(d.train[:100], d.train_label[:100], d.test, d.test_label), steps=5)
-    drift_evaluation.evaluate(run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True)
+    evaluation.evaluate(run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True)
 
 
 def test_kills_change_no_measure(tmp_path):
     small = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 8, "eval_every": 1}
-    drifting.train(drifting.Setting(data="digits", **small), tmp_path / "run")
+    experiment.train(experiment.Setting(data="digits", **small), tmp_path / "run")
     go(tmp_path / "run", tmp_path / "straight")
     rng, kills = random.Random(0), 0
     while True:

@@ -24,18 +24,21 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from fieldbook import results, tables
-from fieldbook.checkpoints import atomic_write, save_weights
-from fieldbook.data import patches, ticks
-from fieldbook.data.emulator import emulator
-from fieldbook.data.modular import task
-from fieldbook.experiments import grokking, patch_configs, patch_runs, spectroscopy
-from fieldbook.models.grokker import Grokker
-from fieldbook.recipe import Recipe
+from fieldbook.grokking import experiment
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.grokking.modular import task
+from fieldbook.nn.checkpoints import atomic_write, save_weights
+from fieldbook.nn.recipe import Recipe
+from fieldbook.nn.training import fit
+from fieldbook.run import results, tables
+from fieldbook.run.tables import Table
 from fieldbook.samplers import rescaled, wang_landau
-from fieldbook.samplers.energies import harmonic
-from fieldbook.tables import Table
-from fieldbook.training import fit
+from fieldbook.samplers.potentials import harmonic
+from fieldbook.scaling import configs as patch_configs
+from fieldbook.scaling import market, patches
+from fieldbook.scaling import runs as patch_runs
+from fieldbook.spectra import spectroscopy
+from fieldbook.stars.emulator import emulator
 
 KILLS = int(os.environ.get("FIELDBOOK_KILLS", "30"))
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -102,7 +105,7 @@ def grokked(folder: Path) -> None:
     )  # fmt: skip
     model = Grokker(11, d_model=32, n_heads=2, d_hidden=64)
     table = Table(folder / "mul_seed0.csv", ["step"])
-    grokking.train(model, task("mul", 11, 0.5, 0), recipe, table, folder / "mul_seed0", progress=False)
+    experiment.train(model, task("mul", 11, 0.5, 0), recipe, table, folder / "mul_seed0", progress=False)
 
 
 CELLS = list(product((0.1, 0.3, 1.0, 3.0, 10.0), repeat=2))
@@ -146,7 +149,7 @@ def landscapes(folder: Path) -> None:
 def scaled(folder: Path) -> None:
     """Chapter scaling: days of ticks on disk, then a network, one that starts from it, and a baseline."""
     layout = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1)
-    patches.write_patches(folder / "days", ticks.World(best_short=0.7, best_long=0.25), layout)
+    patches.write_patches(folder / "days", market.World(best_short=0.7, best_long=0.25), layout)
     data, configs = patches.open_patches(folder / "days"), patch_configs.read_all()
     change = {"batch_size": 8, "lr": 1e-3, "precision": "bf16"}
     first, second = (patch_configs.resized(configs[name], 16, **change) for name in ("ms1_pretrain", "ms1_finetune"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldbook import results, tables
+from fieldbook.run import results, tables
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 JOBS = [{"x": x} for x in (1, 2, 3)]

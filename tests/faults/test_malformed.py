@@ -22,18 +22,18 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import results
-from fieldbook.checkpoints import load_weights, save_weights
-from fieldbook.data import emulator, patches, ticks
-from fieldbook.data.spectra import Spectra
-from fieldbook.data.spectra_hdf5 import ERROR, FLUX, PARAMS, WAVE, convert, splits, write
-from fieldbook.experiments import patch_configs
-from fieldbook.models.lightning import load_lightning
-from fieldbook.parameters import check, check_file
-from fieldbook.publish import verify
-from fieldbook.recipe import Recipe
-from fieldbook.tables import Table
-from fieldbook.training import fit
+from fieldbook.nn.checkpoints import load_weights, save_weights
+from fieldbook.nn.lightning import load_lightning
+from fieldbook.nn.recipe import Recipe
+from fieldbook.nn.training import fit
+from fieldbook.run import results
+from fieldbook.run.parameters import check, check_file
+from fieldbook.run.publish import verify
+from fieldbook.run.tables import Table
+from fieldbook.scaling import configs, market, patches
+from fieldbook.stars import emulator
+from fieldbook.stars.dataset import Spectra
+from fieldbook.stars.spectra_hdf5 import ERROR, FLUX, PARAMS, WAVE, convert, splits, write
 
 NODES = {"T_eff": (4500, 4800), "log_g": (4.0,), "M_H": (-0.2,), "a_M": (0.0,), "C_M": (0.0,)}
 
@@ -133,8 +133,8 @@ def spectra_folder(folder: Path) -> Path:
 
 
 def days(folder: Path) -> Path:
-    raw = np.random.default_rng(0).uniform(1, 2, (20, len(ticks.CHANNELS)))
-    frame = pd.DataFrame(raw, columns=ticks.CHANNELS).assign(time=np.arange(20))
+    raw = np.random.default_rng(0).uniform(1, 2, (20, len(market.CHANNELS)))
+    frame = pd.DataFrame(raw, columns=market.CHANNELS).assign(time=np.arange(20))
     frame.to_csv(folder / "a.csv", index=False)
     frame.to_parquet(folder / "b.parquet")
     return folder
@@ -148,7 +148,7 @@ def stored_patches(folder: Path) -> Path:
 
 
 def configuration(folder: Path) -> Path:
-    (folder / "ms1_pretrain.yaml").write_text(patch_configs.text(patch_configs.read_all()["ms1_pretrain"]))
+    (folder / "ms1_pretrain.yaml").write_text(configs.text(configs.read_all()["ms1_pretrain"]))
     return folder / "ms1_pretrain.yaml"
 
 
@@ -174,9 +174,9 @@ READERS = {
     "Lightning checkpoint": Reader(lightning, lambda path: load_lightning(network(), path)),
     "spectra": Reader(spectra, lambda path: convert([path], path.parents[1] / "out")),
     "folder of spectra": Reader(spectra_folder, Spectra.open),
-    "days of ticks": Reader(days, ticks.read_days),
+    "days of ticks": Reader(days, market.read_days),
     "patches": Reader(stored_patches, patches.open_patches),
-    "patch configuration": Reader(configuration, patch_configs.read),
+    "patch configuration": Reader(configuration, configs.read),
     "emulator": Reader(grid, lambda path: emulator.emulator(path.parent, NODES, components=1)),
 }
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook.checkpoints import atomic_write, load_checkpoint, save_weights
-from fieldbook.recipe import Recipe
-from fieldbook.tables import Table, sweep
-from fieldbook.training import fit
+from fieldbook.nn.checkpoints import atomic_write, load_checkpoint, save_weights
+from fieldbook.nn.recipe import Recipe
+from fieldbook.nn.training import fit
+from fieldbook.run.tables import Table, sweep
 
 PROCESSES = multiprocessing.get_context("forkserver")
 

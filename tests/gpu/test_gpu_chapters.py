@@ -11,10 +11,10 @@ import gpu_rows
 import pytest
 import torch
 
-from fieldbook import paths
+from fieldbook.run import paths
 
 CHAPTERS = sorted(file.stem for file in (paths.ROOT / "book").glob("*.py"))
-SHARED = "from fieldbook.experiments.networks import trained; trained('quick', ['add']); trained('gelu', ['add'])"
+SHARED = "from fieldbook.grokking.networks import trained; trained('quick', ['add']); trained('gelu', ['add'])"
 AT_ONCE = 4  # notebooks with two processes each
 
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fieldbook import training
-from fieldbook.data.toys import TOYS
-from fieldbook.experiments import drift_evaluation, drifting
-from fieldbook.measures.agop import agop, agop_sketch
-from fieldbook.models.blindspot import BlindSpotUNet
-from fieldbook.models.generator import DiTGenerator, MLPGenerator
-from fieldbook.models.grokker import Grokker
-from fieldbook.models.spectra_vit import SpectraViT
-from fieldbook.recipe import Recipe
+from fieldbook.drifting import evaluation, experiment
+from fieldbook.drifting.generators import DiTGenerator, MLPGenerator
+from fieldbook.drifting.toys import TOYS
+from fieldbook.grokking.agop import agop, agop_sketch
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.nn import training
+from fieldbook.nn.recipe import Recipe
 from fieldbook.samplers import sgmcmc
 from fieldbook.samplers import wang_landau as wl
-from fieldbook.samplers.energies import harmonic
+from fieldbook.samplers.potentials import harmonic
 from fieldbook.samplers.preconditioners import sgld
+from fieldbook.spectra.blindspot import BlindSpotUNet
+from fieldbook.spectra.vit import SpectraViT
 
 WAVE = torch.linspace(0, 6, 64)
 
@@ -85,12 +85,12 @@ def test_a_sketch_of_the_agop_nears_it(gpu: torch.device) -> None:
 
 @pytest.mark.parametrize("options", [{"data": "ring"}, {"data": "digits", "cfg": "two_pass", "field": "learned"}])
 def test_a_drifting_run_trains_stops_and_samples(gpu: torch.device, options: dict, tmp_path: Path) -> None:
-    setting = drifting.Setting(**options, steps=6, eval_every=3, width=16, set_size=8, warmup=2)
-    drifting.train(setting, tmp_path, device=str(gpu))
+    setting = experiment.Setting(**options, steps=6, eval_every=3, width=16, set_size=8, warmup=2)
+    experiment.train(setting, tmp_path, device=str(gpu))
     (last,) = tmp_path.glob("step_0000006.safetensors")
-    model, saved = drifting.restore(last)
-    label = drifting.balanced_labels(40, saved.classes)
-    x = drift_evaluation.sample(model.to(gpu), label, 1.0, 0)
+    model, saved = experiment.restore(last)
+    label = experiment.balanced_labels(40, saved.classes)
+    x = evaluation.sample(model.to(gpu), label, 1.0, 0)
     assert x.device.type == "cpu" and x.isfinite().all() and len(x) == 40
 
 

@@ -16,11 +16,12 @@ import pretend
 import pytest
 import torch
 
-from fieldbook import figures, parameters, paths
-from fieldbook.experiments import grokking, networks, spectroscopy
-from fieldbook.measures.agop import Rule
-from fieldbook.models.grokker import Grokker
+from fieldbook.grokking import experiment, networks
+from fieldbook.grokking.agop import Rule
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.run import figures, parameters, paths
 from fieldbook.samplers import linear_gibbs
+from fieldbook.spectra import spectroscopy
 
 AGOP = {
     "operations": ["add", "mul"], "p": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "d_hidden": 8, "steps": 20,
@@ -103,7 +104,7 @@ def test_a_draw_on_another_device_is_noticed(results: Path, monkeypatch: pytest.
     def on_the_cpu(generator: torch.Generator) -> Rule:
         return lambda outputs, _: torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
 
-    monkeypatch.setattr(grokking, "signs", on_the_cpu)
+    monkeypatch.setattr(experiment, "signs", on_the_cpu)
     with (
         pretend.gpu(),
         pytest.raises(RuntimeError, match="Expected a 'cpu' device type for generator but found 'cuda'"),

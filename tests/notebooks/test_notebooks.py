@@ -15,7 +15,7 @@ import pytest
 import yaml
 from papermill import inspect_notebook
 
-from fieldbook.parameters import specification
+from fieldbook.run.parameters import specification
 
 ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))

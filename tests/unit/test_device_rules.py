@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import training
-from fieldbook.data.images import digits
-from fieldbook.data.modular import residue_class, task
-from fieldbook.data.toys import TOYS
-from fieldbook.experiments import drifting
-from fieldbook.measures.agop import agop, agop_sketch
-from fieldbook.measures.image_features import judge
-from fieldbook.models.heads import head
-from fieldbook.recipe import Recipe
+from fieldbook.drifting import experiment
+from fieldbook.drifting.images import digits
+from fieldbook.drifting.judge import judge
+from fieldbook.drifting.toys import TOYS
+from fieldbook.grokking.agop import agop, agop_sketch
+from fieldbook.grokking.modular import residue_class, task
+from fieldbook.nn import training
+from fieldbook.nn.recipe import Recipe
 from fieldbook.samplers import sgmcmc
 from fieldbook.samplers import wang_landau as wl
-from fieldbook.samplers.energies import harmonic
+from fieldbook.samplers.potentials import harmonic
 from fieldbook.samplers.preconditioners import named
+from fieldbook.spectra.heads import head
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_an_update_waits_once(mode: pretend.Pretended) -> None:
 
 @pytest.mark.parametrize("data, cfg", [("ring", "none"), ("digits", "none"), ("digits", "two_pass")])
 def test_an_update_of_a_drifting_run_waits_for_nothing(mode: pretend.Pretended, data: str, cfg: str) -> None:
-    setting = drifting.Setting(data=data, cfg=cfg, width=8, set_size=2, groups=2, taus=(0.1,))
-    reals = drifting.Reals(setting, "cuda")
-    model, encoder = drifting.build(setting, reals)
-    loss, generator = drifting.loss_of(setting, reals, encoder), torch.Generator("cuda").manual_seed(0)
+    setting = experiment.Setting(data=data, cfg=cfg, width=8, set_size=2, groups=2, taus=(0.1,))
+    reals = experiment.Reals(setting, "cuda")
+    model, encoder = experiment.build(setting, reals)
+    loss, generator = experiment.loss_of(setting, reals, encoder), torch.Generator("cuda").manual_seed(0)
     model.to("cuda")
     assert waits_per_step(mode, lambda steps: [loss(model, 4, generator) for _ in range(steps)]) == 0
 

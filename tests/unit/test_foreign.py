@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook import functional
-from fieldbook.functional import cross_entropy, squared_error
-from fieldbook.measures.agop import agop, agop_sketch, residuals, second_moments
+from fieldbook.grokking.agop import agop, agop_sketch, residuals, second_moments
+from fieldbook.nn import functional
+from fieldbook.nn.functional import cross_entropy, squared_error
 from fieldbook.samplers import calibration, llc, preconditioners, symmetry
 from fieldbook.samplers.llc import Sampling
 from fieldbook.samplers.sgmcmc import chain

@@ -15,8 +15,10 @@ FILES = {
     if file.name != "__init__.py"
 }
 USERS = [*ROOT.glob("book/*.py"), *ROOT.glob("book/*.md"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
-LAYERS = {"models": {"data"}, "measures": {"data", "models"}, "samplers": {"data", "models", "measures"}}
-LAYERS |= {"fields": {"data", "models", "measures"}, "data": set()}
+SUBJECTS = ("grokking", "samplers", "stars", "spectra", "scaling", "drifting")
+KNOWS = {room: {room, "nn", "run"} for room in SUBJECTS} | {"nn": {"nn"}, "run": {"run", "nn"}}
+KNOWS["spectra"] |= {"stars"}
+KNOWS["samplers"] |= {"grokking"}  # its experiments sample the networks that grok
 
 
 @cache
@@ -43,12 +45,16 @@ def test_imports_form_no_circle() -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_imports_run_downwards(module: str) -> None:
     wanted = imports(module)
-    assert module == "fieldbook.figures" or not [name for name in wanted if name.startswith("matplotlib")]
-    package = module.split(".")[1]
-    parts = {name.split(".")[1] for name in wanted & FILES.keys() if name.count(".") == 2}
-    if package in LAYERS:
-        assert parts <= LAYERS[package] | {package}
-    assert package == "experiments" or "experiments" not in parts
+    assert module == "fieldbook.run.figures" or not [name for name in wanted if name.startswith("matplotlib")]
+    room = module.split(".")[1]
+    assert {name.split(".")[1] for name in wanted & FILES.keys()} <= KNOWS[room]
+
+
+def test_a_room_is_short_enough_to_be_read() -> None:
+    lengths = dict.fromkeys(KNOWS, 0)
+    for module, file in FILES.items():
+        lengths[module.split(".")[1]] += len(file.read_text(encoding="utf-8").splitlines())
+    assert not {room: length for room, length in lengths.items() if length > 2300}
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.nn.checks import require
 from fieldbook.samplers import llc
 from fieldbook.samplers.llc import Sampling, first_metric, largest_eigenvalue, traces
 from fieldbook.samplers.preconditioners import Preconditioner

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fieldbook.checks import numbers, positive, require
+from fieldbook.nn.checks import numbers, positive, require
 
 
 def product(layers: Sequence[Tensor], inputs: int) -> Tensor:

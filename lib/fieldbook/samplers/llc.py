@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fieldbook.checks import require
-from fieldbook.functional import (
+from fieldbook.nn.checks import require
+from fieldbook.nn.functional import (
     Loss,
     at_least_single,
     cross_entropy,
@@ -28,11 +28,12 @@ from fieldbook.functional import (
     squared_error,
     stacked_losses,
 )
-from fieldbook.functional import unflatten as unflatten  # the inverse of `flatten`, for whoever starts here
-from fieldbook.recipe import Recipe, indices, stream
+from fieldbook.nn.functional import unflatten as unflatten  # the inverse of `flatten`, for whoever starts here
+from fieldbook.nn.recipe import Recipe, indices
+from fieldbook.nn.seeds import stream
+from fieldbook.nn.training import Diverged, fit
 from fieldbook.samplers.preconditioners import Metric, Preconditioner, named
 from fieldbook.samplers.sgmcmc import Gradient, chain
-from fieldbook.training import Diverged, fit
 
 FLAGS = ("not finite", "identical chains", "left the basin", "drifting", "negative", "above d/2")
 STEP_BIAS = 0.05  # share of d/2 by which a finite step, eps P a up to 0.2, lifts a regular model
@@ -106,7 +107,7 @@ def measure(
         gamma: strength of localisation, in the sampler's own metric; `n_beta`: n / log n unless given.
         step: eps P a in the stiffest direction, a = n_beta h + gamma A: a step lifts the estimate by up to step / 4.
     Raises:
-        ValueError: as `fieldbook.functional.require_measurable`; an unknown sampler; a number out of range.
+        ValueError: as `fieldbook.nn.functional.require_measurable`; an unknown sampler; a number out of range.
     """
     require_measurable(model, inputs, target, loss)
     require(0 < step < 4, "step", step, "a number in (0, 4), beyond which Euler's scheme is unstable")
@@ -205,7 +206,7 @@ def minibatch_gradient(
     Returns:
         A function of w (.., chains, D) and the step; indices before the last two share their chain's minibatch.
     Raises:
-        ValueError: as `fieldbook.functional.require_measurable`; a batch larger than the split; or, from the function,
+        ValueError: as `fieldbook.nn.functional.require_measurable`; a batch larger than the split; or, from the function,
             another number of chains than seeds.
     """
     require_measurable(model, inputs, target, loss)
@@ -284,7 +285,7 @@ def polish(
     mode meanwhile, as it is when L is measured, and in its own mode afterwards.
 
     Raises:
-        ValueError: as `fieldbook.functional.require_measurable`; or the loss has risen, with the weights as they were.
+        ValueError: as `fieldbook.nn.functional.require_measurable`; or the loss has risen, with the weights as they were.
     """
     require_measurable(model, inputs, target, loss)
     modes = {module: module.training for module in model.modules()}

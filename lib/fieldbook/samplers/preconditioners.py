@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.nn.checks import require
 
 SAMPLERS = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldbook.checks import require
+from fieldbook.nn.checks import require
 from fieldbook.samplers import linear_gibbs, singular
 from fieldbook.samplers.sgmcmc import Gradient
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fieldbook.models.grokker import Grokker
+from fieldbook.grokking.grokker import Grokker
 from fieldbook.samplers import calibration, llc, preconditioners, symmetry
 from fieldbook.samplers.llc import Sampling
 from fieldbook.samplers.preconditioners import named

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldbook.checks import numbers, require
+from fieldbook.nn.checks import numbers, require
 from fieldbook.samplers.preconditioners import Metric, Preconditioner
 
 Gradient = Callable[[Tensor, int], tuple[Tensor, Tensor]]

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from fieldbook.checks import numbers, require
+from fieldbook.nn.checks import numbers, require
 from fieldbook.samplers.sgmcmc import require_stable
 
 

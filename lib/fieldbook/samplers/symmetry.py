@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldbook import functional
-from fieldbook.checks import require
-from fieldbook.models.grokker import Grokker
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.nn import functional
+from fieldbook.nn.checks import require
 
 LOGIT_GATE = 1e-4  # largest change of a logit at which a rescaling still counts as exact, float32
 
@@ -38,7 +38,7 @@ def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
     names = [name for name, _ in model.named_parameters()]
     for pattern in _EXPONENTS:
         there = any(re.fullmatch(pattern, name) for name in names)
-        accepted = f"parameters named like those of fieldbook.models.grokker.Grokker, {pattern} among them"
+        accepted = f"parameters named like those of fieldbook.grokking.grokker.Grokker, {pattern} among them"
         require(there, "model", type(model).__name__, accepted)
 
     def powers(name: str) -> tuple[int, int]:

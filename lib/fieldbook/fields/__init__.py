@@ -1,1 +1,0 @@
-"""Drifting fields: where each generated sample should go."""

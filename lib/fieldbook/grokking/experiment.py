@@ -1,0 +1,245 @@
+"""A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint per milestone."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fieldbook.grokking import circulant
+from fieldbook.grokking.agop import one_hot_blocks, residuals, second_moments, signs
+from fieldbook.grokking.grokker import Grokker
+from fieldbook.grokking.modular import Task, residue_class, token_order
+from fieldbook.grokking.networks import GROKKED, facts_of, fit, waiting
+from fieldbook.nn.checkpoints import atomic_write, save_weights
+from fieldbook.nn.recipe import Recipe
+from fieldbook.run.tables import Table
+
+MILESTONES: dict[str, Callable[[dict], bool]] = {
+    "initial": lambda row: row["step"] == 0,
+    "memorised": lambda row: row["train_acc"] > 0.99,
+    "halfway": lambda row: row["test_acc"] > 0.5,
+    "grokked": lambda row: row["test_acc"] > GROKKED,
+}
+"""A checkpoint is kept at the first evaluation that meets each condition, and a `final` one at the end."""
+
+
+def train(
+    model: Grokker,
+    task: Task,
+    recipe: Recipe,
+    table: Table,
+    folder: Path,
+    *,
+    sketch: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train on a task's train split, filling a table with one row of `measure` per evaluation.
+
+    A killed call continues from its last evaluation and ends with the same bytes in table and checkpoints.
+
+    Args:
+        recipe: may monitor `waiting`, which grows until the test accuracy exceeds 99 %, to stop a while after that.
+        table: keyed by `step`.
+        folder: of `<milestone>.safetensors`, and of what a resume needs.
+        sketch: Rademacher vectors per example in the AGOP.
+    Returns:
+        The table, with `agop_align` filled in.
+    """
+    device = model.numbers.device
+
+    def evaluate(network: Grokker, step: int) -> dict[str, float]:
+        generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
+        row, blocks = measure(network, task, generator, sketch=sketch, autocast=torch.is_autocast_enabled(device.type))
+        row = {"step": step, **row}
+        atomic_write(_blocks_file(folder, step), partial(np.save, arr=blocks.cpu().numpy()))
+        for name, reached in MILESTONES.items():
+            if reached(row) and not (folder / f"{name}.safetensors").exists():
+                save_weights(network, folder / f"{name}.safetensors")
+        table.append(row)
+        return waiting(step, row["test_acc"])
+
+    def written(step: int) -> bool:
+        return table.has({"step": step})
+
+    options = {"evaluate": evaluate, "checkpoint": folder, "progress": progress, "description": folder.name}
+    fit(model, task, recipe, written=written, **options)
+    if not (folder / "final.safetensors").exists():
+        save_weights(model, folder / "final.safetensors", facts_of(model, task, recipe))
+    return _align(table, folder)
+
+
+def measure(
+    model: Grokker, task: Task, generator: torch.Generator, *, sketch: int = 1, autocast: bool = False
+) -> tuple[dict[str, float], Tensor]:
+    """Everything that one evaluation records.
+
+    Args:
+        generator: of the AGOP sketch, on the model's device.
+        autocast: run the network in bfloat16; sums and scores stay in single or double precision.
+    Returns:
+        The row, and the one-hot AGOP (2, 2, p, p) in natural token order.
+    """
+    device = model.numbers.device
+    pairs, target = task.pairs.to(device), task.target.to(device)
+    train, strict = task.train.to(device), task.strict.to(device)
+    order = token_order(task.operation, task.p).to(device)
+    operands, logits = model.token(pairs).detach(), []
+
+    def network(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            outputs = model.decode(x).float()
+        logits.append(outputs.detach())
+        return outputs
+
+    with _frozen(model), torch.autocast(device.type, enabled=False):
+        random, share = [signs(generator)] * sketch, float(train.double().mean())
+        *trained, loss_gradient = second_moments(network, operands[train], [*random, residuals(target[train])])
+        held_out = second_moments(network, operands[~train], random)
+        gradient = share * torch.stack(trained).mean(0) + (1 - share) * torch.stack(held_out).mean(0)
+        outputs = torch.cat(logits)[(~train).long().argsort(stable=True).argsort()]  # train pairs came first
+        blocks = one_hot_blocks(gradient, model.numbers.detach())
+        row = {
+            **_accuracies(outputs, task, target, train, strict),
+            **_agop_scores(blocks, order),
+            **_embedding_scores(model.numbers.detach()[order]),
+            "eq_test": _shift_share(outputs[~train], target[~train], order),
+            "agop_align": math.nan,  # known at the end
+            "agop_trace": float(gradient.trace()),
+            "loss_agop_norm": float(loss_gradient.norm()),
+            "cycle_bias_hidden": cycle_bias_hidden(model),
+            "weight_norm": float(torch.stack([w.detach().norm() for w in model.parameters()]).norm()),
+        }
+    return row, blocks
+
+
+@contextlib.contextmanager
+def _frozen(model: Grokker) -> Iterator[None]:
+    flags = [w.requires_grad for w in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, flag in zip(model.parameters(), flags, strict=True):
+            weight.requires_grad_(flag)
+
+
+def cycle_bias_hidden(model: Grokker) -> float:
+    """Mean circulant share of the attention matrices in the hidden basis.
+
+    This is what the source log calls cycle bias. The hidden basis has no cyclic order: for iid entries its expectation
+    is 1 / d_model.
+    """
+    attention = [block.attn for block in model.blocks]
+    matrices = [linear.weight for a in attention for linear in (a.query, a.key, a.value, a.out)]
+    return float(circulant.circulant_share(torch.stack(matrices)).mean())
+
+
+def summary(rows: pd.DataFrame) -> dict[str, float]:
+    """What one run comes to: when it grokked, and by how many steps the AGOP score led the test accuracy.
+
+    Args:
+        rows: of `train`.
+    Returns:
+        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10`,
+        `lead_50`, steps from the score's crossing of that share of its range to the strict test accuracy's, nan if
+        that accuracy never reaches one half; final values.
+    """
+    grokked = rows.step[rows.test_acc > GROKKED]
+    generalised = rows.test_acc_strict.max() >= 0.5
+    leads = {
+        f"lead_{percent}": crossing(rows.step, rows.test_acc_strict, percent / 100)
+        - crossing(rows.step, rows.agop_circ, percent / 100)
+        if generalised
+        else math.nan
+        for percent in (10, 50)
+    }
+    last = rows.iloc[-1]
+    return {
+        "last_step": int(last.step),
+        "grokked_step": int(grokked.iloc[0]) if len(grokked) else math.nan,
+        **leads,
+        "best_test_acc": float(rows.test_acc.max()),
+        "final_agop_circ": float(last.agop_circ),
+        "final_emb_gini": float(last.emb_gini),
+    }
+
+
+def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
+    """Step at which a curve first reaches a share of its range, from its first value to its largest.
+
+    Linear between evaluations; nan for a curve that does not rise.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    level = values[0] + share * (values.max() - values[0])
+    above = np.flatnonzero(values >= level)
+    if values.max() <= values[0] or not len(above):
+        return math.nan
+    i = above[0]
+    return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else float(steps[0])
+
+
+def _accuracies(outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor) -> dict[str, float]:
+    loss = torch.nn.functional.cross_entropy(outputs, target, reduction="none")
+    guess = outputs.argmax(1)
+    right = (guess == target).double()
+    row = {"train_loss": loss[train], "train_acc": right[train], "test_loss": loss[~train], "test_acc": right[~train]}
+    row["test_acc_strict"] = right[strict]
+    row = {name: float(values.mean()) for name, values in row.items()}
+    row["test_acc_residue"] = math.nan
+    if task.operation in ("mul", "div"):
+        same = residue_class(guess[~train], task.p) == residue_class(target[~train], task.p)
+        row["test_acc_residue"] = float(same.double().mean())
+    return row
+
+
+def _agop_scores(blocks: Tensor, order: Tensor) -> dict[str, float]:
+    def on_diagonal(scores: Tensor) -> float:
+        return float(scores.diagonal().mean())
+
+    cyclic = blocks[..., order, :][..., order].double()
+    natural = order.sort().values
+    scores = circulant.circulant_score(cyclic)
+    values, vectors = torch.linalg.eigh(cyclic.diagonal().permute(2, 0, 1))
+    roots = vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
+    return {
+        "agop_circ": on_diagonal(scores),
+        "agop_circ_ab": float(scores[0, 1]),
+        "agop_hankel_ab": float(circulant.hankel_score(cyclic[0, 1])),
+        "agop_circ_natural": on_diagonal(circulant.circulant_score(blocks[..., natural, :][..., natural])),
+        "sqrt_agop_circ": float(circulant.circulant_score(roots).mean()),
+    }
+
+
+def _embedding_scores(cyclic: Tensor) -> dict[str, float]:
+    gini, top5 = circulant.fourier_concentration(cyclic.double())
+    return {"emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)), "emb_gini": gini, "emb_top5": top5}
+
+
+def _shift_share(outputs: Tensor, target: Tensor, order: Tensor) -> float:
+    """`shift_share` on the token circle, on which zero has no place for products."""
+    position = torch.full((outputs.shape[1],), -1, device=order.device)
+    position[order] = torch.arange(len(order), device=order.device)
+    where = position[target]
+    return circulant.shift_share(outputs[where >= 0][:, order], where[where >= 0])
+
+
+def _blocks_file(folder: Path, step: int) -> Path:
+    return folder / "agop" / f"{step:07d}.npy"
+
+
+def _align(table: Table, folder: Path) -> pd.DataFrame:
+    """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the matrices."""
+    frame = table.frame()
+    if frame.agop_align.isna().any():
+        blocks = [np.load(_blocks_file(folder, step)) for step in frame.step]
+        unit = [block / np.linalg.norm(block) for block in blocks]
+        table.replace(frame.assign(agop_align=[float((one * unit[-1]).sum()) for one in unit]))
+    shutil.rmtree(folder / "agop", ignore_errors=True)
+    return table.frame()

@@ -1,1 +1,0 @@
-"""What is measured on data, models and their gradients."""

@@ -1,0 +1,237 @@
+"""A network as a function of one flat vector: the losses of many parameter vectors on many examples at once.
+
+The vector holds what is trained: a parameter with `requires_grad = False` stays as it is. Networks in half precision
+are computed in float32, since a change of their loss is far below the rounding of their outputs.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from fieldbook.nn.checks import at_least_single, require
+from fieldbook.nn.identity import referred
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (n, ..) and targets (n, ..) -> one loss per example (n,)."""
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that take a gradient, by name; ValueError if there are none."""
+    found = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    remedy = "a network with parameters that require a gradient (`model.requires_grad_()`)"
+    require(found, "model", type(model).__name__, remedy)
+    return found
+
+
+def flatten(model: nn.Module) -> Tensor:
+    """The trained parameters as one vector (D,), in the order of `named_parameters`."""
+    return at_least_single(torch.cat([w.detach().flatten() for w in trained(model).values()]))
+
+
+def parameter_slices(model: nn.Module) -> dict[str, Tensor]:
+    """Indices of each trained parameter in the flat vector, by name."""
+    sizes = {name: w.numel() for name, w in trained(model).items()}
+    ranges = torch.arange(sum(sizes.values())).split(list(sizes.values()))
+    return dict(zip(sizes, ranges, strict=True))
+
+
+def orbits(model: nn.Module, alone: str = "(?!)") -> list[Tensor]:
+    """Indices into the flat vector, one tensor for each module that has parameters of its own: weight with bias.
+
+    Args:
+        alone: pattern of names of parameters that are orbits by themselves; none unless given.
+    """
+    groups: dict[str, list[Tensor]] = {}
+    for name, indices in parameter_slices(model).items():
+        key = name if re.fullmatch(alone, name) else name.rpartition(".")[0]
+        groups.setdefault(key, []).append(indices)
+    return [torch.cat(group) for group in groups.values()]
+
+
+def unflatten(model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The inverse of `flatten`: a vector (D,) -> parameters by name, for `torch.func.functional_call`."""
+    shapes = {name: w.shape for name, w in trained(model).items()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    return lambda vector: {
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), vector.split(sizes), strict=True)
+    }
+
+
+def outputs_of(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (vector (D,), inputs (n, ..)) -> outputs (n, ..), in float32 or wider."""
+    parameters_of = unflatten(model)
+    half = (torch.bfloat16, torch.float16)
+    others = [*model.named_parameters(), *model.named_buffers()]
+    fixed = {name: w.detach().float() for name, w in others if w.dtype in half}
+
+    def outputs(vector: Tensor, inputs: Tensor) -> Tensor:
+        weights = fixed | parameters_of(vector)
+        return torch.func.functional_call(model, weights, (at_least_single(inputs),))
+
+    return outputs
+
+
+def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (n,) in nats of logits (n, C) or (n, .., C) for classes (n,) or (n, ..), mean over what is between.
+
+    Raises:
+        ValueError: the target's shape is not that of the outputs without their last axis.
+    """
+    expected = f"{tuple(outputs.shape[:-1])}, as logits {tuple(outputs.shape)} have their classes last"
+    require(target.shape == outputs.shape[:-1] and target.ndim, "shape of target", tuple(target.shape), expected)
+    each = nn.functional.cross_entropy(outputs.flatten(0, -2), target.flatten().long(), reduction="none")
+    return each if target.ndim == 1 else each.view(len(target), -1).mean(1)
+
+
+def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
+    """Half the squared error (n,), summed over all that an example has: -ln of a Gaussian of unit variance.
+
+    Raises:
+        ValueError: outputs and target differ in shape.
+    """
+    expected = f"{tuple(outputs.shape)}, that of the outputs"
+    require(target.shape == outputs.shape, "shape of target", tuple(target.shape), expected)
+    errors = (outputs - target).square() / 2
+    return errors.flatten(1).sum(1) if errors.ndim > 1 else errors
+
+
+def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
+    """`torch.func.vmap` of a function, or the same by a loop, with a warning, where that cannot be."""
+    batched = torch.func.vmap(f, in_dims=in_dims)
+    works = True
+
+    def call(*arguments: Tensor) -> Any:
+        nonlocal works
+        reason = None
+        if works:
+            try:
+                with sdpa_kernel(SDPBackend.MATH):  # which vmap can batch
+                    return batched(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+        size = next(len(x) for x, axis in zip(arguments, in_dims, strict=True) if axis == 0)
+        pairs = list(zip(arguments, in_dims, strict=True))
+        rows = [f(*(x if axis is None else x[i] for x, axis in pairs)) for i in range(size)]
+        if reason is not None:  # said only now: had the plain way failed too, its own words would be better
+            works = False
+            warnings.warn(f"computed one by one, as vmap fails: {reason}", stacklevel=3)
+        return tree_map(lambda *parts: torch.stack(parts), *rows)
+
+    return call
+
+
+def stacked_losses(model: nn.Module, loss: Loss = cross_entropy) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function (w, inputs, target, shared=True) -> (losses, gradients) for many vectors of one network at once.
+
+    `w` is (chains, D); inputs and target are (batch, ..) for all chains alike, or with `shared=False` (chains, batch,
+    ..). Losses are (chains, batch), gradients those of their means (chains, D).
+    """
+    outputs = outputs_of(model)
+
+    def mean_loss(vector: Tensor, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        losses = loss(at_least_single(outputs(vector, inputs)), target)
+        return losses.mean(), losses
+
+    each = torch.func.grad(mean_loss, has_aux=True)
+    alike, apart = mapped(each, (0, None, None)), mapped(each, (0, 0, 0))
+
+    def stacked(w: Tensor, inputs: Tensor, target: Tensor, *, shared: bool = True) -> tuple[Tensor, Tensor]:
+        gradients, losses = (alike if shared else apart)(w, inputs, target)
+        return losses, gradients
+
+    return stacked
+
+
+def curvature_of(
+    model: nn.Module, inputs: Tensor, target: Tensor, loss: Loss = cross_entropy
+) -> Callable[[Tensor], Tensor]:
+    """The Hessian of the mean loss at the network's own weights, as a function vector (D,) -> product (D,)."""
+    outputs, w = outputs_of(model), flatten(model).requires_grad_()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        mean = loss(at_least_single(outputs(w, inputs)), target).mean()
+        (gradient,) = torch.autograd.grad(mean, w, create_graph=True)
+    return lambda vector: torch.autograd.grad(gradient, w, vector, retain_graph=True)[0]
+
+
+def require_measurable(model: nn.Module, inputs: Tensor, target: Tensor, loss: Loss) -> None:
+    """Refuse what would be measured wrongly: the loss must be a fixed function of the weights and of one example.
+
+    Raises:
+        ValueError: inputs and target differ in length or device; the target is no class index, under cross-entropy; the
+            network is random, moves its buffers or lets examples act on each other (dropout and batch norm in training
+            mode do); its output is no tensor; a loss is not finite or not one number per example.
+    """
+    device = next(iter(trained(model).values())).device
+    for name, x in (("inputs", inputs), ("target", target)):
+        require(isinstance(x, Tensor), f"type of {name}", type(x).__name__, "a tensor")
+        require(x.device == device, f"device of {name}", str(x.device), f"{device}, where the network is")
+    require(len(inputs) == len(target) > 0, "len(target)", len(target), f"{len(inputs)}, one for each of the inputs")
+    if loss is cross_entropy:
+        integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+        accepted = "class indices (int64); for other targets pass `loss`, for instance squared_error"
+        require(integer, "dtype of target", target.dtype, accepted)
+    compute, w = outputs_of(model), flatten(model)
+    same = not inputs.is_floating_point() or at_least_single(inputs).dtype == w.dtype
+    require(same, "dtype of inputs", inputs.dtype, f"{w.dtype}, that of the network's parameters")
+    outputs = require_fixed(lambda x: compute(w, x), inputs)
+    if loss is cross_entropy:
+        classes = outputs.shape[-1]
+        require(outputs.ndim > 1 and classes > 1, "shape of outputs", tuple(outputs.shape), "(n, .., C), C > 1 classes")
+        lowest, highest = int(target.min()), int(target.max())
+        require(lowest >= 0 and highest < classes, "target", (lowest, highest), f"classes in [0, {classes})")
+    losses = loss(outputs, target[:2])
+    require(losses.shape == target[:2].shape[:1], "shape of losses", tuple(losses.shape), "(n,), one per example")
+    require(losses.isfinite().all(), "losses", losses.tolist(), "finite numbers")
+
+
+@torch.no_grad()
+def require_fixed(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Outputs (2, ..) of the first two examples, if each is a fixed function of its own example.
+
+    The global generators and the buffers of the networks that `f` calls are left as they were.
+
+    Raises:
+        ValueError: the output is random, depends on the other examples, moves a buffer, is not finite, or is no tensor
+            (n, ..).
+    """
+    buffers = [b for module in _modules(f) for b in module.buffers()]
+    before = [b.clone() for b in buffers]
+    remedy = "a fixed function of each example; call `model.eval()` first: dropout and batch norm follow the mode"
+    try:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            outputs = f(x[:2])
+            _require_tensor(outputs, len(x[:2]))
+            still = all(torch.equal(b, old) for b, old in zip(buffers, before, strict=True))
+            require(still, "buffers", "moved by a forward pass", remedy)
+            require(torch.equal(outputs, f(x[:2])), "output", "another one at each pass", remedy)
+            alone = f(x[:1])
+    finally:
+        for b, old in zip(buffers, before, strict=True):
+            b.copy_(old)
+    slack = 1e-2 * float(outputs.abs().max())  # of half precision, whose kernels differ by batch
+    require(torch.allclose(alone, outputs[:1], atol=slack), "output", "another one beside other inputs", remedy)
+    return at_least_single(outputs)
+
+
+def _require_tensor(outputs: object, n: int) -> None:
+    remedy = "a tensor (n, ..), n the number of inputs: wrap the network in a module that returns one"
+    require(isinstance(outputs, Tensor), "type of the output", type(outputs).__name__, remedy)
+    require(outputs.ndim > 0 and len(outputs) == n, "shape of the output", tuple(outputs.shape), remedy)
+    accepted = "finite numbers; half precision overflows early: use `model.float()`"
+    require(outputs.isfinite().all(), "output", outputs.flatten()[:3].tolist(), accepted)
+
+
+def _modules(f: object, depth: int = 3) -> list[nn.Module]:
+    """The networks that a function is, belongs to, or refers to."""
+    if isinstance(f, nn.Module):
+        return [f]
+    known = [getattr(f, "__self__", None), *(value for _, value in referred(f))]
+    return [module for one in known for module in _modules(one, depth - 1)] if depth else []
