@@ -17,7 +17,16 @@ from record import COLUMNS, FOLDER
 
 HERE = Path(__file__).parent
 NAMES = sorted(file.stem for file in HERE.glob("[a-z]*.py") if file.stem != "record")
-PACKAGES = ("torch", "numpy", "pandas", "h5py", "lightgbm", "scikit-learn", "transformers", "clean-fid")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pandas",
+    "h5py",
+    "lightgbm",
+    "scikit-learn",
+    "transformers",
+    "clean-fid",
+)
 
 
 def machine() -> str:
@@ -26,7 +35,10 @@ def machine() -> str:
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name}, {os.cpu_count()} cores{gpu}; {platform.system()}, Python {platform.python_version()}"
 
@@ -35,8 +47,17 @@ def run(name: str) -> bool:
     """Run one benchmark in a process of its own, with one thread; did it keep its promises?"""
     (FOLDER / f"{name}.csv").unlink(missing_ok=True)
     print(f"\n== {name}", flush=True)
-    environment = os.environ | {"FIELDBOOK_BENCH": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, HERE / f"{name}.py"], env=environment, check=False).returncode == 0
+    environment = os.environ | {
+        "FIELDBOOK_BENCH": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return (
+        subprocess.run(
+            [sys.executable, HERE / f"{name}.py"], env=environment, check=False
+        ).returncode
+        == 0
+    )
 
 
 def number(value: float) -> str:
@@ -49,7 +70,11 @@ def table() -> str:
     files = [FOLDER / f"{name}.csv" for name in NAMES]
     rows = pd.concat([pd.read_csv(file, names=COLUMNS) for file in files if file.exists()])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    head = "| " + " | ".join(("benchmark", "what", "ours", "peer", "theirs", "ratio", "promised")) + " |"
+    head = (
+        "| "
+        + " | ".join(("benchmark", "what", "ours", "peer", "theirs", "ratio", "promised"))
+        + " |"
+    )
     lines = [
         f"| {r.benchmark} | {r.what} | {number(r.ours)} {r.unit} | {r.peer} | {number(r.theirs)} {r.unit} "
         f"| {r.ratio:.2f}x | {f'{r.promised:g}x |' if pd.notna(r.promised) else '|'}"

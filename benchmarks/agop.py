@@ -56,7 +56,9 @@ def vmapped_products(f, x: Tensor) -> Tensor:
         outputs = f(inputs)
         for basis in torch.eye(outputs.shape[1]).split(16):
             cotangents = basis[:, None].expand(-1, len(part), -1)
-            (rows,) = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, is_grads_batched=True)
+            (rows,) = torch.autograd.grad(
+                outputs, inputs, cotangents, retain_graph=True, is_grads_batched=True
+            )
             rows = rows.flatten(2).flatten(0, 1)
             total = total + rows.T @ rows
     return total / len(x)
@@ -65,7 +67,9 @@ def vmapped_products(f, x: Tensor) -> Tensor:
 def vmap_jacrev(f, x: Tensor) -> Tensor:
     """torch.func's Jacobian of each example."""
     jacobian = torch.func.jacrev(lambda one: f(one[None])[0])
-    rows = torch.cat([torch.func.vmap(jacobian)(part).flatten(2).flatten(0, 1) for part in x.split(64)])
+    rows = torch.cat(
+        [torch.func.vmap(jacobian)(part).flatten(2).flatten(0, 1) for part in x.split(64)]
+    )
     return rows.T @ rows / len(x)
 
 
@@ -77,18 +81,29 @@ def network(checkpoint: Path | None) -> tuple[Grokker, Tensor]:
     else:
         pairs, target = t.pairs[t.train], t.target[t.train]
         recipe = Recipe(
-            steps=1100, batch_size=512, lr=2e-3, weight_decay=1.0, betas=(0.9, 0.98), warmup=10, clip=1.0,
+            steps=1100,
+            batch_size=512,
+            lr=2e-3,
+            weight_decay=1.0,
+            betas=(0.9, 0.98),
+            warmup=10,
+            clip=1.0,
             precision=resolve_precision("auto", torch.device("cpu")),
-        )  # fmt: skip
+        )
         fit(
-            model, lambda m, i, _: torch.nn.functional.cross_entropy(m(pairs[i]).float(), target[i]), len(pairs), recipe
+            model,
+            lambda m, i, _: torch.nn.functional.cross_entropy(m(pairs[i]).float(), target[i]),
+            len(pairs),
+            recipe,
         )
     return model.requires_grad_(False), t.pairs
 
 
 def main() -> None:
     """Measure, print, and fail if the promises of the chapter are not met."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path)
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -120,29 +135,50 @@ def main() -> None:
 
     reference = agop(f, shuffled[:512])
     deviations = {
-        name: agreement(method(f, shuffled[:512]), reference) for name, (method, _) in list(methods.items())[1:5]
+        name: agreement(method(f, shuffled[:512]), reference)
+        for name, (method, _) in list(methods.items())[1:5]
     }
-    deviations["per-sample loop"] = agreement(per_sample_loop(f, shuffled[:8]), agop(f, shuffled[:8]))
+    deviations["per-sample loop"] = agreement(
+        per_sample_loop(f, shuffled[:8]), agop(f, shuffled[:8])
+    )
     exact, estimate = (one_hot_blocks(g, model.numbers) for g in (agop(f, x), sketch(f, x)))
     score, estimated = (float(circulant_score(m).diagonal().mean()) for m in (exact, estimate))
 
-    print(f"AGOP of a {sum(w.numel() for w in model.parameters()):,}-parameter network, {len(x)} examples, {P} outputs")
+    print(
+        f"AGOP of a {sum(w.numel() for w in model.parameters()):,}-parameter network, {len(x)} examples, {P} outputs"
+    )
     print(f"torch {torch.__version__}, one thread, median of {REPEATS}\n")
-    print(f"{'method':<20} {'measured on':>11} {'full grid, s':>13} {'speed-up':>9} {'deviation':>10}")
+    print(
+        f"{'method':<20} {'measured on':>11} {'full grid, s':>13} {'speed-up':>9} {'deviation':>10}"
+    )
     for name, (_, size) in methods.items():
         ratio = seconds["per-sample loop"] / seconds[name]
         deviation = f"{deviations[name]:.0e}" if name in deviations else "-"
-        print(f"{name:<20} {size:>11} {seconds[name] * len(x):>13.2f} {ratio:>8.1f}x {deviation:>10}")
-    print(f"\ncirculant score: exact {score:.4f}, sketch {estimated:.4f}; error {abs(score - estimated):.4f}")
+        print(
+            f"{name:<20} {size:>11} {seconds[name] * len(x):>13.2f} {ratio:>8.1f}x {deviation:>10}"
+        )
+    print(
+        f"\ncirculant score: exact {score:.4f}, sketch {estimated:.4f}; error {abs(score - estimated):.4f}"
+    )
 
     grid = {name: value * len(x) for name, value in seconds.items()}
     peers = {name: value for name, value in grid.items() if not name.startswith("ours")}
     for name, floor in (("ours, exact", 12), (f"ours, sketch k = {K}", 150)):
-        record(f"AGOP of {len(x):,} examples, {name[6:]}", "s", grid[name], peers, {"per-sample loop": floor})
+        record(
+            f"AGOP of {len(x):,} examples, {name[6:]}",
+            "s",
+            grid[name],
+            peers,
+            {"per-sample loop": floor},
+        )
     loop = seconds["per-sample loop"]
     assert max(deviations.values()) < 1e-5, deviations
-    assert loop / seconds["ours, exact"] >= 12, "exact AGOP is less than 12 times faster than the loop"
-    assert loop / seconds[f"ours, sketch k = {K}"] >= 150, "the sketch is less than 150 times faster than the loop"
+    assert loop / seconds["ours, exact"] >= 12, (
+        "exact AGOP is less than 12 times faster than the loop"
+    )
+    assert loop / seconds[f"ours, sketch k = {K}"] >= 150, (
+        "the sketch is less than 150 times faster than the loop"
+    )
     assert abs(score - estimated) <= 0.01, "the sketch misses the circulant score by more than 0.01"
 
 

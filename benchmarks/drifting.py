@@ -24,7 +24,9 @@ from fieldbook.drifting import kernel
 SIZES, REPEATS, LARGEST = (256, 1024, 4096), 5, 2**28
 
 
-def transcription(x: Tensor, pos: Tensor, tau: float, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def transcription(
+    x: Tensor, pos: Tensor, tau: float, distance: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """Alg. 2 at one temperature, with x as its own negatives."""
     d_neg = distance(x, x) + torch.eye(len(x), device=x.device) * 1e6
     logit = torch.cat((-distance(x, pos) / tau, -d_neg / tau), 1)
@@ -46,8 +48,12 @@ def ours(x: Tensor, pos: Tensor, taus: list[float]) -> Tensor:
 
 METHODS: dict[str, Callable[[Tensor, Tensor, list[float]], Tensor]] = {
     "ours": ours,
-    "Alg. 2, cdist": lambda x, pos, taus: torch.stack([transcription(x, pos, t, torch.cdist) for t in taus]),
-    "Alg. 2, written out": lambda x, pos, taus: torch.stack([transcription(x, pos, t, written_out) for t in taus]),
+    "Alg. 2, cdist": lambda x, pos, taus: torch.stack(
+        [transcription(x, pos, t, torch.cdist) for t in taus]
+    ),
+    "Alg. 2, written out": lambda x, pos, taus: torch.stack(
+        [transcription(x, pos, t, written_out) for t in taus]
+    ),
 }
 
 
@@ -60,7 +66,11 @@ def measure(name: str, n: int, dim: int, device: str) -> tuple[float, float, flo
     METHODS[name](x[:64], pos[:64], taus)  # what libraries allocate once
     cuda = torch.device(device).type == "cuda"
     now = time.perf_counter if cuda else time.process_time
-    before = torch.cuda.memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = (
+        torch.cuda.memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     seconds = []
     for _ in range(REPEATS):
         start = now()
@@ -68,14 +78,24 @@ def measure(name: str, n: int, dim: int, device: str) -> tuple[float, float, flo
         if cuda:
             torch.cuda.synchronize()
         seconds.append(now() - start)
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     reference = METHODS["Alg. 2, cdist"](x, pos, taus)
-    return statistics.median(seconds), (peak - before) / 1e6, float((v - reference).abs().max() / reference.abs().max())
+    return (
+        statistics.median(seconds),
+        (peak - before) / 1e6,
+        float((v - reference).abs().max() / reference.abs().max()),
+    )
 
 
 def main() -> None:
     """Measure everything and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -89,16 +109,28 @@ def main() -> None:
                 print(f"{n:>5} {name:<22} skipped: {size:.1f} GB for one tensor")
                 continue
             with processes.Pool(1) as pool:
-                seconds, peak, difference = pool.apply(measure, (name, n, options.dim, options.device))
+                seconds, peak, difference = pool.apply(
+                    measure, (name, n, options.dim, options.device)
+                )
             found[name] = 1e3 * seconds, peak
             ratio = f"{1e3 * seconds / found['ours'][0]:.1f}x"
-            print(f"{n:>5} {name:<22} {1e3 * seconds:>9.1f} {ratio:>8} {peak:>9.0f} {difference:>11.0e}")
+            print(
+                f"{n:>5} {name:<22} {1e3 * seconds:>9.1f} {ratio:>8} {peak:>9.0f} {difference:>11.0e}"
+            )
             if difference > 1e-4:
                 raise SystemExit(f"{name} disagrees with the transcription")
-        (ms, megabytes), promised = found.pop("ours"), {"Alg. 2, cdist": 2.0} if n == SIZES[-1] else {}
+        (ms, megabytes), promised = (
+            found.pop("ours"),
+            {"Alg. 2, cdist": 2.0} if n == SIZES[-1] else {},
+        )
         what = f"drifting field of {n:,} samples"
         record(what, "ms", ms, {name: values[0] for name, values in found.items()}, promised)
-        record(f"{what}, peak memory", "MB", megabytes, {name: values[1] for name, values in found.items()})
+        record(
+            f"{what}, peak memory",
+            "MB",
+            megabytes,
+            {name: values[1] for name, values in found.items()},
+        )
         for name, least in promised.items():
             if found[name][0] < least * ms:
                 raise SystemExit(f"less than {least:g} times as fast as {name} with {n:,} samples")

@@ -39,7 +39,10 @@ from fieldbook.samplers.preconditioners import sgld
 from fieldbook.samplers.sgmcmc import Gradient, chain
 
 BATCH, EPS, GAMMA, REPEATS, AIM = 64, 3e-6, 100.0, 5, 1.4
-CELLS, CELL_STEPS = 31 * 31 * 16, 1000  # of the paper grid, and the steps that each is taken to need
+CELLS, CELL_STEPS = (
+    31 * 31 * 16,
+    1000,
+)  # of the paper grid, and the steps that each is taken to need
 EVERY, LAST = "every position", "last position"
 Batch = tuple[Tensor, Tensor]
 
@@ -70,7 +73,9 @@ class Case(NamedTuple):
 def case(profile: str, checkpoint: Path | None, steps: int, device: str) -> Case:
     """The network that chapter agop trains to add under a profile, or the same with the weights of a checkpoint."""
     settings = networks.settings_of(profile)
-    model = networks.load(settings, checkpoint or networks.trained(profile, ["add"])["add"]).to(device)
+    model = networks.load(settings, checkpoint or networks.trained(profile, ["add"])["add"]).to(
+        device
+    )
     slow = copy.deepcopy(model)
     slow.blocks[-1] = EveryPosition(slow.blocks[-1])
     t = networks.task_of(settings, "add", settings["seeds"][0])
@@ -90,12 +95,20 @@ def stack(case: Case, chains: int, steps: int) -> Tensor:
     w_star = llc.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
     start = w_star.repeat(chains, 1)[:, None]  # one seed, hence one minibatch for all of them
-    points = chain(case.gradient, start, sgld(), generator, steps=steps, common_noise=False, **case.options)
+    points = chain(
+        case.gradient, start, sgld(), generator, steps=steps, common_noise=False, **case.options
+    )
     return torch.stack([losses for losses, _ in points]).squeeze(-1)
 
 
 def loop(
-    model: nn.Module, batches: list[Batch], noise: list[Tensor | None], *, eps: float, n_beta: float, gamma: float
+    model: nn.Module,
+    batches: list[Batch],
+    noise: list[Tensor | None],
+    *,
+    eps: float,
+    n_beta: float,
+    gamma: float,
 ) -> Tensor:
     """One chain after another: forward, backward, each parameter updated in place.
 
@@ -113,10 +126,16 @@ def loop(
             loss = nn.functional.cross_entropy(model(inputs), target)
             loss.backward()
             trace[t, c] = loss.detach()
-            xi = map(torch.randn_like, weights) if draws is None else draws[t].split([w.numel() for w in weights])
+            xi = (
+                map(torch.randn_like, weights)
+                if draws is None
+                else draws[t].split([w.numel() for w in weights])
+            )
             with torch.no_grad():
                 for w, start, one in zip(weights, star, xi, strict=True):
-                    w.sub_(eps / 2 * (n_beta * w.grad + gamma * (w - start))).add_(eps**0.5 * one.view_as(w))
+                    w.sub_(eps / 2 * (n_beta * w.grad + gamma * (w - start))).add_(
+                        eps**0.5 * one.view_as(w)
+                    )
         with torch.no_grad():
             for w, start in zip(weights, star, strict=True):
                 w.copy_(start)
@@ -137,12 +156,22 @@ def serve(folder: str, chains: int) -> None:
     def run(model: nn.Module, batches: list) -> tuple[float, list]:
         start = time.perf_counter()
         results = estimate_learning_coeff_with_summary(
-            model, torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=lambda pair: pair[0]),
-            evaluate=lambda network, batch: nn.functional.cross_entropy(network(batch[0]), batch[1]),
-            sampling_method=SGMCMC.sgld, optimizer_kwargs=dict(given["options"]), num_draws=len(batches),
-            num_chains=chains, init_loss=1.0, device=device, verbose=False,
-        )  # fmt: skip
-        return time.perf_counter() - start, results["loss/trace"].T.tolist()  # on the CPU, hence done
+            model,
+            torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=lambda pair: pair[0]),
+            evaluate=lambda network, batch: nn.functional.cross_entropy(
+                network(batch[0]), batch[1]
+            ),
+            sampling_method=SGMCMC.sgld,
+            optimizer_kwargs=dict(given["options"]),
+            num_draws=len(batches),
+            num_chains=chains,
+            init_loss=1.0,
+            device=device,
+            verbose=False,
+        )
+        return time.perf_counter() - start, results[
+            "loss/trace"
+        ].T.tolist()  # on the CPU, hence done
 
     for line in sys.stdin:
         model = Grokker(**given["settings"]).to(device)
@@ -177,7 +206,9 @@ def environment() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def devinterp(python: Path, case: Case, chains: int) -> Iterator[Callable[[str], tuple[float, Tensor]]]:
+def devinterp(
+    python: Path, case: Case, chains: int
+) -> Iterator[Callable[[str], tuple[float, Tensor]]]:
     """A process that runs `serve`, as a function from the name of a network to seconds per chain-step and losses."""
     shape = ("p", "d_model", "n_heads", "n_layers", "d_hidden", "activation", "operator")
     given = {
@@ -203,7 +234,9 @@ def devinterp(python: Path, case: Case, chains: int) -> Iterator[Callable[[str],
             process.stdin.close()
 
 
-def measure(case: Case, chains: int, python: Path | None) -> tuple[dict[str, float], dict[str, Tensor]]:
+def measure(
+    case: Case, chains: int, python: Path | None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Median seconds per chain-step of every method, and its losses relative to the start, (steps, chains)."""
     steps, star = len(case.batches), at_start(case)
 
@@ -216,7 +249,9 @@ def measure(case: Case, chains: int, python: Path | None) -> tuple[dict[str, flo
     methods: dict[str, Callable[[], tuple[float, Tensor]]] = {
         "ours, stacked": lambda: timed(lambda: stack(case, chains, steps)),
         **{
-            f"loop, {name}": lambda m=model: timed(lambda: loop(m, case.batches, fresh, **case.options) - star)
+            f"loop, {name}": lambda m=model: timed(
+                lambda: loop(m, case.batches, fresh, **case.options) - star
+            )
             for name, model in case.models.items()
         },
     }
@@ -224,10 +259,14 @@ def measure(case: Case, chains: int, python: Path | None) -> tuple[dict[str, flo
         if python:
             peer = open_.enter_context(devinterp(python, case, chains))
             for name in case.models:
-                methods[f"devinterp, {name}"] = lambda n=name: (lambda s, x: (s, x - star.cpu()))(*peer(n))
+                methods[f"devinterp, {name}"] = lambda n=name: (lambda s, x: (s, x - star.cpu()))(
+                    *peer(n)
+                )
         for method in methods.values():
             method()  # warm up
-        runs = [{name: method() for name, method in methods.items()} for _ in range(REPEATS)]  # a slow moment hits all
+        runs = [
+            {name: method() for name, method in methods.items()} for _ in range(REPEATS)
+        ]  # a slow moment hits all
     seconds = {name: statistics.median(run[name][0] for run in runs) for name in methods}
     return seconds, {name: trace for name, (_, trace) in runs[-1].items()}
 
@@ -235,16 +274,24 @@ def measure(case: Case, chains: int, python: Path | None) -> tuple[dict[str, flo
 def at_start(case: Case) -> Tensor:
     """Losses of every minibatch before the first step, (steps, 1)."""
     with torch.no_grad():
-        return torch.stack([nn.functional.cross_entropy(case.models[LAST](x), y) for x, y in case.batches])[:, None]
+        return torch.stack(
+            [nn.functional.cross_entropy(case.models[LAST](x), y) for x, y in case.batches]
+        )[:, None]
 
 
 def same_noise(case: Case, steps: int = 4, chains: int = 3) -> float:
     """Largest difference between losses of the stack and of a loop under the same noise, relative to their mean."""
     w_star = llc.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
-    draws = [torch.randn(chains, len(w_star), generator=generator, device=w_star.device) for _ in range(steps)]
+    draws = [
+        torch.randn(chains, len(w_star), generator=generator, device=w_star.device)
+        for _ in range(steps)
+    ]
     noise, few, ours = list(torch.stack(draws, 1)), case.batches[:steps], stack(case, chains, steps)
-    traces = [loop(model, few, noise, **case.options) - at_start(case)[:steps] for model in case.models.values()]
+    traces = [
+        loop(model, few, noise, **case.options) - at_start(case)[:steps]
+        for model in case.models.values()
+    ]
     return max(float((ours - trace).abs().max() / trace.abs().mean()) for trace in traces)
 
 
@@ -253,7 +300,10 @@ def report(case: Case, chains: int, python: Path | None, missing: str) -> None:
     difference = same_noise(case)
     seconds, traces = measure(case, chains, python)
     steps, n_beta, ours = len(case.batches), case.options["n_beta"], seconds["ours, stacked"]
-    rises = {name: llc.estimate(x[:, None], n_beta=n_beta, burn_in=steps // 2) for name, x in traces.items()}
+    rises = {
+        name: llc.estimate(x[:, None], n_beta=n_beta, burn_in=steps // 2)
+        for name, x in traces.items()
+    }
     size = sum(w.numel() for w in case.models[LAST].parameters())
     print(
         f"\np = {case.settings['p']}, d_model = {case.settings['d_model']}: {size:,} parameters, "
@@ -263,25 +313,35 @@ def report(case: Case, chains: int, python: Path | None, missing: str) -> None:
     for name, each in seconds.items():
         hours = each * CELLS * CELL_STEPS / 3600
         rise = "{:.2f} ± {:.2f}".format(*map(float, rises[name]))
-        print(f"{name:<26} {1 / each:>13.0f} {1e3 * each:>8.2f} {each / ours:>7.2f}x {hours:>8.1f} {rise:>18}")
+        print(
+            f"{name:<26} {1 / each:>13.0f} {1e3 * each:>8.2f} {each / ours:>7.2f}x {hours:>8.1f} {rise:>18}"
+        )
     if missing:
         print(f"{'devinterp':<26} not installed: {missing}")
     peers = {name: 1e3 * each for name, each in seconds.items() if name != "ours, stacked"}
     record(f"SGLD step of a chain, {size:,} parameters, {chains} chains", "ms", 1e3 * ours, peers)
-    below = [name for name, each in seconds.items() if name != "ours, stacked" and each < AIM * ours]
+    below = [
+        name for name, each in seconds.items() if name != "ours, stacked" and each < AIM * ours
+    ]
     print(f"\nbelow the aim of {AIM}x: {'; '.join(below) or 'none'}")
-    print(f"with the same noise, losses of stack and loops differ by at most {difference:.0e} of their mean")
+    print(
+        f"with the same noise, losses of stack and loops differ by at most {difference:.0e} of their mean"
+    )
 
     assert difference < 1e-3, "stack and loop disagree under the same noise"
     value, error = rises["ours, stacked"]
     for name, (other, spread) in rises.items():
         close = (value - other).abs() < 5 * (error**2 + spread**2).sqrt()
-        assert close or chains < 8, f"losses differ from those of {name}"  # fewer chains give no error to rely on
+        assert close or chains < 8, (
+            f"losses differ from those of {name}"
+        )  # fewer chains give no error to rely on
 
 
 def main() -> None:
     """Read the options, install devinterp, and report on both networks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=12, help="of each chain, at least 4")
     parser.add_argument("--chains", type=int, default=16, help="of each method, at least 2")
     parser.add_argument("--device", default="cpu")
@@ -289,8 +349,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    print(f"SGLD at batch {BATCH}, eps = {EPS}, gamma = {GAMMA:.0f}; torch {torch.__version__} on {options.device}")
-    print(f"one thread, median of {REPEATS}; grid: hours for {CELLS:,} cells of {CELL_STEPS:,} steps")
+    print(
+        f"SGLD at batch {BATCH}, eps = {EPS}, gamma = {GAMMA:.0f}; torch {torch.__version__} on {options.device}"
+    )
+    print(
+        f"one thread, median of {REPEATS}; grid: hours for {CELLS:,} cells of {CELL_STEPS:,} steps"
+    )
     with contextlib.ExitStack() as open_:
         try:
             python, missing = open_.enter_context(environment()), ""

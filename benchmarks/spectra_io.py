@@ -30,7 +30,9 @@ from fieldbook.stars.spectra_hdf5 import ERROR, FLUX, REQUIRED, WAVE, convert
 
 PIXELS, BATCH, BLOCK, SHARDS, REPEATS = 4096, 256, 4096, 2, 9
 ROW = 2 * 4 * PIXELS  # bytes, flux and error
-NEEDED = 64 * ROW / 0.0957 / 1e9  # GB/s: a training step of 64 spectra takes 95.7 ms, the fastest seen
+NEEDED = (
+    64 * ROW / 0.0957 / 1e9
+)  # GB/s: a training step of 64 spectra takes 95.7 ms, the fastest seen
 SAMPLES = 512  # on which the methods that read one spectrum at a time are measured
 
 
@@ -92,7 +94,9 @@ def growth(work: Callable[[], object]) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def measure(methods: dict[str, tuple[Callable[[], int], list[Path]]]) -> dict[str, dict[str, float]]:
+def measure(
+    methods: dict[str, tuple[Callable[[], int], list[Path]]],
+) -> dict[str, dict[str, float]]:
     """GB/s of each method, cold and warm; they take turns in changing order, as one slows the next."""
     speeds = {name: {"cold": [], "warm": []} for name in methods}
     for repeat in range(REPEATS):
@@ -103,14 +107,19 @@ def measure(methods: dict[str, tuple[Callable[[], int], list[Path]]]) -> dict[st
                 start = time.perf_counter()
                 size = method()
                 speeds[name][state].append(size / (time.perf_counter() - start) / 1e9)
-    return {name: {state: statistics.median(v) for state, v in by.items()} for name, by in speeds.items()}
+    return {
+        name: {state: statistics.median(v) for state, v in by.items()}
+        for name, by in speeds.items()
+    }
 
 
 def run(folder: Path, gigabytes: float) -> None:
     """Measure, print, and fail if the loader's promises are not met."""
     n = max(round(gigabytes * 1e9 / ROW / SHARDS / BLOCK), 1) * BLOCK
     sources = [shard(folder / f"{k}.h5", n, k) for k in range(SHARDS)]
-    convert([shard(folder / "small.h5", 64, 9)], folder / "small").rows([0])  # loads what is loaded once
+    convert([shard(folder / "small.h5", 64, 9)], folder / "small").rows(
+        [0]
+    )  # loads what is loaded once
     start = time.perf_counter()
     converting = growth(lambda: convert(sources, folder / "out"))
     seconds = time.perf_counter() - start
@@ -123,12 +132,16 @@ def run(folder: Path, gigabytes: float) -> None:
         }
     )
     print(f"{n_all} spectra of {PIXELS} pixels, {n_all * ROW / 1e9:.2f} GB, batches of {BATCH}")
-    print(f"converted in {seconds:.1f} s ({n_all * ROW / seconds / 1e9:.2f} GB/s), memory grew by {converting:.0f} MB")
+    print(
+        f"converted in {seconds:.1f} s ({n_all * ROW / seconds / 1e9:.2f} GB/s), memory grew by {converting:.0f} MB"
+    )
     for name, by in speeds.items():
         print(f"{name:<28} cold {by['cold']:>7.3f}   warm {by['warm']:>7.3f} GB/s")
 
     ours = speeds["ours"]["cold"]
-    peers = {name: by["cold"] for name, by in speeds.items() if name != "ours"} | {"what training asks for": NEEDED}
+    peers = {name: by["cold"] for name, by in speeds.items() if name != "ours"} | {
+        "what training asks for": NEEDED
+    }
     floors = dict.fromkeys(peers, 10)
     record("shuffled batches of spectra from the disk", "GB/s", ours, peers, floors, rate=True)
     for name, speed in peers.items():
@@ -137,8 +150,15 @@ def run(folder: Path, gigabytes: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=0.8, help="of flux and error; the HDF5 takes as much again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gigabytes",
+        type=float,
+        default=0.8,
+        help="of flux and error; the HDF5 takes as much again",
+    )
     parser.add_argument("--folder", type=Path, help="where to put them; the disk that is measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -25,7 +25,9 @@ REPEATS, BATCH = 5, 1024
 
 def main() -> None:
     """Measure, print, and fail where the specification is not met."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--grid", choices=("full", "small"), default="full")
     parser.add_argument("--stars", type=int, default=100)
     chosen = parser.parse_args()
@@ -38,7 +40,12 @@ def main() -> None:
     count = np.prod([len(values) for values in nodes.values()])
     print(f"grid of {count} nodes on two processes: {built:.0f} s")
 
-    labels = draw(chosen.stars, 1, {name: (values[0], values[-1]) for name, values in nodes.items()}, rv_kms=0.0)
+    labels = draw(
+        chosen.stars,
+        1,
+        {name: (values[0], values[-1]) for name, values in nodes.items()},
+        rv_kms=0.0,
+    )
     single, batched, exact = [], [], []
     for i, star in enumerate(labels[list(LABELS)].to_numpy()):
         start = time.perf_counter()
@@ -49,17 +56,24 @@ def main() -> None:
             spectra(BATCH, i, stars)
             batched.append((time.perf_counter() - start) / BATCH)
     slow, fast = statistics.median(single), statistics.median(batched)
-    print(f"synthesis: {1e3 * slow:.0f} ms a star; emulated, with noise model: {1 / fast:,.0f} a second")
+    print(
+        f"synthesis: {1e3 * slow:.0f} ms a star; emulated, with noise model: {1 / fast:,.0f} a second"
+    )
     print(f"emulator: {slow / fast:.0f}x as fast as the synthesis")
 
     record("spectrum of one star", "ms", 1e3 * fast, {"synthesis": 1e3 * slow})
     guess = stars(torch.tensor(labels[list(LABELS)].to_numpy())).numpy()
     rms = np.sqrt(np.mean((guess - np.array(exact)) ** 2, 1))
-    print(f"rms error per star: median {np.median(rms):.5f}, worst {rms.max():.4f}, of a median flux of .5")
+    print(
+        f"rms error per star: median {np.median(rms):.5f}, worst {rms.max():.4f}, of a median flux of .5"
+    )
     kept = {
-        "grid within 90 s": built <= 90, "node within .1 s": slow <= 0.1, "3,000 spectra a second": fast <= 1 / 3000,
-        "median error below .002": np.median(rms) < 0.002, "worst error below .01": rms.max() < 0.01,
-    }  # fmt: skip
+        "grid within 90 s": built <= 90,
+        "node within .1 s": slow <= 0.1,
+        "3,000 spectra a second": fast <= 1 / 3000,
+        "median error below .002": np.median(rms) < 0.002,
+        "worst error below .01": rms.max() < 0.01,
+    }
     if broken := [promise for promise, holds in kept.items() if not holds]:
         raise SystemExit(f"not met: {', '.join(broken)}")
 

@@ -47,10 +47,14 @@ def main() -> None:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     difference = float(np.abs(peer - ours).max())
 
-    print(f"{TICKS:,} ticks x {len(CHANNELS)} channels -> {len(columns())} columns, {np.isnan(ours).sum()} NaN")
+    print(
+        f"{TICKS:,} ticks x {len(CHANNELS)} channels -> {len(columns())} columns, {np.isnan(ours).sum()} NaN"
+    )
     for name, value in seconds.items():
         print(f"{name:<20} {value:>7.3f} s {TICKS / value:>12,.0f} ticks per CPU second")
-    print(f"ratio {seconds['pandas, two passes'] / seconds['ours']:.1f}; largest difference {difference:.1e}")
+    print(
+        f"ratio {seconds['pandas, two passes'] / seconds['ours']:.1f}; largest difference {difference:.1e}"
+    )
 
     peers = {"pandas, two passes": TICKS / seconds["pandas, two passes"]}
     record("ticks transformed", "ticks / CPU s", TICKS / seconds["ours"], peers, rate=True)

@@ -33,13 +33,29 @@ PIXELS, DROPOUT = 4096, 0.1
 class Peer(nn.Module):
     """Hugging Face's ViTModel without its pooler, and a linear head on the CLS token."""
 
-    def __init__(self, attention: str, *, patch: int, d_model: int, n_layers: int, n_heads: int, d_hidden: int):
+    def __init__(
+        self,
+        attention: str,
+        *,
+        patch: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        d_hidden: int,
+    ):
         super().__init__()
         config = ViTConfig(
-            image_size=(1, PIXELS), patch_size=(1, patch), num_channels=1, hidden_size=d_model,
-            num_hidden_layers=n_layers, num_attention_heads=n_heads, intermediate_size=d_hidden,
-            hidden_dropout_prob=DROPOUT, layer_norm_eps=1e-5, attn_implementation=attention,
-        )  # fmt: skip
+            image_size=(1, PIXELS),
+            patch_size=(1, patch),
+            num_channels=1,
+            hidden_size=d_model,
+            num_hidden_layers=n_layers,
+            num_attention_heads=n_heads,
+            intermediate_size=d_hidden,
+            hidden_dropout_prob=DROPOUT,
+            layer_norm_eps=1e-5,
+            attn_implementation=attention,
+        )
         self.vit, self.head = ViTModel(config, add_pooling_layer=False), nn.Linear(d_model, 1)
 
     def forward(self, flux: Tensor) -> Tensor:
@@ -61,7 +77,9 @@ def stepper(model: nn.Module, precision: str, flux: Tensor, target: Tensor) -> C
     return step
 
 
-def medians(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
+def medians(
+    steps: dict[str, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[str, float]:
     """Seconds per step, the functions taking turns so that a slow moment hits all of them."""
 
     def clock() -> float:
@@ -80,22 +98,30 @@ def medians(steps: dict[str, Callable[[], None]], repeats: int, device: torch.de
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def compare(size: dict[str, int], batch: int, repeats: int, device: torch.device) -> dict[tuple[str, str], float]:
+def compare(
+    size: dict[str, int], batch: int, repeats: int, device: torch.device
+) -> dict[tuple[str, str], float]:
     """Seconds per step of each side in each precision worth having here, printed as a table."""
     generator = torch.Generator().manual_seed(0)
-    flux, target = (torch.randn(*shape, generator=generator).to(device) for shape in ((batch, PIXELS), (batch,)))
+    flux, target = (
+        torch.randn(*shape, generator=generator).to(device) for shape in ((batch, PIXELS), (batch,))
+    )
     precisions = dict.fromkeys(("fp32", resolve_precision("auto", device)))
     steps = {}
     for precision in precisions:
         ours = SpectraViT(n_pixels=PIXELS, dropout=DROPOUT, **size)
         steps["ours", precision] = stepper(ours, precision, flux, target)
         for attention in ("eager", "sdpa"):
-            steps[f"ViTModel {attention}", precision] = stepper(Peer(attention, **size), precision, flux, target)
+            steps[f"ViTModel {attention}", precision] = stepper(
+                Peer(attention, **size), precision, flux, target
+            )
     seconds = medians(steps, repeats, device)
     print(f"\n{size}, batch {batch}: {sum(w.numel() for w in ours.parameters()):,} parameters")
     print(f"{'side':<16} {'precision':<10} {'ms per spectrum':>16} {'ours is faster':>15}")
     for (side, precision), value in seconds.items():
-        print(f"{side:<16} {precision:<10} {value / batch * 1e3:>16.2f} {value / seconds['ours', precision]:>14.2f}x")
+        print(
+            f"{side:<16} {precision:<10} {value / batch * 1e3:>16.2f} {value / seconds['ours', precision]:>14.2f}x"
+        )
     return seconds
 
 
@@ -105,10 +131,15 @@ def kernels(size: dict[str, int], batch: int, repeats: int) -> float:
     tokens = 1 + PIXELS // size["patch"]
     qkv = torch.randn(3, batch, heads, tokens, d_head, dtype=torch.bfloat16, requires_grad=True)
     fused = nn.functional.scaled_dot_product_attention
-    ways = {name: lambda way=way: way(*qkv).sum().backward() for name, way in (("fused", fused), ("ours", attend))}
+    ways = {
+        name: lambda way=way: way(*qkv).sum().backward()
+        for name, way in (("fused", fused), ("ours", attend))
+    }
     seconds = medians(ways, repeats, torch.device("cpu"))
     ratio = seconds["fused"] / seconds["ours"]
-    print(f"bf16 attention, {tokens} tokens, {heads} heads of {d_head}: {ratio:.2f}x as fast as the fused kernel")
+    print(
+        f"bf16 attention, {tokens} tokens, {heads} heads of {d_head}: {ratio:.2f}x as fast as the fused kernel"
+    )
     return ratio
 
 
@@ -117,22 +148,34 @@ def claims(
 ) -> list[tuple[str, float, float]]:
     """(what is promised, the ratio found, the least that is promised) for each peer, and for bf16 over fp32."""
     for precision in {precision: None for _, precision in seconds}:
-        peers = {side: each for (side, p), each in seconds.items() if p == precision and side != "ours"}
-        record(f"training step, {what}, {precision}", "s", seconds["ours", precision], peers, floors)
+        peers = {
+            side: each for (side, p), each in seconds.items() if p == precision and side != "ours"
+        }
+        record(
+            f"training step, {what}, {precision}", "s", seconds["ours", precision], peers, floors
+        )
     found = [
         (f"{precision}, against {side}", value / seconds["ours", precision], floors[side])
         for (side, precision), value in seconds.items()
         if side in floors
     ]
     if ("ours", "bf16") in seconds:
-        found.append(("bf16, against fp32", seconds["ours", "fp32"] / seconds["ours", "bf16"], floors["bf16"]))
+        found.append(
+            (
+                "bf16, against fp32",
+                seconds["ours", "fp32"] / seconds["ours", "bf16"],
+                floors["bf16"],
+            )
+        )
         print(f"ours in bf16 is {found[-1][1]:.2f}x as fast as in fp32")
     return found
 
 
 def main() -> None:
     """Measure, print, and fail where a promise of the chapter is not met."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
@@ -141,14 +184,27 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     print(f"torch {torch.__version__}, {device.type}, median of {repeats} steps")
     results = []
-    for size, batch, bf16 in ((FULL, 256 if on_gpu else 8, 1.4), (SMALL, 256 if on_gpu else 64, 1.0)):
+    for size, batch, bf16 in (
+        (FULL, 256 if on_gpu else 8, 1.4),
+        (SMALL, 256 if on_gpu else 64, 1.0),
+    ):
         seconds = compare(size, batch, repeats, device)
-        eager = 1.3 if on_gpu else 1.0  # the seed experiment's way, as it asks for the attention of every layer
+        eager = (
+            1.3 if on_gpu else 1.0
+        )  # the seed experiment's way, as it asks for the attention of every layer
         what = f"ViT of {size['n_layers']} layers x {size['d_model']}, batch {batch}"
-        results += claims(what, seconds, {"ViTModel eager": eager, "ViTModel sdpa": 1.0, "bf16": bf16})
+        results += claims(
+            what, seconds, {"ViTModel eager": eager, "ViTModel sdpa": 1.0, "bf16": bf16}
+        )
         if ("ours", "bf16") in seconds and not on_gpu:
-            results.append(("bf16 attention, against the fused kernel", kernels(size, batch, repeats), 1.0))
-    failed = [f"{claim}: {ratio:.2f}x, expected >= {floor}" for claim, ratio, floor in results if ratio < floor]
+            results.append(
+                ("bf16 attention, against the fused kernel", kernels(size, batch, repeats), 1.0)
+            )
+    failed = [
+        f"{claim}: {ratio:.2f}x, expected >= {floor}"
+        for claim, ratio, floor in results
+        if ratio < floor
+    ]
     if failed:
         raise SystemExit("\n".join(failed))
 

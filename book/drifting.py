@@ -166,7 +166,7 @@ VARIANTS = {
     "push_1.5": {"push": 1.5},
     "one_pass": {"cfg": "one_pass"},
     "two_pass": {"cfg": "two_pass"},
-}  # fmt: skip
+}
 for variant in (*main, *ablations):
     known = variant in (*VARIANTS, "none")
     require(known, "variant of main or ablations", variant, f"one of {', '.join(VARIANTS)}")

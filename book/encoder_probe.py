@@ -188,10 +188,17 @@ def network(name):
 def pretraining():
     """AdamW with cosine decay."""
     return Recipe(
-        steps=steps, batch_size=batch_size, lr=lr, schedule="cosine", warmup=min(20, steps),
-        clip=1.0, lr_scale={"nin_layers.2.bn.": lr_output}, eval_every=max(steps // 8, 1),
-        monitor="val_nll", precision=machine.resolve_precision(precision, device),
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        schedule="cosine",
+        warmup=min(20, steps),
+        clip=1.0,
+        lr_scale={"nin_layers.2.bn.": lr_output},
+        eval_every=max(steps // 8, 1),
+        monitor="val_nll",
+        precision=machine.resolve_precision(precision, device),
+    )
 
 
 # %% [markdown]
@@ -682,9 +689,12 @@ figures.save(figure, "encoder_probe", profile, "spectrum")
 
 # %% mystnb={"image": {"alt": "Gain in signal to noise of the methods in bins of signal to noise"}} tags=["hide-input"]
 MARKS = {
-    "posterior, with sigma": ("headline", "o"), "posterior, without sigma": ("test", "s"),
-    "components": ("second", "^"), "window": ("control", "v"), "noisy flux": ("null", "."),
-}  # fmt: skip
+    "posterior, with sigma": ("headline", "o"),
+    "posterior, without sigma": ("test", "s"),
+    "components": ("second", "^"),
+    "window": ("control", "v"),
+    "noisy flux": ("null", "."),
+}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.4, 2.4))
 binned = gains[gains.high - gains.low < EDGES[-1]]
 for method, (color, mark) in MARKS.items():
@@ -784,11 +794,15 @@ for table in (*history.values(), hashes):
 
 # %% tags=["hide-input"]
 LOG = {
-    ("enc_pre_latent", "seg_mean_K8", "ridge"): 0.5516, ("enc_last", "seg_mean_K8", "ridge"): 0.475,
-    ("enc_pre_latent", "mean_max", "ridge"): 0.406, ("enc_last", "mean_max", "ridge"): 0.289,
-    ("enc_pre_latent", "global_mean", "ridge"): 0.311, ("enc_last", "global_mean", "ridge"): 0.220,
-    ("enc_last", "global_mean", "trees"): 0.2830, ("enc_pre_latent", "seg_mean_K8", "mlp_1"): 0.4699,
-}  # fmt: skip
+    ("enc_pre_latent", "seg_mean_K8", "ridge"): 0.5516,
+    ("enc_last", "seg_mean_K8", "ridge"): 0.475,
+    ("enc_pre_latent", "mean_max", "ridge"): 0.406,
+    ("enc_last", "mean_max", "ridge"): 0.289,
+    ("enc_pre_latent", "global_mean", "ridge"): 0.311,
+    ("enc_last", "global_mean", "ridge"): 0.220,
+    ("enc_last", "global_mean", "trees"): 0.2830,
+    ("enc_pre_latent", "seg_mean_K8", "mlp_1"): 0.4699,
+}
 full = found[found.n_train == largest]
 
 
@@ -982,10 +996,12 @@ share.round(3)
 
 # %% mystnb={"image": {"alt": "Test R2 of features from flux and error, flux alone, error alone through the encoder, and the error itself"}} tags=["hide-input"]
 ROWS = {
-    "encoder: flux and error": "with sigma", "encoder: flux alone": "without sigma",
-    "encoder: error alone": "sigma alone", "no encoder: flux": "no encoder, flux",
+    "encoder: flux and error": "with sigma",
+    "encoder: flux alone": "without sigma",
+    "encoder: error alone": "sigma alone",
+    "no encoder: flux": "no encoder, flux",
     "no encoder: error": "no encoder, error",
-}  # fmt: skip
+}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.6, 2.3))
 EDGE = -0.1
 for name, (color, mark) in HEADS.items():
@@ -1132,24 +1148,14 @@ ours = ", ".join(
     f"{'raw flux' if name == 'none' else name} {part.mean():.3f}" for name, part in linear.items()
 )
 text = "training the encoder helps: latents without sigma tell a ridge more than untrained ones"
-run.claim(
-    text,
-    "not asked",
-    ours,
-    exceeds(linear["without sigma"], linear["untrained"]),
-    tested,
-)
+run.claim(text, "not asked", ours, exceeds(linear["without sigma"], linear["untrained"]), tested)
 text = "and more than raw flux does, at equal numbers of labels"
 beats = exceeds(linear["without sigma"], linear["none"])
 run.claim(text, f"{LOG_SAYS}0.552 vs 0.475, but with sigma", ours, beats, tested)
 text = "no model that sees the flux alone passes the ceiling"
 blind_to_error = best[["without sigma", "no encoder, flux"]].max()
 run.claim(
-    text,
-    "theory",
-    f"{blind_to_error:.3f} vs {ceiling:.3f}",
-    blind_to_error < ceiling,
-    tested,
+    text, "theory", f"{blind_to_error:.3f} vs {ceiling:.3f}", blind_to_error < ceiling, tested
 )
 
 # %% [markdown]

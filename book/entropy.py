@@ -164,9 +164,16 @@ def curves_of(potential, d, found):
     names = ("potential", "seed", "log10_energy", "entropy", "entropy_force", "visits", "exact")
     axis = list(enumerate(TRUTH_GRID.centres().tolist()))
     return [
-        dict(zip(names, (potential, s, x, found.entropy[s, b], force[s, b], found.visits[s, b], exact[b]), strict=True))
-        for s in range(TRUTH_SEEDS) for b, x in axis
-    ]  # fmt: skip
+        dict(
+            zip(
+                names,
+                (potential, s, x, found.entropy[s, b], force[s, b], found.visits[s, b], exact[b]),
+                strict=True,
+            )
+        )
+        for s in range(TRUTH_SEEDS)
+        for b, x in axis
+    ]
 
 
 # %% tags=["hide-input"]
@@ -376,9 +383,11 @@ for op in operations:
 # %%
 averaged = mean_table.frame()
 fall = averaged.groupby("op", sort=False).agg(
-    histogram=("entropy", "min"), force=("entropy_force", "min"), cooled=("entropy_cooled", "min"),
+    histogram=("entropy", "min"),
+    force=("entropy_force", "min"),
+    cooled=("entropy_cooled", "min"),
     se=("entropy_se", "max"),
-)  # fmt: skip
+)
 fall.round(0)
 
 # %% [markdown]

@@ -270,12 +270,15 @@ print({d: f"{factor * rate / d:.2g}" for d, factor in factors.items()})
 # %%
 law_runs = {  # the longest first, so that no worker is left with one at the end
     (d, days, seed): pretraining(d, days, seed, factors[d])
-    for d in sizes[::-1] for days in law_days[::-1] for seed in range(seeds)
-}  # fmt: skip
+    for d in sizes[::-1]
+    for days in law_days[::-1]
+    for seed in range(seeds)
+}
 held_runs = {
     (held_out, days, seed): pretraining(held_out, days, seed, factors[held_out], "held out")
-    for days in sorted(held_days)[::-1] for seed in range(held_seeds)
-}  # fmt: skip
+    for days in sorted(held_days)[::-1]
+    for seed in range(held_seeds)
+}
 compute("law and model held out", [*held_runs.values(), *law_runs.values()])
 
 # %% [markdown]
@@ -622,10 +625,16 @@ factors.setdefault(design_width, factors[sizes[-1]])
 cells = [(count, years) for count in design_instruments for years in design_years]
 design_runs = [
     pretraining(
-        design_width, years * days_per_year, seed, factors[design_width], "design", instruments=count
+        design_width,
+        years * days_per_year,
+        seed,
+        factors[design_width],
+        "design",
+        instruments=count,
     )
-    for count, years in cells for seed in range(seeds)
-]  # fmt: skip
+    for count, years in cells
+    for seed in range(seeds)
+]
 compute("design", design_runs)
 
 # %%
@@ -853,9 +862,10 @@ run.claim(text, "the law", f"last: {ours}", rise.max() <= 1.5, law_tested)
 gains = np.array(
     [
         [1 - one.loss(2 * n, d) / one.loss(n, d), 1 - one.loss(n, 2 * d) / one.loss(n, d)]
-        for one in laws for n, d in [(fitted.N.max(), fitted.D.max())]
+        for one in laws
+        for n, d in [(fitted.N.max(), fitted.D.max())]
     ]
-)  # fmt: skip
+)
 ours = f"doubling N: {spread(100 * gains[:, 0])} %, doubling D: {spread(100 * gains[:, 1])} %"
 more = np.quantile(gains[:, 1] - gains[:, 0], 0.025) > 0
 run.claim(

@@ -190,10 +190,15 @@ def recipe(seed, steps):
     """AdamW with cosine decay; every size of the train split gets the same number of updates."""
     names = ("batch_size", "lr", "lr_min", "weight_decay", "clip", "eval_every", "shuffle_block")
     return Recipe(
-        **{name: chosen[name] for name in names}, steps=steps, warmup=min(warmup, steps), seed=seed,
-        schedule="cosine", precision=machine.resolve_precision(precision, device),
-        monitor="val_mae_dex", patience=patience,
-    )  # fmt: skip
+        **{name: chosen[name] for name in names},
+        steps=steps,
+        warmup=min(warmup, steps),
+        seed=seed,
+        schedule="cosine",
+        precision=machine.resolve_precision(precision, device),
+        monitor="val_mae_dex",
+        patience=patience,
+    )
 
 
 # %%
@@ -583,9 +588,10 @@ terms.style.format({"total": "{:,.0f}", "the log": "{:,.0f}"}, na_rep="")
 LOOK = {"ViT": ("headline", "o"), "LightGBM": ("second", "s"), "Ridge": ("test", "^")}
 LOG_N = [50e3, 100e3, 200e3, 500e3, 1e6]
 LOG_R2 = {
-    "ViT": [0.434, 0.596, 0.673, 0.709, 0.711], "LightGBM": [0.488, 0.553, 0.547, 0.574, 0.614],
+    "ViT": [0.434, 0.596, 0.673, 0.709, 0.711],
+    "LightGBM": [0.488, 0.553, 0.547, 0.574, 0.614],
     "Ridge": [0.442, 0.475, 0.474, 0.490, 0.50],
-}  # fmt: skip
+}
 top = ceilings(limits[limits.rv_kms == rv_kms])["least estimator"]
 
 
@@ -647,15 +653,23 @@ figures.save(figure, "spectra_vit", profile, "scaling")
 # %%
 START = {"position": "learned", "start": "source"}
 VARIANTS = {
-    HEAD: {}, "sliding window": {"tokenizer": "SW"}, "reshape": {"tokenizer": "linear"},
-    "learned positions": {"position": "learned"}, "no positions": {"position": "none"},
-    "mean pooling": {"pooling": "mean"}, "attention pooling": {"pooling": "attention"},
-    "absolute error": {"loss": "l1"}, "Huber": {"loss": "huber"}, "labels in [0, 1]": {"norm": "minmax"},
+    HEAD: {},
+    "sliding window": {"tokenizer": "SW"},
+    "reshape": {"tokenizer": "linear"},
+    "learned positions": {"position": "learned"},
+    "no positions": {"position": "none"},
+    "mean pooling": {"pooling": "mean"},
+    "attention pooling": {"pooling": "attention"},
+    "absolute error": {"loss": "l1"},
+    "Huber": {"loss": "huber"},
+    "labels in [0, 1]": {"norm": "minmax"},
     "classes": {"loss": "cross_entropy", "norm": "classes 16"},
-    "raw flux": {"preprocess": "none"}, "256 principal components": {"preprocess": "pca"},
-    "log's start": {**START}, "raw flux, log's start": {**START, "preprocess": "none"},
+    "raw flux": {"preprocess": "none"},
+    "256 principal components": {"preprocess": "pca"},
+    "log's start": {**START},
+    "raw flux, log's start": {**START, "preprocess": "none"},
     "raw flux, log's start, window": {**START, "preprocess": "none", "tokenizer": "SW"},
-}  # fmt: skip
+}
 
 
 # %%

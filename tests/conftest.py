@@ -23,7 +23,9 @@ IMPORTS = [
 ]
 multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTS)
 
-settings.register_profile("ci", derandomize=True)  # a failure there must be the change's, not the dice's
+settings.register_profile(
+    "ci", derandomize=True
+)  # a failure there must be the change's, not the dice's
 if os.environ.get("CI"):
     settings.load_profile("ci")
 

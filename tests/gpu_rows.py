@@ -20,14 +20,35 @@ import numpy as np
 import pandas as pd
 
 ON_CPU = {
-    "si_sgld": ("ground_truth",), "entropy": ("truth", "truth_runs"), "drifting": ("nulls",),
-    "spectra_vit": ("ceiling", "likelihood", "splits", "tour"), "encoder_probe": ("ceiling",),
-}  # fmt: skip
+    "si_sgld": ("ground_truth",),
+    "entropy": ("truth", "truth_runs"),
+    "drifting": ("nulls",),
+    "spectra_vit": ("ceiling", "likelihood", "splits", "tour"),
+    "encoder_probe": ("ceiling",),
+}
 KEYS = {
-    "alpha", "beta", "day", "draw", "factor", "frequency", "horizon", "judge_seed", "log10_energy",
-    "milestone", "n_train", "noise_level", "point", "sample", "seed", "spectra", "stack", "star",
-    "stars", "step", "token",
-}  # fmt: skip
+    "alpha",
+    "beta",
+    "day",
+    "draw",
+    "factor",
+    "frequency",
+    "horizon",
+    "judge_seed",
+    "log10_energy",
+    "milestone",
+    "n_train",
+    "noise_level",
+    "point",
+    "sample",
+    "seed",
+    "spectra",
+    "stack",
+    "star",
+    "stars",
+    "step",
+    "token",
+}
 """Columns of numbers that say which row it is; columns of text do unless they are `MEASURED`."""
 MEASURED = (
     "device",
@@ -57,7 +78,8 @@ def differences(chapter: str, gpu: Path, cpu: Path) -> list[str]:
         f"{chapter}/{name}: {line}"
         for name in names[1]
         for line in _table(
-            *(pd.read_csv(folder / f"{name}.csv") for folder in (gpu, cpu)), name in ON_CPU.get(chapter, ())
+            *(pd.read_csv(folder / f"{name}.csv") for folder in (gpu, cpu)),
+            name in ON_CPU.get(chapter, ()),
         )
     ]
 
@@ -66,16 +88,27 @@ def _table(gpu: pd.DataFrame, cpu: pd.DataFrame, exact: bool) -> Iterator[str]:
     if list(gpu) != list(cpu):
         yield f"columns {list(gpu)} on the GPU, {list(cpu)} on the CPU"
         return
-    text = [name for name in cpu if cpu[name].dtype.kind not in "ifu" and not name.endswith(MEASURED)]
+    text = [
+        name for name in cpu if cpu[name].dtype.kind not in "ifu" and not name.endswith(MEASURED)
+    ]
     keys = [name for name in cpu if name in KEYS or name in text]
-    gpu, cpu = (frame.set_index(pd.MultiIndex.from_frame(frame[keys])) if keys else frame for frame in (gpu, cpu))
+    gpu, cpu = (
+        frame.set_index(pd.MultiIndex.from_frame(frame[keys])) if keys else frame
+        for frame in (gpu, cpu)
+    )
     common = cpu.index.intersection(gpu.index, sort=False)
-    stops_early = "step" in keys and len(common) >= max(len(cpu), len(gpu)) / 2  # a run ends once it has grokked
+    stops_early = (
+        "step" in keys and len(common) >= max(len(cpu), len(gpu)) / 2
+    )  # a run ends once it has grokked
     if not stops_early and not (len(common) == len(set(cpu.index)) and len(gpu) == len(cpu)):
         yield f"{len(gpu)} rows on the GPU, {len(cpu)} on the CPU, {len(common)} keys in common"
         return
     gpu, cpu = (frame[frame.index.isin(common)].sort_index(kind="stable") for frame in (gpu, cpu))
-    for name in (name for name in cpu if name not in keys and name not in UNSHARED and cpu[name].dtype.kind in "ifu"):
+    for name in (
+        name
+        for name in cpu
+        if name not in keys and name not in UNSHARED and cpu[name].dtype.kind in "ifu"
+    ):
         ours, theirs = (frame[name].to_numpy(float) for frame in (gpu, cpu))
         if np.isnan(ours).any() and not np.isnan(theirs).any():
             yield f"{name}: missing in {int(np.isnan(ours).sum())} rows on the GPU, in none on the CPU"
@@ -99,6 +132,10 @@ def _apart(name: str, ours: np.ndarray, theirs: np.ndarray) -> Iterator[str]:
 
 def _untrained(name: str, gpu: pd.DataFrame, cpu: pd.DataFrame) -> Iterator[str]:
     if "step" in cpu and name.endswith(UNTRAINED):
-        ours, theirs = (frame.loc[frame.step.to_numpy() == 0, name].to_numpy(float) for frame in (gpu, cpu))
-        if len(ours) == len(theirs) and not np.allclose(ours, theirs, rtol=0.05, atol=0.02, equal_nan=True):
+        ours, theirs = (
+            frame.loc[frame.step.to_numpy() == 0, name].to_numpy(float) for frame in (gpu, cpu)
+        )
+        if len(ours) == len(theirs) and not np.allclose(
+            ours, theirs, rtol=0.05, atol=0.02, equal_nan=True
+        ):
             yield f"{name}: {ours} on the GPU at step 0, {theirs} on the CPU, with the same weights"

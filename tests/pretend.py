@@ -19,13 +19,36 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
-STAND_IN = torch.device("meta:0")  # where C++ sees a wrapper: a build without CUDA has no streams of `cuda`
+STAND_IN = torch.device(
+    "meta:0"
+)  # where C++ sees a wrapper: a build without CUDA has no streams of `cuda`
 aten, functional = torch.ops.aten, torch.nn.functional
 COPIES = {aten.copy_.default, aten._foreach_copy_.default}  # from any device to any other
-NUMBERS = {aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}  # take one from the CPU
-INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
-HALVED = {torch.matmul, Tensor.matmul, Tensor.__matmul__, functional.linear, torch.conv1d, torch.conv2d}  # autocast
+NUMBERS = {
+    aten.fill_.Tensor,
+    aten.masked_fill.Tensor,
+    aten.masked_fill_.Tensor,
+}  # take one from the CPU
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+WAITS = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+}
+HALVED = {
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    functional.linear,
+    torch.conv1d,
+    torch.conv2d,
+}  # autocast
 RealGenerator = torch.Generator
 _generators: weakref.WeakValueDictionary[int, "Generator"] = weakref.WeakValueDictionary()
 
@@ -49,7 +72,11 @@ class OnGPU(Tensor):
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> "OnGPU":
-        layout = {"strides": elem.stride(), "storage_offset": elem.storage_offset(), "dtype": elem.dtype}
+        layout = {
+            "strides": elem.stride(),
+            "storage_offset": elem.storage_offset(),
+            "dtype": elem.dtype,
+        }
         self = Tensor._make_wrapper_subclass(cls, elem.shape, device=STAND_IN, **layout)
         self.elem = elem
         return self
@@ -59,7 +86,9 @@ class OnGPU(Tensor):
     is_meta = property(lambda self: False)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
     def cuda(self) -> Tensor:
@@ -77,7 +106,9 @@ class OnGPU(Tensor):
         return torch.tensor(data, **{"dtype": self.dtype, "device": GPU} | options)
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return self.elem.__reduce_ex__(protocol)  # files are read onto the CPU, by code that does not know this class
+        return self.elem.__reduce_ex__(
+            protocol
+        )  # files are read onto the CPU, by code that does not know this class
 
     def __repr__(self) -> str:
         return f"on the GPU: {self.elem!r}"
@@ -88,10 +119,14 @@ class Pretended(TorchDispatchMode):
 
     waits = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         result = _run(func, args, kwargs or {})
         if func in WAITS or func is aten._to_copy.default or func in INDEXING:
-            masked = func in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
+            masked = func in INDEXING and any(
+                x is not None and x.dtype == torch.bool for x in args[1]
+            )
             left = isinstance(result, Tensor) and not isinstance(result, OnGPU)
             self.waits += isinstance(args[0], OnGPU) and (func in WAITS or masked or left)
         return result
@@ -100,13 +135,21 @@ class Pretended(TorchDispatchMode):
 class _Names(TorchFunctionMode):
     """`cuda` reaches C++ as its stand-in; what C++ does not leave to dispatch is done here."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func is torch.device:
             return func(*args, **kwargs or {})
-        args, kwargs = tuple(map(_stand_in, args)), {name: _stand_in(x) for name, x in (kwargs or {}).items()}
+        args, kwargs = (
+            tuple(map(_stand_in, args)),
+            {name: _stand_in(x) for name, x in (kwargs or {}).items()},
+        )
         if func is Tensor.cuda:
             return args[0].to(STAND_IN)
-        if func in (Tensor.__getitem__, Tensor.__setitem__):  # C++ would copy a list to its own idea of a GPU
+        if func in (
+            Tensor.__getitem__,
+            Tensor.__setitem__,
+        ):  # C++ would copy a list to its own idea of a GPU
             key = args[1] if isinstance(args[1], tuple) else (args[1],)
             key = tuple(torch.tensor(x) if isinstance(x, list | np.ndarray) else x for x in key)
             return func(args[0], key, *args[2:])
@@ -114,7 +157,9 @@ class _Names(TorchFunctionMode):
             return func(*args, **kwargs | {"device": CPU}).to(STAND_IN)
         if func in HALVED and torch.is_autocast_enabled("cuda") and args[0].device != CPU:
             low = torch.get_autocast_dtype("cuda")
-            args = tuple(x.to(low) if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in args)
+            args = tuple(
+                x.to(low) if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in args
+            )
         return func(*args, **kwargs)
 
 
@@ -135,9 +180,13 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
             _require_together(func, args, kwargs, [x for x in tensors if not isinstance(x, OnGPU)])
     if generator is not None:
         known = _generators.get(generator._cdata)
-        found, wanted = (x.type for x in (known.where if known else CPU, GPU if where == STAND_IN else where))
+        found, wanted = (
+            x.type for x in (known.where if known else CPU, GPU if where == STAND_IN else where)
+        )
         if found != wanted:
-            raise RuntimeError(f"Expected a '{wanted}' device type for generator but found '{found}'")
+            raise RuntimeError(
+                f"Expected a '{wanted}' device type for generator but found '{found}'"
+            )
     if not wrapped and where != STAND_IN:
         return func(*args, **kwargs)
     if func is aten._efficientzerotensor.default:
@@ -174,10 +223,17 @@ def _require_together(func: Any, args: tuple, kwargs: dict, left: list[Tensor]) 
     """
     if func in INDEXING:
         what = "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
-        allowed = all(isinstance(x, OnGPU) or (x is not args[0] and x.ndim == 0) for x in (args[0], *args[2:3]))
+        allowed = all(
+            isinstance(x, OnGPU) or (x is not args[0] and x.ndim == 0)
+            for x in (args[0], *args[2:3])
+        )
     else:
         what = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu"
-        changed = [x for a, x in zip(func._schema.arguments, args, strict=False) if a.alias_info and a.is_write]
+        changed = [
+            x
+            for a, x in zip(func._schema.arguments, args, strict=False)
+            if a.alias_info and a.is_write
+        ]
         changed.append(kwargs.get("out"))
         one_by_one = torch.Tag.pointwise in func.tags or func in NUMBERS
         allowed = one_by_one and all(x.ndim == 0 and not any(x is y for y in changed) for x in left)
@@ -189,12 +245,19 @@ def _require_together(func: Any, args: tuple, kwargs: dict, left: list[Tensor]) 
 def gpu() -> Iterator[Pretended]:
     """Code in here finds one GPU, which computes in bfloat16."""
     told: dict[str, Any] = {
-        "cuda.is_available": lambda: True, "cuda.is_bf16_supported": lambda **_: True, "Generator": Generator,
-        "cuda.device_count": lambda: 1, "cuda.current_device": lambda: 0, "cuda.get_device_name": lambda *_: "none",
-        "cuda.default_generators": (Generator("cuda"),), "cuda.random._lazy_init": lambda: None,
+        "cuda.is_available": lambda: True,
+        "cuda.is_bf16_supported": lambda **_: True,
+        "Generator": Generator,
+        "cuda.device_count": lambda: 1,
+        "cuda.current_device": lambda: 0,
+        "cuda.get_device_name": lambda *_: "none",
+        "cuda.default_generators": (Generator("cuda"),),
+        "cuda.random._lazy_init": lambda: None,
         "cuda.random._lazy_call": lambda call, **_: call(),
-        "__future__.get_swap_module_params_on_conversion": lambda: True,  # a parameter stays itself, in another class
-    }  # fmt: skip
+        "__future__.get_swap_module_params_on_conversion": lambda: (
+            True
+        ),  # a parameter stays itself, in another class
+    }
     with pytest.MonkeyPatch.context() as patch, _Names(), Pretended() as mode:
         for name, answer in told.items():
             patch.setattr(f"torch.{name}", answer)

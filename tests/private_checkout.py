@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("Makefile", "Snakefile", "_toc.yml", "pyproject.toml", "constraints.txt")
-FOLDERS = {name: () for name in ("book", "lib", "parameters", "profiles")}  # folder -> what is left out
+FOLDERS = {
+    name: () for name in ("book", "lib", "parameters", "profiles")
+}  # folder -> what is left out
 FOLDERS |= {"data": ("inputs", "quick"), "figures": ("quick",)}
 
 
@@ -19,7 +21,9 @@ def copy_checkout(target: Path) -> Path:
     for name in FILES:
         shutil.copy2(ROOT / name, target / name)
     for name, left_out in FOLDERS.items():
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints", "*.lock", *left_out)
+        ignored = shutil.ignore_patterns(
+            "__pycache__", "*.egg-info", ".ipynb_checkpoints", "*.lock", *left_out
+        )
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
     environment = target / ".venv"
     environment.mkdir()
@@ -39,7 +43,9 @@ def environment_of(checkout: Path) -> dict[str, str]:
     return inherited
 
 
-def run(command: str, checkout: Path, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    command: str, checkout: Path, timeout: float = 900, **environment: str
+) -> subprocess.CompletedProcess:
     """A bash command in a copied checkout."""
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],

@@ -11,7 +11,9 @@ from private_checkout import copy_checkout
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("checkout") / "mein Häuschen"  # a space and a letter that is not ASCII
+    target = (
+        tmp_path_factory.mktemp("checkout") / "mein Häuschen"
+    )  # a space and a letter that is not ASCII
     target.mkdir()
     return copy_checkout(target)
 
@@ -28,7 +30,12 @@ def browser():
             pytest.fail("no Chromium, though CI is set")
         pytest.skip("no Chromium on this machine (Debian package: chromium)")
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+        ]
         chromium = playwright.chromium.launch(executable_path=browser_path(), args=flags)
         yield chromium
         chromium.close()

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from private_checkout import ROOT, copy_checkout, run, succeed
 
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "book/reproduce.md").read_text(encoding="utf-8"), re.M | re.S)
+BLOCKS = re.findall(
+    r"^```bash\n(.*?)^```", (ROOT / "book/reproduce.md").read_text(encoding="utf-8"), re.M | re.S
+)
 KEPT = "agop"
 SECONDS_TO_DO_NOTHING = 15
 
@@ -24,8 +26,14 @@ def small(checkout: Path) -> Path:
     """The copy, with only one chapter in its table of contents."""
     toc = yaml.safe_load((checkout / "_toc.yml").read_text(encoding="utf-8"))
     for part in toc["parts"]:
-        is_text = [not (checkout / "book" / f"{page['file']}.py").exists() for page in part["chapters"]]
-        part["chapters"] = [p for p, text in zip(part["chapters"], is_text, strict=True) if text or p["file"] == KEPT]
+        is_text = [
+            not (checkout / "book" / f"{page['file']}.py").exists() for page in part["chapters"]
+        ]
+        part["chapters"] = [
+            p
+            for p, text in zip(part["chapters"], is_text, strict=True)
+            if text or p["file"] == KEPT
+        ]
     (checkout / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     return checkout
 
@@ -44,18 +52,26 @@ def built(small: Path) -> Path:
 
 def test_make_book_leads_from_parameters_to_a_page(built: Path) -> None:
     chapter = KEPT
-    for name in (f"book/{chapter}.ipynb", f"data/{chapter}/quick/claims.csv", f"data/{chapter}/quick/manifest.json"):
+    for name in (
+        f"book/{chapter}.ipynb",
+        f"data/{chapter}/quick/claims.csv",
+        f"data/{chapter}/quick/manifest.json",
+    ):
         assert (built / "build/quick" / name).is_file()
     assert list((built / f"build/quick/figures/{chapter}/quick").glob("*.png"))
     assert "<table" in (built / f"build/quick/html/{chapter}.html").read_text(encoding="utf-8")
 
 
 def test_a_second_run_does_nothing_and_says_where_to_look(built: Path) -> None:
-    before = {file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()}
+    before = {
+        file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()
+    }
     start = time.perf_counter()
     output = succeed("make book PROFILE=quick", built)
     assert time.perf_counter() - start < SECONDS_TO_DO_NOTHING
-    assert {file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()} == before
+    assert {
+        file: file.stat().st_mtime_ns for file in (built / "build").rglob("*") if file.is_file()
+    } == before
     (page,) = re.findall(r"^open (\S+)$", output, re.M)
     assert (built / page).is_file()
 
@@ -63,8 +79,12 @@ def test_a_second_run_does_nothing_and_says_where_to_look(built: Path) -> None:
 def test_the_executed_copy_is_complete_and_the_source_untouched(built: Path) -> None:
     chapter = KEPT
     executed = nbformat.read(built / f"build/quick/book/{chapter}.ipynb", as_version=4)
-    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
-    assert (built / f"book/{chapter}.ipynb").read_bytes() == (ROOT / f"book/{chapter}.ipynb").read_bytes()
+    assert all(
+        cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source
+    )
+    assert (built / f"book/{chapter}.ipynb").read_bytes() == (
+        ROOT / f"book/{chapter}.ipynb"
+    ).read_bytes()
 
 
 def test_trained_networks_are_handed_on(built: Path) -> None:
@@ -81,7 +101,9 @@ def test_a_chapter_waits_for_the_networks_that_it_starts_from(
 ) -> None:
     plan = succeed(f"snakemake -n build/{profile}/book/{chapter}.ipynb", pristine)
     assert f"build/{networks}/book/agop.ipynb" in plan
-    assert re.search(rf"input:.*build/{profile}/data/inputs/networks/{networks}/add\.safetensors", plan)
+    assert re.search(
+        rf"input:.*build/{profile}/data/inputs/networks/{networks}/add\.safetensors", plan
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +123,9 @@ def test_a_chapter_fans_out_as_far_as_it_may_and_can(
     assert len(re.findall(r"^    resources:.* gpu=1\b", plan, re.M)) == gpus
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1].replace("/", "-")[:50]
+)
 def test_the_commands_of_the_page_work(built: Path, block: str) -> None:
     succeed(block, built)
 
@@ -170,7 +194,9 @@ def test_a_chapter_begins_with_its_py(built: Path) -> None:
 # The last tests break the copy.
 def test_a_broken_page_fails_the_build(built: Path) -> None:
     page = built / "book/reproduce.md"
-    page.write_text(page.read_text(encoding="utf-8") + "\nSee [](no-such-chapter).\n", encoding="utf-8")
+    page.write_text(
+        page.read_text(encoding="utf-8") + "\nSee [](no-such-chapter).\n", encoding="utf-8"
+    )
     done = run("snakemake --cores 1 quick", built)
     assert done.returncode != 0
     assert "no-such-chapter" in done.stdout + done.stderr
@@ -186,7 +212,9 @@ def test_a_failing_notebook_keeps_its_log_and_gives_no_page(built: Path) -> None
     nbformat.write(notebook, built / f"book/{chapter}.ipynb")
     done = run(f"snakemake --cores 1 build/quick/book/{chapter}.ipynb", built)
     assert done.returncode != 0
-    assert "the detector is off" in (built / f"build/quick/log/{chapter}.ipynb").read_text(encoding="utf-8")
+    assert "the detector is off" in (built / f"build/quick/log/{chapter}.ipynb").read_text(
+        encoding="utf-8"
+    )
     assert not (built / f"build/quick/book/{chapter}.ipynb").exists()
 
 

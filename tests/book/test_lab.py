@@ -25,20 +25,27 @@ def lab(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     """The address of a JupyterLab on the copied book, as `make lab` starts it, with a format string for the path."""
     settings = tmp_path_factory.mktemp("settings")
     (settings / TRACKER).parent.mkdir(parents=True)
-    (settings / TRACKER).write_text(json.dumps({"windowingMode": "none"}))  # all cells in the page, not those in view
+    (settings / TRACKER).write_text(
+        json.dumps({"windowingMode": "none"})
+    )  # all cells in the page, not those in view
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
     flags = f"--no-browser --allow-root --port {port} --IdentityProvider.token={token} --expose-app-in-browser"
     private = {
-        "PYTHONPATH": str(checkout / "lib"), "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
-        "JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
-        "FIELDBOOK_RESULTS": str(checkout), "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
+        "PYTHONPATH": str(checkout / "lib"),
+        "PATH": f"{checkout / '.venv/bin'}:{os.environ['PATH']}",
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
+        "FIELDBOOK_RESULTS": str(checkout),
+        "PYTHONWARNINGS": "ignore",
+    }
     with (settings / "log.txt").open("w") as log:
         command = ["make", "lab", f"LAB_FLAGS={flags}"]
-        server = subprocess.Popen(command, cwd=checkout, env=os.environ | private, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command, cwd=checkout, env=os.environ | private, stdout=log, stderr=log
+        )
         address = f"http://127.0.0.1:{port}/lab{{}}?reset&token={token}"
         try:
             wait_for(f"http://127.0.0.1:{port}/api?token={token}", settings / "log.txt")
@@ -74,7 +81,9 @@ def wait_for_kernel(page: Page) -> None:
     )
 
 
-def test_run_all_draws_figures_and_saving_keeps_the_pair(page: Page, lab: str, checkout: Path) -> None:
+def test_run_all_draws_figures_and_saving_keeps_the_pair(
+    page: Page, lab: str, checkout: Path
+) -> None:
     notebook, source = (checkout / "book" / f"{CHAPTER}.{suffix}" for suffix in ("ipynb", "py"))
     before = source.read_text(encoding="utf-8")
     empty = nbformat.read(notebook, 4)
@@ -90,21 +99,29 @@ def test_run_all_draws_figures_and_saving_keeps_the_pair(page: Page, lab: str, c
     expect(last).to_be_attached(timeout=SECONDS * 1000)
     figures = page.locator(".jp-OutputArea-output img")
     assert figures.count() >= 3
-    assert all(figures.nth(i).evaluate("image => image.naturalWidth > 0") for i in range(figures.count()))
+    assert all(
+        figures.nth(i).evaluate("image => image.naturalWidth > 0") for i in range(figures.count())
+    )
     page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0, timeout=20_000)
 
     saved = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in saved] == list(range(1, len(cells) + 1))
-    assert not [output for cell in saved for output in cell.outputs if output.output_type == "error"]
+    assert not [
+        output for cell in saved for output in cell.outputs if output.output_type == "error"
+    ]
     assert (checkout / f"data/{CHAPTER}/quick/claims.csv").is_file()
     assert source.read_text(encoding="utf-8") == before
 
 
-def test_the_script_opens_as_a_notebook_and_saves_the_other_file(page: Page, lab: str, checkout: Path) -> None:
+def test_the_script_opens_as_a_notebook_and_saves_the_other_file(
+    page: Page, lab: str, checkout: Path
+) -> None:
     notebook, source = (checkout / "book" / f"{CHAPTER}.{suffix}" for suffix in ("ipynb", "py"))
     page.goto(lab.format(""))
-    page.locator(".jp-DirListing-item", has_text=re.compile(f"^{source.name}")).click(button="right")
+    page.locator(".jp-DirListing-item", has_text=re.compile(f"^{source.name}")).click(
+        button="right"
+    )
     for item in ("Open With", "Notebook"):
         page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
     wait_for_kernel(page)

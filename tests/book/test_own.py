@@ -18,7 +18,11 @@ def blocks() -> list[tuple[str, str]]:
     """(code, what it prints) in the order of the page."""
     found = BLOCK.findall((ROOT / "book/own.md").read_text(encoding="utf-8"))
     pairs = zip(found, [*found[1:], ("python", "")], strict=True)
-    return [(text, after if kind == "text" else "") for (now, text), (kind, after) in pairs if now == "python"]
+    return [
+        (text, after if kind == "text" else "")
+        for (now, text), (kind, after) in pairs
+        if now == "python"
+    ]
 
 
 def agrees(printed: str, expected: str, share: float = 0.4) -> bool:
@@ -45,4 +49,6 @@ def test_the_page_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 exec(compile(code, "book/own.md", "exec"), names)
-            assert agrees(out.getvalue(), expected), f"{code}\nprints\n{out.getvalue()}\nand not\n{expected}"
+            assert agrees(out.getvalue(), expected), (
+                f"{code}\nprints\n{out.getvalue()}\nand not\n{expected}"
+            )

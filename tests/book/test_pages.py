@@ -18,8 +18,13 @@ from private_checkout import ROOT, succeed
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
-LOOKS = {1280: ("light", "dark"), 390: ("dark",)}  # width -> what the reader's system prefers, one after the other
-FORMULA = "th:has(> p > .math:only-child)"  # a heading that axe calls empty: it does not read MathML
+LOOKS = {
+    1280: ("light", "dark"),
+    390: ("dark",),
+}  # width -> what the reader's system prefers, one after the other
+FORMULA = (
+    "th:has(> p > .math:only-child)"  # a heading that axe calls empty: it does not read MathML
+)
 PICTURE = r"<img [^>]*_images/"
 COLOURS = ("color-contrast", "link-in-text-block")  # the rules of axe that depend on the theme
 
@@ -103,27 +108,44 @@ def barriers(page, themes: tuple[str, ...]) -> list[str]:
     page.evaluate(UNFOLD)
     problems = violations(page, rules={rule: {"enabled": False} for rule in COLOURS})
     page.evaluate(THIN)
-    page.add_style_tag(content="* { transition: none !important; }")  # colours on their way pass for right
+    page.add_style_tag(
+        content="* { transition: none !important; }"
+    )  # colours on their way pass for right
     for theme in themes:
         page.emulate_media(color_scheme=theme)
-        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000)
+        page.wait_for_function(
+            "theme => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000
+        )
         problems += [f"{theme}, {problem}" for problem in violations(page, runOnly=COLOURS)]
     return problems
 
 
-def visit(browser, address: str, width: int, themes: tuple[str, ...] = (), screenshot: Path | None = None) -> list[str]:
+def visit(
+    browser, address: str, width: int, themes: tuple[str, ...] = (), screenshot: Path | None = None
+) -> list[str]:
     """What is wrong with a page: console and network errors, formulas, images, layout, and barriers in these themes."""
     problems = []
     offline = address.startswith("file:")  # over http, only this machine answers
     scheme = (*themes, "light")[0]
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=offline, color_scheme=scheme)
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, offline=offline, color_scheme=scheme
+    )
     page = context.new_page()
     if not offline:
-        page.route(lambda url: not url.startswith((address.rpartition("/")[0], "data:")), lambda route: route.abort())
-    page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text}"))
+        page.route(
+            lambda url: not url.startswith((address.rpartition("/")[0], "data:")),
+            lambda route: route.abort(),
+        )
+    page.on(
+        "console",
+        lambda message: message.type == "error" and problems.append(f"console: {message.text}"),
+    )
     page.on("pageerror", lambda error: problems.append(f"script: {error}"))
     page.on("requestfailed", lambda request: problems.append(f"request failed: {request.url}"))
-    page.on("response", lambda reply: reply.status >= 400 and problems.append(f"{reply.status}: {reply.url}"))
+    page.on(
+        "response",
+        lambda reply: reply.status >= 400 and problems.append(f"{reply.status}: {reply.url}"),
+    )
     page.goto(address, wait_until="networkidle")
     problems += page.evaluate(INSPECT)
     if screenshot:
@@ -137,7 +159,9 @@ def visit(browser, address: str, width: int, themes: tuple[str, ...] = (), scree
 
 @pytest.mark.parametrize("width", LOOKS)
 @pytest.mark.parametrize("page", [*PAGES, "index", "search", "genindex", "py-modindex"])
-def test_page_is_whole_offline_and_without_barriers(browser, html: Path, page: str, width: int) -> None:
+def test_page_is_whole_offline_and_without_barriers(
+    browser, html: Path, page: str, width: int
+) -> None:
     screenshot = ROOT / f"build/screenshots/{page}-{width}.png"
     assert visit(browser, (html / f"{page}.html").as_uri(), width, LOOKS[width], screenshot) == []
 
@@ -145,8 +169,12 @@ def test_page_is_whole_offline_and_without_barriers(browser, html: Path, page: s
 def test_library_pages_are_whole_and_without_barriers(browser, html: Path) -> None:
     pages = sorted(html.glob("api/*.html"))
     assert len(pages) == sum(file.name != "__init__.py" for file in (ROOT / "lib").rglob("*.py"))
-    longest = max(html.glob("_modules/fieldbook/**/*.html"), key=lambda page: page.stat().st_size)  # a source of them
-    found = {page.name: visit(browser, page.as_uri(), 1280, ("dark",)) for page in [*pages, longest]}
+    longest = max(
+        html.glob("_modules/fieldbook/**/*.html"), key=lambda page: page.stat().st_size
+    )  # a source of them
+    found = {
+        page.name: visit(browser, page.as_uri(), 1280, ("dark",)) for page in [*pages, longest]
+    }
     assert {name: problems for name, problems in found.items() if problems} == {}
 
 
@@ -178,8 +206,14 @@ def test_where_a_link_leads_is_marked_without_barriers(browser, html: Path) -> N
 
 
 def test_nothing_is_loaded_from_elsewhere(html: Path) -> None:
-    tag = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"'](?:https?:)?//[^>]*>")
-    found = {page.name: tags for page in html.glob("*.html") if (tags := tag.findall(page.read_text(encoding="utf-8")))}
+    tag = re.compile(
+        r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"'](?:https?:)?//[^>]*>"
+    )
+    found = {
+        page.name: tags
+        for page in html.glob("*.html")
+        if (tags := tag.findall(page.read_text(encoding="utf-8")))
+    }
     assert not found
 
 

@@ -25,8 +25,13 @@ def loss(network: nn.Module, index: torch.Tensor, _: torch.Generator) -> torch.T
 
 
 recipe = Recipe(steps=300, batch_size=32, lr=1e-2, eval_every=30, seed=0, precision="fp32")
-losses = [row["train_loss"] for row in training.fit(model, loss, len(x), recipe, progress=False).history[1:]]
+losses = [
+    row["train_loss"]
+    for row in training.fit(model, loss, len(x), recipe, progress=False).history[1:]
+]
 assert losses[-1] < 0.1 * losses[0], losses
-print(f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')}\n", end="", flush=True)  # one write, ranks do not mix
+print(
+    f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')}\n", end="", flush=True
+)  # one write, ranks do not mix
 if rank == 0:
     save_weights(model, Path(sys.argv[1]))

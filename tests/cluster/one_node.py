@@ -51,7 +51,9 @@ def jobs() -> list[dict[str, str]]:
     """All jobs so far in the order of their submission, as `scontrol` describes them, and the `rule` of each."""
     lines = ask("scontrol", "show", "job", "--oneliner", "--detail").splitlines()
     found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.startswith("JobId")]
-    found = [job | {"rule": re.match(r"(?:rule_)?([a-z]*)", job.get("Comment", ""))[1]} for job in found]
+    found = [
+        job | {"rule": re.match(r"(?:rule_)?([a-z]*)", job.get("Comment", ""))[1]} for job in found
+    ]
     return sorted(found, key=lambda job: int(job["JobId"]))
 
 
@@ -76,7 +78,9 @@ def _free_ports(n: int) -> list[int]:
 
 def why_not() -> str | None:
     """What this machine lacks."""
-    if absent := [tool for tool in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(tool) is None]:
+    if absent := [
+        tool for tool in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(tool) is None
+    ]:
         return f"no {', '.join(absent)}: install slurm-wlm and munge"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "no slurm executor: pip install -c constraints.txt -e .[cluster]"
@@ -88,10 +92,17 @@ def _configure(folder: Path) -> None:
     (folder / "munge.key").chmod(0o600)
     for name in ("state", "spool", "bin"):
         (folder / name).mkdir()
-    srun = folder / "bin/srun"  # Snakemake's executor hides SLURM_CONF from it, a file in /etc on a real cluster
-    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n', encoding="utf-8")
+    srun = (
+        folder / "bin/srun"
+    )  # Snakemake's executor hides SLURM_CONF from it, a file in /etc on a real cluster
+    srun.write_text(
+        f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n',
+        encoding="utf-8",
+    )
     srun.chmod(0o755)
-    node = subprocess.run(["slurmd", "-C"], text=True, capture_output=True, check=True).stdout.splitlines()[0]
+    node = subprocess.run(
+        ["slurmd", "-C"], text=True, capture_output=True, check=True
+    ).stdout.splitlines()[0]
     host = re.match(r"NodeName=(\S+)", node)[1]
     text = CONFIGURATION.format(host=host, folder=folder, node=node, ports=_free_ports(2))
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
@@ -103,8 +114,18 @@ def running(folder: Path) -> Iterator[None]:
     """Start the daemons, with all their files in an empty folder, wait for an idle node, and end them afterwards."""
     _configure(folder)
     daemons: list[subprocess.Popen] = []
-    munge = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munge.seed"}
-    munged = ["munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in munge.items())]
+    munge = {
+        "key-file": "munge.key",
+        "socket": "munge.socket",
+        "pid-file": "munged.pid",
+        "seed-file": "munge.seed",
+    }
+    munged = [
+        "munged",
+        "--foreground",
+        "--force",
+        *(f"--{name}={folder / file}" for name, file in munge.items()),
+    ]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         environment.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)

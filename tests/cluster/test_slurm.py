@@ -19,7 +19,13 @@ from safetensors.torch import load_file
 SMALL = "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --latency-wait 5 --max-threads 1"
 PAGE = (ROOT / "book/reproduce.md").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("data_parallel.py")
-PAPER = {"profile": "paper", "operations": ["add", "mul"], "seeds": [0, 1], "steps": 400, "controls": False}
+PAPER = {
+    "profile": "paper",
+    "operations": ["add", "mul"],
+    "seeds": [0, 1],
+    "steps": 400,
+    "controls": False,
+}
 
 
 def documented(pattern: str, last: str = "") -> str:
@@ -67,7 +73,10 @@ def test_all_chapters_run_as_jobs(built: Path) -> None:
 def test_killed_and_requeued_jobs_end_with_the_same_rows(built: Path) -> None:
     known, undisturbed = len(jobs()), rows(built / "build/quick")
     assert {"runs.csv", "add_seed0.csv"} <= set(undisturbed)
-    succeed("rm -r build/quick/data/agop build/quick/data/inputs/agop build/quick/book/agop.ipynb", built)
+    succeed(
+        "rm -r build/quick/data/agop build/quick/data/inputs/agop build/quick/book/agop.ipynb",
+        built,
+    )
 
     def progress() -> int:
         return sum(content.count(b"\n") for content in rows(built / "build/quick").values())
@@ -97,13 +106,24 @@ def test_killed_and_requeued_jobs_end_with_the_same_rows(built: Path) -> None:
 
 def test_a_chapter_fans_out_over_gpus(checkout: Path, slurm: None) -> None:
     known = len(jobs())
-    (checkout / "parameters/agop/paper.yaml").write_text(f"# A small one.\n{yaml.safe_dump(PAPER)}", encoding="utf-8")
-    succeed(documented("snakemake .* paper", "--config shards=2 -- build/paper/book/agop.ipynb"), checkout)
+    (checkout / "parameters/agop/paper.yaml").write_text(
+        f"# A small one.\n{yaml.safe_dump(PAPER)}", encoding="utf-8"
+    )
+    succeed(
+        documented("snakemake .* paper", "--config shards=2 -- build/paper/book/agop.ipynb"),
+        checkout,
+    )
     *shards, collecting = jobs()[known:]
     assert [job["rule"] for job in (*shards, collecting)] == ["shard", "shard", "chapter"]
     assert {job["JobState"] for job in (*shards, collecting)} == {"COMPLETED"}
-    assert [job.get("TresPerJob") for job in (*shards, collecting)] == ["gres:gpu:1", "gres:gpu:1", None]
-    assert max(job["StartTime"] for job in shards) < min(job["EndTime"] for job in shards), "not at the same time"
+    assert [job.get("TresPerJob") for job in (*shards, collecting)] == [
+        "gres:gpu:1",
+        "gres:gpu:1",
+        None,
+    ]
+    assert max(job["StartTime"] for job in shards) < min(job["EndTime"] for job in shards), (
+        "not at the same time"
+    )
 
     results = checkout / "build/paper"
     alone = "papermill book/agop.ipynb build/alone.ipynb -f parameters/agop/paper.yaml"
@@ -111,12 +131,18 @@ def test_a_chapter_fans_out_over_gpus(checkout: Path, slurm: None) -> None:
     expected = rows(checkout / "build/alone")
     assert expected["runs.csv"].count(b"\n") == 1 + 4
     assert rows(results) == expected
-    claims, manifest = (results / f"data/agop/paper/{name}" for name in ("claims.csv", "manifest.json"))
+    claims, manifest = (
+        results / f"data/agop/paper/{name}" for name in ("claims.csv", "manifest.json")
+    )
     assert manifest.stat().st_mtime < claims.stat().st_mtime, "the collecting run has only drawn"
 
 
-def test_two_ranks_of_torchrun_train_as_one_process(tmp_path: Path, slurm: None, checkout: Path) -> None:
-    output = succeed(f"{documented('srun .*', str(SCRIPT))} {tmp_path / 'two.safetensors'}", checkout)
+def test_two_ranks_of_torchrun_train_as_one_process(
+    tmp_path: Path, slurm: None, checkout: Path
+) -> None:
+    output = succeed(
+        f"{documented('srun .*', str(SCRIPT))} {tmp_path / 'two.safetensors'}", checkout
+    )
     assert {"rank 0 of 2", "rank 1 of 2"} <= set(output.splitlines())
     succeed(f"python {SCRIPT} {tmp_path / 'one.safetensors'}", checkout)
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))

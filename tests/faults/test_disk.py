@@ -30,7 +30,10 @@ def disk(tmp_path, monkeypatch) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if os.name != "posix" or (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+    if (
+        os.name != "posix"
+        or (done := subprocess.run(command, capture_output=True, text=True)).returncode
+    ):
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     monkeypatch.setenv("FIELDBOOK_RESULTS", str(folder))
     yield folder
@@ -97,7 +100,9 @@ def arrays(folder: Path) -> None:
     rng, file = np.random.default_rng(0), folder.parent / "dataset.h5"
     params = pd.DataFrame(rng.uniform(1, 5, (9, 7)), columns=list(spectra_hdf5.REQUIRED))
     if not file.exists():
-        spectra_hdf5.write(file, np.arange(7000.0, 8000), *rng.uniform(0.1, 1, (2, 9, 1000)), params)
+        spectra_hdf5.write(
+            file, np.arange(7000.0, 8000), *rng.uniform(0.1, 1, (2, 9, 1000)), params
+        )
     spectra_hdf5.convert([file], folder / "arrays")
 
 
@@ -106,7 +111,9 @@ def stars(folder: Path) -> None:
 
 
 def tick_days(folder: Path) -> None:
-    layout = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1)
+    layout = patches.Layout(
+        instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1
+    )
     patches.write_patches(folder / "days", market.World(best_short=0.7, best_long=0.25), layout)
 
 
@@ -120,12 +127,24 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "arrays of spectra": (arrays, "arrays"),
     "emulator": (stars, "emulator-"),
 }
-SPARE = {"sweep": 4, "manifest": 0, "checkpoint": 5, "best weights": 0, "figure": 2, "published copy": 3,
-         "arrays of spectra": 10, "emulator": 10}  # fmt: skip
+SPARE = {
+    "sweep": 4,
+    "manifest": 0,
+    "checkpoint": 5,
+    "best weights": 0,
+    "figure": 2,
+    "published copy": 3,
+    "arrays of spectra": 10,
+    "emulator": 10,
+}
 
 
 def content(root: Path) -> dict[str, bytes]:
-    files = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file() and file.name[0] != "."}
+    files = {
+        str(file.relative_to(root)): file
+        for file in root.rglob("*")
+        if file.is_file() and file.name[0] != "."
+    }
     left_out = ("ballast", "manifest.json", "spectra.json", "last.pt")
     return {name: file.read_bytes() for name, file in files.items() if file.name not in left_out}
 
@@ -155,7 +174,9 @@ def test_a_disk_that_fills_up_later_keeps_what_is_there(disk, writer):
     before = content(disk)
     if writer == "arrays of spectra":
         with h5py.File(disk.parent / "dataset.h5", "a") as h5:
-            h5[spectra_hdf5.FLUX][0, 0] *= 2  # another content, which is converted anew; a time is not enough
+            h5[spectra_hdf5.FLUX][0, 0] *= (
+                2  # another content, which is converted anew; a time is not enough
+            )
     if writer == "checkpoint":
         (disk / "fit" / "last.pt").unlink()  # it is trained anew
     fill(disk)
@@ -165,9 +186,14 @@ def test_a_disk_that_fills_up_later_keeps_what_is_there(disk, writer):
 
 
 def test_a_full_disk_stops_days_of_ticks(disk):
-    with pytest.raises(OSError, match=r"features\.npy.*before is intact|before is intact.*features\.npy") as caught:
+    with pytest.raises(
+        OSError, match=r"features\.npy.*before is intact|before is intact.*features\.npy"
+    ) as caught:
         tick_days(disk)
-    assert caught.value.filename == str(disk / "days" / "features.npy") and list((disk / "days").iterdir()) == []
+    assert (
+        caught.value.filename == str(disk / "days" / "features.npy")
+        and list((disk / "days").iterdir()) == []
+    )
 
 
 # -- a disk that may not be written
@@ -190,8 +216,17 @@ def test_a_disk_for_reading_alone_stops_training_before_its_first_update(disk):
     def loss(*_):
         raise AssertionError("an update was made")
 
-    with pytest.raises(OSError, match=r"last\.pt.*could not be written|could not be written.*last\.pt"):
-        fit(nn.Linear(1, 1), loss, 8, Recipe(steps=2, batch_size=4, lr=0.1), checkpoint=disk / "fit", progress=False)
+    with pytest.raises(
+        OSError, match=r"last\.pt.*could not be written|could not be written.*last\.pt"
+    ):
+        fit(
+            nn.Linear(1, 1),
+            loss,
+            8,
+            Recipe(steps=2, batch_size=4, lr=0.1),
+            checkpoint=disk / "fit",
+            progress=False,
+        )
     table = tables.Table(disk / "t.csv", ["x"])
     with pytest.raises(OSError, match=r"t\.csv"):
         table.append({"x": 1})

@@ -23,9 +23,22 @@ NO_TEXT = {"os", "Spectra", "spectra.Spectra"}  # whose `open` opens no text
 
 def start(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
     """A command of somebody whose shell knows nothing of this test run."""
-    private = ("PYTHON", "VIRTUAL_ENV", "FIELDBOOK_", "MPL", "MAKE", "MFLAGS", "PROFILE", "PYTEST", "LC_", "LANG")
+    private = (
+        "PYTHON",
+        "VIRTUAL_ENV",
+        "FIELDBOOK_",
+        "MPL",
+        "MAKE",
+        "MFLAGS",
+        "PROFILE",
+        "PYTEST",
+        "LC_",
+        "LANG",
+    )
     own = {name: value for name, value in os.environ.items() if not name.startswith(private)}
-    return subprocess.run([*map(str, command)], cwd=cwd, env=own | variables, capture_output=True, text=True)
+    return subprocess.run(
+        [*map(str, command)], cwd=cwd, env=own | variables, capture_output=True, text=True
+    )
 
 
 def said(done: subprocess.CompletedProcess) -> str:
@@ -47,19 +60,38 @@ figures.save(figure, "page", "quick", "one")
 """
 
 
-def page(build: Path, style: str = "figures.use_style()", **variables: str) -> tuple[list[str], bytes]:
+def page(
+    build: Path, style: str = "figures.use_style()", **variables: str
+) -> tuple[list[str], bytes]:
     """A notebook of one figure, executed by papermill into `build/book`: the images shown, and the file saved."""
     cells = [nbformat.v4.new_code_cell(source) for source in PAGE.format(style=style).split("\n\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     (build / "book").mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, build / "page.ipynb")
     variables = {"PYTHONPATH": str(ROOT / "lib"), "FIELDBOOK_RESULTS": str(build)} | variables
-    command = [sys.executable, "-m", "papermill", "page.ipynb", "book/page.ipynb", "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "page.ipynb",
+        "book/page.ipynb",
+        "--no-progress-bar",
+    ]
     done = start(*command, cwd=build, **variables)
     assert done.returncode == 0, said(done)
-    outputs = [output for cell in nbformat.read(build / "book/page.ipynb", 4).cells for output in cell.outputs]
-    shown = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    outputs = [
+        output
+        for cell in nbformat.read(build / "book/page.ipynb", 4).cells
+        for output in cell.outputs
+    ]
+    shown = [
+        output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})
+    ]
     return shown, (build / "figures/page/quick/one.png").read_bytes()
 
 
@@ -72,7 +104,9 @@ def test_a_page_has_its_figure_whatever_the_backend_and_the_users_style(tmp_path
         (tmp_path / folder / "matplotlibrc").write_text(style + "axes.formatter.use_locale: True\n")
     settings = tmp_path / "ipython/profile_default/ipython_config.py"
     settings.parent.mkdir(parents=True)
-    settings.write_text("c.InlineBackend.figure_formats = {'svg'}\nc.InlineBackend.rc = {'lines.linewidth': 9}\n")
+    settings.write_text(
+        "c.InlineBackend.figure_formats = {'svg'}\nc.InlineBackend.rc = {'lines.linewidth': 9}\n"
+    )
     configured = {"MPLCONFIGDIR": str(tmp_path / "config"), "IPYTHONDIR": str(tmp_path / "ipython")}
     assert page(tmp_path / "agg", MPLBACKEND="agg", **configured) == plain
     assert page(tmp_path / "working folder", MPLBACKEND="svg") == plain
@@ -81,7 +115,8 @@ def test_a_page_has_its_figure_whatever_the_backend_and_the_users_style(tmp_path
 def test_a_book_whose_page_lacks_a_figure_is_not_built(tmp_path: Path) -> None:
     page(tmp_path, style="", MPLBACKEND="agg")
     with pytest.raises(
-        ValueError, match=r"page\.ipynb: shows 0 of the 1 figures that it has saved\ncall figures\.use_s"
+        ValueError,
+        match=r"page\.ipynb: shows 0 of the 1 figures that it has saved\ncall figures\.use_s",
     ):
         figures.require_shown(tmp_path, "quick")
     (tmp_path / "figures/page/quick/of_an_earlier_run.png").touch()
@@ -93,14 +128,21 @@ def test_a_book_whose_page_lacks_a_figure_is_not_built(tmp_path: Path) -> None:
 # -- locale
 
 
-@pytest.mark.parametrize("file", sorted({*ROOT.glob("lib/**/*.py"), *ROOT.glob("book/*.py")}), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted({*ROOT.glob("lib/**/*.py"), *ROOT.glob("book/*.py")}), ids=lambda f: f.stem
+)
 def test_every_text_file_is_opened_with_its_encoding(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in READERS:
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) in READERS
+        ):
             owner = ast.unparse(getattr(node.func, "value", ast.Name("")))
             binary = any(re.fullmatch("[rwxa]b", str(getattr(a, "value", ""))) for a in node.args)
             named = any(option.arg == "encoding" for option in node.keywords)
-            assert binary or named or owner in NO_TEXT, f"{file.name}:{node.lineno}: {ast.unparse(node)}"
+            assert binary or named or owner in NO_TEXT, (
+                f"{file.name}:{node.lineno}: {ast.unparse(node)}"
+            )
 
 
 def test_tables_and_claims_are_the_same_bytes_in_a_locale_without_letters(tmp_path: Path) -> None:
@@ -113,7 +155,12 @@ run.claims(); run.finish()"""
     written = []
     for name, locale in {
         "utf8": {"LC_ALL": "C.UTF-8"},
-        "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+        "ascii": {
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONIOENCODING": "ascii",
+        },
     }.items():
         folder = tmp_path / f"{name} für alle"
         variables = {"PYTHONPATH": str(ROOT / "lib"), "FIELDBOOK_RESULTS": str(folder), **locale}
@@ -136,10 +183,14 @@ def test_a_clone_holds_the_same_bytes_whatever_git_does_with_line_ends(tmp_path:
         target = tmp_path / setting
         command = ["git", "clone", "-q", "-c", f"core.autocrlf={setting}", ROOT, target]
         subprocess.run(command, check=True, capture_output=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=target, capture_output=True, text=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=target, capture_output=True, text=True
+        )
         assert changed.stdout == ""
         files = (file for file in target.rglob("*") if file.is_file() and ".git" not in file.parts)
-        held.append({file.relative_to(target): sha256(file.read_bytes()).hexdigest() for file in files})
+        held.append(
+            {file.relative_to(target): sha256(file.read_bytes()).hexdigest() for file in files}
+        )
     assert held[0] == held[1] and len(held[0]) > 100
 
 
@@ -160,7 +211,9 @@ def installed(folder: Path) -> Path:
 
 
 def content(folder: Path) -> dict[Path, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    files = (
+        file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    )
     return {file: file.read_bytes() for file in files if ".venv" not in file.parts}
 
 
@@ -185,16 +238,24 @@ ENTRIES = {
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("inside", [".", "book"])
-def test_the_environment_of_another_checkout_is_refused(first: Path, second: Path, entry: str, inside: str) -> None:
+def test_the_environment_of_another_checkout_is_refused(
+    first: Path, second: Path, entry: str, inside: str
+) -> None:
     if inside == "book" and entry == "snakemake":
         pytest.skip("Snakemake looks for its file in the working directory")
     before = content(first), content(second)
-    active = {"PATH": f"{first / '.venv/bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(first / ".venv")}
+    active = {
+        "PATH": f"{first / '.venv/bin'}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(first / ".venv"),
+    }
     command = [first / ".venv/bin/python", "-m", *ENTRIES[entry]]
     command = [str(part).removeprefix("book/") if inside == "book" else part for part in command]
     done = start(*command, cwd=second / inside, **active)
     assert done.returncode != 0
-    assert f"{second} is one checkout of fieldbook, but the library that runs is that of {first}" in said(done)
+    assert (
+        f"{second} is one checkout of fieldbook, but the library that runs is that of {first}"
+        in said(done)
+    )
     assert f"source '{second}/.venv/bin/activate'" in said(done)
     (second / inside / "out.ipynb").unlink(missing_ok=True)
     shutil.rmtree(second / ".snakemake", ignore_errors=True)
@@ -202,7 +263,10 @@ def test_the_environment_of_another_checkout_is_refused(first: Path, second: Pat
 
 
 def test_the_remedy_for_another_environment_works(first: Path, second: Path) -> None:
-    active = {"PATH": f"{first / '.venv/bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(first / ".venv")}
+    active = {
+        "PATH": f"{first / '.venv/bin'}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(first / ".venv"),
+    }
     remedy = f"source '{second}/.venv/bin/activate' && python -m fieldbook.run.paths"
     assert start("bash", "-c", remedy, cwd=second, **active).returncode == 0
     own = start("make", "publish", cwd=second, **active)  # make takes this folder's in any case
@@ -212,7 +276,12 @@ def test_the_remedy_for_another_environment_works(first: Path, second: Path) -> 
 
 
 def test_elsewhere_any_library_may_be_used(first: Path, tmp_path: Path) -> None:
-    done = start(first / ".venv/bin/python", "-c", "from fieldbook import paths; print(paths.ROOT)", cwd=tmp_path)
+    done = start(
+        first / ".venv/bin/python",
+        "-c",
+        "from fieldbook import paths; print(paths.ROOT)",
+        cwd=tmp_path,
+    )
     assert done.stdout.strip() == str(first)
 
 
@@ -269,7 +338,9 @@ def test_a_new_environment_mends_a_moved_checkout(first: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("profile", ["quick", "laptop"])
-def test_snakemake_reads_a_parameter_file_as_the_check_does(first: Path, tmp_path: Path, profile: str) -> None:
+def test_snakemake_reads_a_parameter_file_as_the_check_does(
+    first: Path, tmp_path: Path, profile: str
+) -> None:
     checkout = tmp_path / "c"
     checkout.mkdir()
     copy_checkout(checkout)
@@ -277,7 +348,9 @@ def test_snakemake_reads_a_parameter_file_as_the_check_does(first: Path, tmp_pat
     command = [sys.executable, "-m", "snakemake", "-n", "--", f"build/{profile}/book/entropy.ipynb"]
     file.write_text("# all defaults\n", encoding="utf-8")
     plan = start(*command, cwd=checkout, PYTHONPATH=str(checkout / "lib"))
-    assert plan.returncode == 0 and "data/inputs/networks/quick/add.safetensors" in said(plan), said(plan)
+    assert plan.returncode == 0 and "data/inputs/networks/quick/add.safetensors" in said(plan), (
+        said(plan)
+    )
     for written in ("steps:\t- 1\n", "networks: no\n", "steps: 0500\n", "stepz: 1\n", "- 1\n"):
         file.write_text(written, encoding="utf-8")
         refused = start(*command, cwd=checkout, PYTHONPATH=str(checkout / "lib"))

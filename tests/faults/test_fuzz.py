@@ -23,20 +23,77 @@ from fieldbook.stars.spectra_hdf5 import ERROR, FLUX, PARAMS, REQUIRED, WAVE, co
 
 PROCESSES = multiprocessing.get_context("forkserver")
 FUZZ = settings(
-    deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 # -- parameter files
 
 SPECIFICATION = cache(parameters.specification)  # to read the notebook once
 PIECES = [
-    "p", "lr", "seeds", ": ", "\n", "- ", "  ", "[", "]", "{", "}", ",", "&a ", "*a", "!!int ", "!!float ", "!!bool ",
-    "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!python/object/apply:os.mkdir [exploded]", "!x ", '"', "'", "|",
-    ">", "? ", "<<", "\t", "#", "%YAML 9.9", "---", "...", "1e999", "-.inf", ".nan", "0x", "0b2", "1:99:99", "~", "=",
-    "2024-13-45", "97", "1e-4", "[1]", "ü", "\u2028", "\x00", "\\ud800", "yes", 5000 * "9",
-]  # fmt: skip
+    "p",
+    "lr",
+    "seeds",
+    ": ",
+    "\n",
+    "- ",
+    "  ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    "&a ",
+    "*a",
+    "!!int ",
+    "!!float ",
+    "!!bool ",
+    "!!timestamp ",
+    "!!binary ",
+    "!!set ",
+    "!!omap ",
+    "!!python/object/apply:os.mkdir [exploded]",
+    "!x ",
+    '"',
+    "'",
+    "|",
+    ">",
+    "? ",
+    "<<",
+    "\t",
+    "#",
+    "%YAML 9.9",
+    "---",
+    "...",
+    "1e999",
+    "-.inf",
+    ".nan",
+    "0x",
+    "0b2",
+    "1:99:99",
+    "~",
+    "=",
+    "2024-13-45",
+    "97",
+    "1e-4",
+    "[1]",
+    "ü",
+    "\u2028",
+    "\x00",
+    "\\ud800",
+    "yes",
+    5000 * "9",
+]
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.datetimes(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.dates()
+    | st.datetimes(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -91,9 +148,14 @@ def read(file: Path) -> None:
 
 
 changes = st.lists(
-    st.tuples(st.sampled_from(["set", "cut", "insert"]), st.floats(0, 1), st.binary(min_size=1, max_size=8)),
-    min_size=1, max_size=6,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(["set", "cut", "insert"]),
+        st.floats(0, 1),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 def spoil_bytes(folder: Path) -> None:
@@ -107,7 +169,9 @@ def spoil_bytes(folder: Path) -> None:
         data = bytearray(good)
         for kind, place, piece in edits:
             at = min(start + int(place * width), len(data))
-            data[at : at + (0 if kind == "insert" else len(piece))] = b"" if kind == "cut" else piece
+            data[at : at + (0 if kind == "insert" else len(piece))] = (
+                b"" if kind == "cut" else piece
+            )
         (folder / "any.h5").write_bytes(data)
         read(folder / "any.h5")
 
@@ -116,7 +180,9 @@ def spoil_bytes(folder: Path) -> None:
 
 kinds = st.sampled_from(["<f4", ">f8", "<f2", "i1", ">u8", "?", "S3", "<c8"])
 arrays = st.tuples(
-    kinds, st.lists(st.sampled_from([0, 1, 6, 8]), max_size=3), st.sampled_from([0.0, 1.0, -1.0, 7100.0, np.nan])
+    kinds,
+    st.lists(st.sampled_from([0, 1, 6, 8]), max_size=3),
+    st.sampled_from([0.0, 1.0, -1.0, 7100.0, np.nan]),
 )
 
 
@@ -125,7 +191,10 @@ def any_structure(folder: Path) -> None:
 
     @settings(FUZZ, max_examples=100)
     @given(
-        st.dictionaries(st.sampled_from([WAVE, FLUX, ERROR, PARAMS, f"{PARAMS}/table", "dataset"]), arrays | st.none())
+        st.dictionaries(
+            st.sampled_from([WAVE, FLUX, ERROR, PARAMS, f"{PARAMS}/table", "dataset"]),
+            arrays | st.none(),
+        )
     )
     def fuzz(tree):
         (folder / "any.h5").write_bytes((folder / "good.h5").read_bytes())
@@ -134,7 +203,11 @@ def any_structure(folder: Path) -> None:
                 with contextlib.suppress(KeyError, ValueError, TypeError):  # its folder has gone
                     del h5[name]
                 with contextlib.suppress(ValueError, OSError), np.errstate(invalid="ignore"):
-                    h5[name] = h5py.Empty("f4") if array is None else np.full(array[1], array[2]).astype(array[0])
+                    h5[name] = (
+                        h5py.Empty("f4")
+                        if array is None
+                        else np.full(array[1], array[2]).astype(array[0])
+                    )
         read(folder / "any.h5")
 
     fuzz()

@@ -19,11 +19,21 @@ def go(run, output):
     torch.set_num_threads(1)
     d = digits()
     small = judge(Images(d.train[:100], d.train_label[:100], d.test, d.test_label), steps=5)
-    evaluation.evaluate(run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True)
+    evaluation.evaluate(
+        run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True
+    )
 
 
 def test_kills_change_no_measure(tmp_path):
-    small = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 8, "eval_every": 1}
+    small = {
+        "width": 8,
+        "depth": 1,
+        "set_size": 4,
+        "positives": 4,
+        "groups": 3,
+        "steps": 8,
+        "eval_every": 1,
+    }
     experiment.train(experiment.Setting(data="digits", **small), tmp_path / "run")
     go(tmp_path / "run", tmp_path / "straight")
     rng, kills = random.Random(0), 0
@@ -38,7 +48,10 @@ def test_kills_change_no_measure(tmp_path):
         process.join()
         kills += 1
     one, two = (
-        pd.read_csv(tmp_path / name / "measures.csv").drop(columns="eval_seconds") for name in ("straight", "killed")
+        pd.read_csv(tmp_path / name / "measures.csv").drop(columns="eval_seconds")
+        for name in ("straight", "killed")
     )
     assert one.equals(two) and len(one) == 9
-    assert not list((tmp_path / "killed").rglob("*.tmp")) and not list((tmp_path / "killed").rglob("generated"))
+    assert not list((tmp_path / "killed").rglob("*.tmp")) and not list(
+        (tmp_path / "killed").rglob("generated")
+    )

@@ -65,7 +65,9 @@ def swept(folder: Path) -> None:
 def trained(folder: Path, precision: str, **how: object) -> None:
     """`fit` with dropout, noise, an average of the weights, and updates that are skipped."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(4, 32), nn.LayerNorm(32), nn.Tanh(), nn.Dropout(0.3), nn.Linear(32, 1))
+    model = nn.Sequential(
+        nn.Linear(4, 32), nn.LayerNorm(32), nn.Tanh(), nn.Dropout(0.3), nn.Linear(32, 1)
+    )
     x = torch.randn(53, 4, generator=torch.Generator().manual_seed(1))
     y = (x[:, :1] * x[:, 1:2]).sin()
 
@@ -78,12 +80,35 @@ def trained(folder: Path, precision: str, **how: object) -> None:
         return {"mse": (network(x).float() - y).square().mean()}
 
     recipe = Recipe(
-        steps=300, batch_size=12, lr=0.01, seed=3, precision=precision, ema=0.9, clip=0.5, eval_every=25,
-        max_skipped_share=1, **how,
-    )  # fmt: skip
-    result = fit(model, loss, 53, recipe, evaluate=evaluate, checkpoint=folder, checkpoint_every=7, progress=False)
+        steps=300,
+        batch_size=12,
+        lr=0.01,
+        seed=3,
+        precision=precision,
+        ema=0.9,
+        clip=0.5,
+        eval_every=25,
+        max_skipped_share=1,
+        **how,
+    )
+    result = fit(
+        model,
+        loss,
+        53,
+        recipe,
+        evaluate=evaluate,
+        checkpoint=folder,
+        checkpoint_every=7,
+        progress=False,
+    )
     assert result.skipped > 0
-    facts = [result.history, result.skipped, result.lr_factor, result.best_step, result.stopped_early]
+    facts = [
+        result.history,
+        result.skipped,
+        result.lr_factor,
+        result.best_step,
+        result.stopped_early,
+    ]
     save_weights(model, folder / "final.safetensors")
     save_weights(result.ema, folder / "average.safetensors")
     atomic_write(folder / "facts.json", lambda file: file.write(json.dumps(facts).encode()))
@@ -94,18 +119,37 @@ def single(folder: Path) -> None:
 
 
 def half(folder: Path) -> None:
-    trained(folder, "bf16", schedule="plateau", plateau_patience=1, monitor="mse", patience=9, micro_batch=8)
+    trained(
+        folder,
+        "bf16",
+        schedule="plateau",
+        plateau_patience=1,
+        monitor="mse",
+        patience=9,
+        micro_batch=8,
+    )
 
 
 def grokked(folder: Path) -> None:
     """Chapter agop: a table of measures, a checkpoint per milestone."""
     recipe = Recipe(
-        steps=150, batch_size=64, lr=5e-3, weight_decay=1.0, eval_every=10, clip=1.0, warmup=5, precision="bf16",
-        monitor="waiting", mode="max", patience=1000,
-    )  # fmt: skip
+        steps=150,
+        batch_size=64,
+        lr=5e-3,
+        weight_decay=1.0,
+        eval_every=10,
+        clip=1.0,
+        warmup=5,
+        precision="bf16",
+        monitor="waiting",
+        mode="max",
+        patience=1000,
+    )
     model = Grokker(11, d_model=32, n_heads=2, d_hidden=64)
     table = Table(folder / "mul_seed0.csv", ["step"])
-    experiment.train(model, task("mul", 11, 0.5, 0), recipe, table, folder / "mul_seed0", progress=False)
+    experiment.train(
+        model, task("mul", 11, 0.5, 0), recipe, table, folder / "mul_seed0", progress=False
+    )
 
 
 CELLS = list(product((0.1, 0.3, 1.0, 3.0, 10.0), repeat=2))
@@ -117,7 +161,10 @@ def rescalings(folder: Path) -> None:
     t, cells = task("add", 7, 0.6, 0), Table(folder / "add_psgld.csv", ["alpha", "beta"])
     model = Grokker(7, d_model=16, n_heads=2, d_hidden=32)
     start = rescaled.Minimum(
-        model, t.pairs[t.train], t.target[t.train], torch.ones(sum(map(torch.numel, model.parameters())))
+        model,
+        t.pairs[t.train],
+        t.target[t.train],
+        torch.ones(sum(map(torch.numel, model.parameters()))),
     )
 
     def sample(job: dict) -> dict:
@@ -137,7 +184,9 @@ def landscapes(folder: Path) -> None:
         generator = torch.Generator().manual_seed(job["seed"])
         z = torch.randn(1, 4, 6, generator=generator, dtype=torch.float64)
         walkers = wang_landau.start(harmonic, 1.4 * z / z.norm(dim=-1, keepdim=True), generator)
-        found = wang_landau.wang_landau(harmonic, walkers, grid, generator, steps=60, h=0.15, first=0.1)
+        found = wang_landau.wang_landau(
+            harmonic, walkers, grid, generator, steps=60, h=0.15, first=0.1
+        )
         points = zip(grid.centres().tolist(), found.entropy[0].tolist(), strict=True)
         curves.append(*({**job, "x": x, "entropy": s} for x, s in points))
         return {**job, "acceptance": found.acceptance}
@@ -148,14 +197,23 @@ def landscapes(folder: Path) -> None:
 
 def scaled(folder: Path) -> None:
     """Chapter scaling: days of ticks on disk, then a network, one that starts from it, and a baseline."""
-    layout = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1)
+    layout = patches.Layout(
+        instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1
+    )
     patches.write_patches(folder / "days", market.World(best_short=0.7, best_long=0.25), layout)
     data, configs = patches.open_patches(folder / "days"), patch_configs.read_all()
     change = {"batch_size": 8, "lr": 1e-3, "precision": "bf16"}
-    first, second = (patch_configs.resized(configs[name], 16, **change) for name in ("ms1_pretrain", "ms1_finetune"))
+    first, second = (
+        patch_configs.resized(configs[name], 16, **change)
+        for name in ("ms1_pretrain", "ms1_finetune")
+    )
     common = {"group": "law", "seed": 0, "days": 1, "data": {}, "limit": 64, "stride": 4}
     parent = patch_runs.Run(first, **common)
-    runs = [parent, patch_runs.Run(second, parent=parent, **common), patch_runs.Baseline("ridge", 1, {}, stride=4)]
+    runs = [
+        parent,
+        patch_runs.Run(second, parent=parent, **common),
+        patch_runs.Baseline("ridge", 1, {}, stride=4),
+    ]
     scores = Table(folder / "scores.csv", ["run_id", "split", "horizon"])
 
     def execute(job: dict) -> dict:
@@ -164,18 +222,35 @@ def scaled(folder: Path) -> None:
         scores.append(*rows.drop(columns="wall_s").to_dict("records"))
         return job
 
-    tables.sweep(Table(folder / "runs.csv", ["run_id"]), [{"run_id": run.run_id} for run in runs], execute)
+    tables.sweep(
+        Table(folder / "runs.csv", ["run_id"]), [{"run_id": run.run_id} for run in runs], execute
+    )
 
 
 def starlit(folder: Path) -> None:
     """Chapter spectra_vit: the emulator's grid, HDF5 files of spectra, and the arrays they are converted to."""
-    nodes = {"T_eff": (4500, 4800), "log_g": (4.0, 4.5), "M_H": (-0.2,), "a_M": (0.0,), "C_M": (0.0,)}
+    nodes = {
+        "T_eff": (4500, 4800),
+        "log_g": (4.0, 4.5),
+        "M_H": (-0.2,),
+        "a_M": (0.0,),
+        "C_M": (0.0,),
+    }
     stars, sizes = emulator(folder / "grid", nodes, components=2), {"train": 3, "val": 2, "test": 2}
     spectroscopy.synthesise(folder / "files", sizes, stars, seed=0, rv_kms=50.0)
     spectroscopy.read(folder / "files", folder / "arrays", sizes)
 
 
-SERIES = {swept: 3, single: 16, half: 16, grokked: 16, rescalings: 12, landscapes: 12, scaled: 12, starlit: 12}
+SERIES = {
+    swept: 3,
+    single: 16,
+    half: 16,
+    grokked: 16,
+    rescalings: 12,
+    landscapes: 12,
+    scaled: 12,
+    starlit: 12,
+}
 
 
 # -- how
@@ -206,13 +281,22 @@ def kill(process: multiprocessing.Process) -> None:
     process.join()
 
 
-READ = {".safetensors": safetensors.numpy.load_file, ".npy": np.load, ".parquet": pd.read_parquet, ".npz": np.load}
+READ = {
+    ".safetensors": safetensors.numpy.load_file,
+    ".npy": np.load,
+    ".parquet": pd.read_parquet,
+    ".npz": np.load,
+}
 
 
 def content(root: Path) -> dict[str, bytes]:
     """What a run is for: tables, weights and arrays, each whole; neither locks nor what is still under another name."""
     files = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
-    kept = {name: file for name, file in files.items() if not any(part[0] == "." for part in Path(name).parts)}
+    kept = {
+        name: file
+        for name, file in files.items()
+        if not any(part[0] == "." for part in Path(name).parts)
+    }
     for file in kept.values():
         READ.get(file.suffix, Path.stat)(file)
     return {
@@ -241,7 +325,9 @@ def test_kills_change_no_byte(tmp_path, go):
     count = math.ceil(KILLS * SERIES[go] / sum(SERIES.values()))
     while kills < count:
         process = started(go, root)
-        process.join(timeout=needs * rng.uniform(*((0.6, 1.0) if go is swept else (0.0, 0.8))))  # workers begin late
+        process.join(
+            timeout=needs * rng.uniform(*((0.6, 1.0) if go is swept else (0.0, 0.8)))
+        )  # workers begin late
         if process.is_alive():
             kill(process)
             kills += 1
@@ -266,7 +352,9 @@ def busy(folder: Path) -> None:
         time.sleep(300 * job["x"])
         return {**job, "y": 0}
 
-    tables.sweep(Table(folder / "t.csv", ["x"]), [{"x": x} for x in (0, 0.001, 0.002, 1)], compute, workers=2)
+    tables.sweep(
+        Table(folder / "t.csv", ["x"]), [{"x": x} for x in (0, 0.001, 0.002, 1)], compute, workers=2
+    )
 
 
 def alive(pid: int) -> bool:

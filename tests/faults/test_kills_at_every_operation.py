@@ -53,7 +53,9 @@ def killed(root, p, at=None):
 
 def content(root: Path) -> dict[Path, bytes]:
     """Everything but locks, and manifests with their wall times."""
-    files = [file for file in root.rglob("*") if file.is_file() and file.suffix not in (".lock", ".json")]
+    files = [
+        file for file in root.rglob("*") if file.is_file() and file.suffix not in (".lock", ".json")
+    ]
     return {file.relative_to(root): file.read_bytes() for file in files}
 
 

@@ -50,8 +50,14 @@ class Bomb:
 
 def notebook(folder: Path) -> Path:
     cell = "p: int = 97  # modulus, a prime, in [5, 499]\nlr: float = 1e-3  # in (0, inf)\nseeds: list[int] = [0]"
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": ["parameters"]})])
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": ["parameters"]})]
+    )
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(book, folder / "book.ipynb")
     return folder / "book.ipynb"
 
@@ -100,7 +106,14 @@ def train(path: Path) -> object:
     def loss(model, index, generator):
         return model(torch.ones(len(index), 3)).square().mean()
 
-    return fit(network(), loss, 8, Recipe(steps=2, batch_size=4, lr=0.1), checkpoint=path.parent, progress=False)
+    return fit(
+        network(),
+        loss,
+        8,
+        Recipe(steps=2, batch_size=4, lr=0.1),
+        checkpoint=path.parent,
+        progress=False,
+    )
 
 
 def checkpoint(folder: Path) -> Path:
@@ -121,7 +134,9 @@ def lightning(folder: Path) -> Path:
 
 def spectra(folder: Path, first: float = 7100.0) -> Path:
     rng, file = np.random.default_rng(0), folder / "in" / "dataset.h5"
-    params = pd.DataFrame({name: rng.uniform(1, 5, 6) for name in ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag")})
+    params = pd.DataFrame(
+        {name: rng.uniform(1, 5, 6) for name in ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag")}
+    )
     flux, error = rng.uniform(0.1, 1, (2, 6, 8))
     write(file, first + 0.4 * np.arange(8), flux, error, params.assign(redshift=0.0))
     return file
@@ -142,7 +157,9 @@ def days(folder: Path) -> Path:
 
 def stored_patches(folder: Path) -> Path:
     np.save(folder / "features.npy", np.zeros((1, 2, 60, 52), "f2"))
-    arrays = {f"{kind}{level}": np.zeros((1, 2, 3)) for kind in ("target", "mean") for level in (1, 2)}
+    arrays = {
+        f"{kind}{level}": np.zeros((1, 2, 3)) for kind in ("target", "mean") for level in (1, 2)
+    }
     np.savez(folder / "targets.npz", instrument=[0], day=[0], split=["train"], **arrays)
     return folder
 
@@ -163,7 +180,9 @@ class Reader(NamedTuple):
 
 
 READERS = {
-    "parameter file": Reader(parameter_file, lambda path: check_file(path.parent / "book.ipynb", path)),
+    "parameter file": Reader(
+        parameter_file, lambda path: check_file(path.parent / "book.ipynb", path)
+    ),
     "notebook": Reader(notebook, lambda path: check(path, {})),
     "table": Reader(table, lambda path: Table(path, ["x"]).frame()),
     "frozen results": Reader(finished, lambda path: frozen(path.parents[2])),
@@ -218,7 +237,9 @@ def cut(size: int | float, name: str = ""):
 
     def spoil(path: Path) -> None:
         length = (path / name).stat().st_size
-        os.truncate(path / name, int(length * size) if isinstance(size, float) else size % (length + 1))
+        os.truncate(
+            path / name, int(length * size) if isinstance(size, float) else size % (length + 1)
+        )
 
     return spoil
 
@@ -301,14 +322,18 @@ def ticks_of(change: Callable[[pd.DataFrame], pd.DataFrame], name: str = "a.csv"
 
 def pickled_names(path: Path) -> None:
     with h5py.File(path, "a") as h5:
-        h5[f"{PARAMS}/table"].attrs["values_block_0_kind"] = np.bytes_(pickle.dumps([Bomb()] * 7, 0))
+        h5[f"{PARAMS}/table"].attrs["values_block_0_kind"] = np.bytes_(
+            pickle.dumps([Bomb()] * 7, 0)
+        )
 
 
 def other_grid(path: Path) -> None:
     spectra(path.parents[1] / "b", first=7100.1)
 
 
-ALIASES = "a: &a [1, 1]\n" + "".join(f"{y}: &{y} [*{x}, *{x}]\n" for x, y in pairwise("abcdefghijklmnopqrstuvwxyz"))
+ALIASES = "a: &a [1, 1]\n" + "".join(
+    f"{y}: &{y} [*{x}, *{x}]\n" for x, y in pairwise("abcdefghijklmnopqrstuvwxyz")
+)
 YAML, NOTEBOOK = "not valid YAML", "the parameters cell cannot be read"
 FAULTS = {
     "parameter file": {
@@ -316,22 +341,31 @@ FAULTS = {
         "a folder": (a_folder(), "Is a directory"),
         "Latin-1": (content(b"p: 97 # Zahl f\xfcr die Gruppe"), YAML, "utf-8"),
         "zeros": (content(bytes(100)), YAML, "special characters"),
-        "runs code": (content("p: !!python/object/apply:os.mkdir [exploded]"), YAML, "could not determine"),
+        "runs code": (
+            content("p: !!python/object/apply:os.mkdir [exploded]"),
+            YAML,
+            "could not determine",
+        ),
         "unknown tag": (content("p: !prime 97"), YAML, "!prime"),
         "empty integer": (content('p: !!int ""'), YAML),
         "no boolean": (content("p: !!bool maybe"), YAML, "maybe"),
         "no date": (content("p: !!timestamp tomorrow"), YAML),
-        "a date": (content("p: 2024-01-01"), "p = datetime.date", "valid integer", "a prime, in [5, 499]"),
+        "a date": (
+            content("p: 2024-01-01"),
+            "p = datetime.date",
+            "valid integer",
+            "a prime, in [5, 499]",
+        ),
         "two documents": (content("p: 97\n---\np: 97"), YAML, "single document"),
         "alias to nothing": (content("p: *there"), YAML, "'there'"),
-        "aliases that explode": (
-            content(ALIASES + "seeds: *z"),
-            "seeds[0]",
-            "unknown parameter",
-        ),
+        "aliases that explode": (content(ALIASES + "seeds: *z"), "seeds[0]", "unknown parameter"),
         "tabs": (content("seeds:\n\t- 1"), YAML),
         "a list for a name": (content("? [p]\n: 97"), YAML, "unhashable"),
-        "a number for a name": (content("97: 97"), "97: unknown parameter", "known are p, lr, seeds"),
+        "a number for a name": (
+            content("97: 97"),
+            "97: unknown parameter",
+            "known are p, lr, seeds",
+        ),
         "merged": (content("<<: 97"), YAML, "mapping"),
         "beyond all floats": (content("lr: 1e999"), "lr = inf", "finite"),
         "infinite": (content("lr: .inf"), "lr = inf", "in (0, inf)"),
@@ -343,7 +377,11 @@ FAULTS = {
         "cut": (cut(0.5), NOTEBOOK),
         "source is no text": (cell(97), NOTEBOOK),
         "tags are no list": (cell("p: int = 1", metadata={"tags": 3}), NOTEBOOK),
-        "default is computed": (cell("p: int = __import__('os').mkdir('exploded')"), "parameter p", "cannot be read"),
+        "default is computed": (
+            cell("p: int = __import__('os').mkdir('exploded')"),
+            "parameter p",
+            "cannot be read",
+        ),
         "default is of another type": (cell('p: int = "many"  # modulus'), "p = 'many'", "modulus"),
         "default is out of range": (cell("p: int = 4  # in [5, 9]"), "p = 4", "in [5, 9]"),
         "range without sense": (cell("p: int = 4  # in [9, 5]"), "p = 4"),
@@ -362,13 +400,25 @@ FAULTS = {
         "no manifest": (missing("manifest.json"), "no readable manifest", "recompute and publish"),
         "cut manifest": (cut(0.5, "manifest.json"), "no readable manifest"),
         "nested manifest": (content(5000 * "[", "manifest.json"), "no readable manifest"),
-        "other parameters": (change('"p": 7', '"p": 9', "manifest.json"), "p was 9, is 7", "recompute"),
+        "other parameters": (
+            change('"p": 7', '"p": 9', "manifest.json"),
+            "p was 9, is 7",
+            "recompute",
+        ),
         "a row changed": (change("0,5", "0,6", "t.csv"), "t.csv is not the file"),
         "no table": (missing("t.csv"), "t.csv is not the file"),
     },
     "results to publish": {
-        "nested manifest": (content(5000 * "[", "manifest.json"), "manifest.json", "finish the run"),
-        "hash is no text": (change('"t.csv": "', '"t.csv": 3, "u.csv": "', "manifest.json"), "t.csv", "differs"),
+        "nested manifest": (
+            content(5000 * "[", "manifest.json"),
+            "manifest.json",
+            "finish the run",
+        ),
+        "hash is no text": (
+            change('"t.csv": "', '"t.csv": 3, "u.csv": "', "manifest.json"),
+            "t.csv",
+            "differs",
+        ),
         "half a table": (cut(0.5, "t.csv"), "t.csv", "differs from its hash"),
         "a table too many": (content("x\n1\n", "u.csv"), "u.csv", "not listed"),
     },
@@ -385,21 +435,41 @@ FAULTS = {
             "claims.csv",
             "columns claim, source",
         ),
-        "another verdict": (change("holds", "nearly", "claims.csv"), "claims.csv", "holds, fails, not tested here"),
+        "another verdict": (
+            change("holds", "nearly", "claims.csv"),
+            "claims.csv",
+            "holds, fails, not tested here",
+        ),
     },
     "checkpoint": {
         "empty": (content(b""), "not a readable checkpoint", "delete it"),
         "half": (cut(0.5), "not a readable checkpoint", "delete it"),
         "one byte short": (cut(-2), "not a readable checkpoint", "delete it"),
-        "a bomb": (saved(lambda all: {**all, "content": Bomb()}), "not a readable checkpoint", "mkdir"),
-        "without identity": (saved(lambda all: all["content"]), "not a readable checkpoint", "identity"),
-        "identity is a list": (saved(lambda all: {**all, "identity": [1]}), "not a readable checkpoint"),
+        "a bomb": (
+            saved(lambda all: {**all, "content": Bomb()}),
+            "not a readable checkpoint",
+            "mkdir",
+        ),
+        "without identity": (
+            saved(lambda all: all["content"]),
+            "not a readable checkpoint",
+            "identity",
+        ),
+        "identity is a list": (
+            saved(lambda all: {**all, "identity": [1]}),
+            "not a readable checkpoint",
+        ),
         "of another recipe": (
             saved(lambda all: {**all, "identity": all["identity"] | {"lr": "0.2"}}),
             "lr is 0.2 there, 0.1 here",
         ),
         "of another network": (
-            saved(lambda all: {**all, "identity": {k: v for k, v in all["identity"].items() if k != "0.bias"}}),
+            saved(
+                lambda all: {
+                    **all,
+                    "identity": {k: v for k, v in all["identity"].items() if k != "0.bias"},
+                }
+            ),
             "0.bias is absent there",
         ),
         "a folder": (a_folder(), "not a readable checkpoint"),
@@ -411,30 +481,59 @@ FAULTS = {
         "cut in the data": (cut(-5), "not a readable safetensors file"),
         "a header without end": (content(b"\xff" * 8 + b"{}"), "not a readable safetensors file"),
         "a pickle": (content(pickle.dumps(Bomb(), 0)), "not a readable safetensors file"),
-        "of another network": (lambda path: save_weights(nn.Linear(3, 2), path), "does not fit", "0.weight"),
+        "of another network": (
+            lambda path: save_weights(nn.Linear(3, 2), path),
+            "does not fit",
+            "0.weight",
+        ),
         "words": (content("weights\n"), "not a readable safetensors file"),
     },
     "Lightning checkpoint": {
         "missing": (missing(), "correct the path"),
         "half": (cut(0.5), "damaged"),
-        "a bomb": (saved(lambda all: {**all, "hyper_parameters": Bomb()}), "not run here", "state_dict"),
+        "a bomb": (
+            saved(lambda all: {**all, "hyper_parameters": Bomb()}),
+            "not run here",
+            "state_dict",
+        ),
         "a list": (saved(lambda all: [all]), "no dictionary 'state_dict'"),
         "without prefix": (
             saved(lambda all: {"state_dict": network().state_dict()}),
             "unknown 0.bias",
             "missing model.0.bias",
         ),
-        "a number for a tensor": (named(weights={"model.1.num_batches_tracked": 3}), "num_batches_tracked is int"),
-        "words for a tensor": (named(weights={"model.0.bias": "two"}), "model.0.bias is str, expected (2,)"),
+        "a number for a tensor": (
+            named(weights={"model.1.num_batches_tracked": 3}),
+            "num_batches_tracked is int",
+        ),
+        "words for a tensor": (
+            named(weights={"model.0.bias": "two"}),
+            "model.0.bias is str, expected (2,)",
+        ),
     },
     "spectra": {
-        **{f"cut to {share:.0%}": (cut(share), "damaged") for share in (0.02, 0.2, 0.4, 0.6, 0.8, 0.99)},
+        **{
+            f"cut to {share:.0%}": (cut(share), "damaged")
+            for share in (0.02, 0.2, 0.4, 0.6, 0.8, 0.99)
+        },
         "one byte short": (cut(-2), "damaged"),
-        "zeros after the head": (lambda path: content(path.read_bytes()[:96] + bytes(9000))(path), "damaged"),
-        "nanometres": (dataset(WAVE, lambda wave: wave / 10), WAVE, "from 710 to", "expected Angstrom"),
+        "zeros after the head": (
+            lambda path: content(path.read_bytes()[:96] + bytes(9000))(path),
+            "damaged",
+        ),
+        "nanometres": (
+            dataset(WAVE, lambda wave: wave / 10),
+            WAVE,
+            "from 710 to",
+            "expected Angstrom",
+        ),
         "microns": (dataset(WAVE, lambda wave: wave / 1e4), WAVE, "expected Angstrom"),
         "hertz": (dataset(WAVE, lambda wave: np.sort(3e18 / wave)), WAVE, "expected Angstrom"),
-        "words for flux": (dataset(FLUX, lambda flux: np.full(flux.shape, b"dark")), FLUX, "expected real numbers"),
+        "words for flux": (
+            dataset(FLUX, lambda flux: np.full(flux.shape, b"dark")),
+            FLUX,
+            "expected real numbers",
+        ),
         "a number for flux": (dataset(FLUX, lambda flux: 1.0), FLUX, "shape ()", "(n, 8)"),
         "three axes": (dataset(FLUX, lambda flux: flux[None]), FLUX, "(1, 6, 8)"),
         "NaN in flux": (entry(FLUX, np.nan), FLUX, "nan in row 3, pixel 5"),
@@ -443,11 +542,23 @@ FAULTS = {
         "error of other stars": (dataset(ERROR, lambda error: error[:4]), ERROR, "(4, 8)"),
         "a link to nowhere": (link(FLUX, h5py.SoftLink("/nowhere")), FLUX, "is missing"),
         "a link to itself": (link(FLUX, h5py.SoftLink(f"/{FLUX}")), "too many links"),
-        "a link to no file": (link(FLUX, h5py.ExternalLink("/nowhere.h5", FLUX)), FLUX, "is missing"),
+        "a link to no file": (
+            link(FLUX, h5py.ExternalLink("/nowhere.h5", FLUX)),
+            FLUX,
+            "is missing",
+        ),
         "an infinite label": (labels(log_g=np.inf), "'log_g', row 0", "finite"),
         "a bomb for names": (pickled_names, "values_block_0_kind", "refused as it may run code"),
-        "no type of table": (lambda path: h5py.File(path, "a")[PARAMS].attrs.pop("pandas_type"), PARAMS, "missing"),
-        "a table without rows": (link(f"{PARAMS}/table", h5py.SoftLink("/nowhere")), PARAMS, "damaged"),
+        "no type of table": (
+            lambda path: h5py.File(path, "a")[PARAMS].attrs.pop("pandas_type"),
+            PARAMS,
+            "missing",
+        ),
+        "a table without rows": (
+            link(f"{PARAMS}/table", h5py.SoftLink("/nowhere")),
+            PARAMS,
+            "damaged",
+        ),
     },
     "folder of spectra": {
         "no flux": (missing("flux.npy"), "flux.npy", "convert the files first"),
@@ -455,17 +566,39 @@ FAULTS = {
         "empty flux": (content(b"", "flux.npy"), "damaged", "convert again"),
         "a bomb for wave": (content(pickle.dumps(Bomb()), "wave.npy"), "damaged", "delete it"),
         "no table": (content("T_eff,log_g\n", "params.parquet"), "damaged", "delete it"),
-        "wave of another grid": (lambda path: np.save(path / "wave.npy", np.arange(5.0)), "damaged", "flux"),
+        "wave of another grid": (
+            lambda path: np.save(path / "wave.npy", np.arange(5.0)),
+            "damaged",
+            "flux",
+        ),
     },
     "days of ticks": {
-        "nothing there": (lambda path: [file.unlink() for file in path.iterdir()], "no .parquet or .csv file"),
+        "nothing there": (
+            lambda path: [file.unlink() for file in path.iterdir()],
+            "no .parquet or .csv file",
+        ),
         "empty": (content("", "a.csv"), "a.csv", "not a readable table"),
         "binary": (content(b"\xff\xfe\x00", "a.csv"), "a.csv", "not a readable table"),
         "half a Parquet file": (cut(0.5, "b.parquet"), "b.parquet", "not a readable table"),
-        "no channel": (ticks_of(lambda f: f.drop(columns="obi_1"), "b.parquet"), "b.parquet", "lacks", "obi_1"),
+        "no channel": (
+            ticks_of(lambda f: f.drop(columns="obi_1"), "b.parquet"),
+            "b.parquet",
+            "lacks",
+            "obi_1",
+        ),
         "no ticks": (ticks_of(lambda f: f[:0]), "a.csv", "mid_price", "numbers"),
-        "words": (ticks_of(lambda f: f.assign(vwap=["high"] + 19 * ["1"])), "a.csv", "vwap", "numbers"),
-        "a channel of NaN": (ticks_of(lambda f: f.assign(spread_1=np.nan)), "a.csv", "spread_1", "numbers"),
+        "words": (
+            ticks_of(lambda f: f.assign(vwap=["high"] + 19 * ["1"])),
+            "a.csv",
+            "vwap",
+            "numbers",
+        ),
+        "a channel of NaN": (
+            ticks_of(lambda f: f.assign(spread_1=np.nan)),
+            "a.csv",
+            "spread_1",
+            "numbers",
+        ),
         "times that fall": (ticks_of(lambda f: f[::-1]), "a.csv", "time", "in their order"),
         "an index that falls": (
             ticks_of(lambda f: f.drop(columns="time")[::-1], "b.parquet"),
@@ -499,17 +632,31 @@ FAULTS = {
             "targets",
             "(1, 5)",
         ),
-        "a target too few": (lambda path: np.savez(path / "targets.npz", instrument=[0]), "damaged", "day"),
+        "a target too few": (
+            lambda path: np.savez(path / "targets.npz", instrument=[0]),
+            "damaged",
+            "day",
+        ),
     },
     "patch configuration": {
         "missing": (missing(), "No such file"),
         "empty": (content(""), "not a valid configuration"),
         "a list": (content("- 1"), "not a valid configuration"),
         "binary": (content(b"\xff\x00"), "not a valid configuration"),
-        "runs code": (content("name: !!python/object/apply:os.mkdir [exploded]"), "not a valid configuration"),
+        "runs code": (
+            content("name: !!python/object/apply:os.mkdir [exploded]"),
+            "not a valid configuration",
+        ),
         "NaN": (change("lr: 0.001", "lr: .nan"), "lr", "nan"),
-        "a width beyond all memory": (change("d_model: 64", f"d_model: {10**12}"), "not a valid configuration"),
-        "another width": (change("d_model: 64", "d_model: 63"), "n_params = 87437", "the network has 84937"),
+        "a width beyond all memory": (
+            change("d_model: 64", f"d_model: {10**12}"),
+            "not a valid configuration",
+        ),
+        "another width": (
+            change("d_model: 64", "d_model: 63"),
+            "n_params = 87437",
+            "the network has 84937",
+        ),
     },
     "emulator": {
         "empty": (content(b""), "not a readable emulator", "delete it"),
@@ -521,10 +668,15 @@ FAULTS = {
 def test_good_inputs_are_read(good, tmp_path):
     for reader, (_, read) in READERS.items():
         read(good(reader, tmp_path / reader))
-    assert len([fault for faults in FAULTS.values() for fault in faults]) >= 60 and FAULTS.keys() == READERS.keys()
+    assert (
+        len([fault for faults in FAULTS.values() for fault in faults]) >= 60
+        and FAULTS.keys() == READERS.keys()
+    )
 
 
-@pytest.mark.parametrize(("reader", "fault"), [(reader, fault) for reader in FAULTS for fault in FAULTS[reader]])
+@pytest.mark.parametrize(
+    ("reader", "fault"), [(reader, fault) for reader in FAULTS for fault in FAULTS[reader]]
+)
 def test_a_malformed_input_is_named(good, tmp_path, monkeypatch, reader, fault):
     monkeypatch.chdir(tmp_path)
     path = good(reader, tmp_path / "input")
@@ -539,8 +691,13 @@ def test_a_malformed_input_is_named(good, tmp_path, monkeypatch, reader, fault):
 
 
 def test_shards_of_other_wavelengths_are_refused(tmp_path):
-    files = [spectra(tmp_path / name, first) for name, first in (("train_1", 7100.0), ("train_2", 7100.1))]
-    with pytest.raises(ValueError, match=rf"{files[1]}.*differs from that of {files[0]}; expected one grid"):
+    files = [
+        spectra(tmp_path / name, first)
+        for name, first in (("train_1", 7100.0), ("train_2", 7100.1))
+    ]
+    with pytest.raises(
+        ValueError, match=rf"{files[1]}.*differs from that of {files[0]}; expected one grid"
+    ):
         convert(files, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=rf"no val\*/dataset.h5 in {tmp_path}"):
         splits(tmp_path, train="train_*/in")

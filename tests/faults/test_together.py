@@ -41,7 +41,16 @@ def train(folder: Path, who: int) -> None:
         return {"mse": (network(x) - x).square().mean()}
 
     recipe = Recipe(steps=60, batch_size=8, lr=0.01, eval_every=10, monitor="mse")
-    fit(model, loss, 40, recipe, evaluate=evaluate, checkpoint=folder / "fit", checkpoint_every=1, progress=False)
+    fit(
+        model,
+        loss,
+        40,
+        recipe,
+        evaluate=evaluate,
+        checkpoint=folder / "fit",
+        checkpoint_every=1,
+        progress=False,
+    )
     save_weights(model, folder / f"final{who}.safetensors")
 
 
@@ -68,7 +77,9 @@ def test_a_sweep_by_two_has_each_row_once(tmp_path, kill):
         together(fill, folder, rng.uniform(0.05, 0.3) if kill else None)
         assert sorted(Table(folder / "t.csv", ["x"]).frame().x) == list(range(30))
         computed = (folder / "computed").read_text().split()
-        assert len(set(computed)) == 30 and len(computed) <= 30 + kill  # what the killed one was at, again
+        assert (
+            len(set(computed)) == 30 and len(computed) <= 30 + kill
+        )  # what the killed one was at, again
         assert (folder / "t.csv").read_bytes() == (tmp_path / "0" / "t.csv").read_bytes()
 
 
@@ -99,4 +110,7 @@ def test_one_training_by_two_comes_to_the_same_weights(tmp_path, kill):
         best = "fit/best.safetensors"
         assert (folder / best).read_bytes() == (tmp_path / "alone" / best).read_bytes()
         train(folder, 2)
-        assert sorted(file.name for file in (folder / "fit").iterdir()) == ["best.safetensors", "last.pt"]
+        assert sorted(file.name for file in (folder / "fit").iterdir()) == [
+            "best.safetensors",
+            "last.pt",
+        ]

@@ -20,14 +20,27 @@ AT_ONCE = 4  # notebooks with two processes each
 
 def environment(device: str, results: Path) -> dict[str, str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    return os.environ | {"FIELDBOOK_RESULTS": str(results / device), "OMP_NUM_THREADS": "1"} | hidden
+    return (
+        os.environ | {"FIELDBOOK_RESULTS": str(results / device), "OMP_NUM_THREADS": "1"} | hidden
+    )
 
 
 def execute(device: str, chapter: str, results: Path, before: Future | None) -> None:
     if before is not None:
         before.result()
-    command = [sys.executable, "-m", "papermill", f"book/{chapter}.ipynb", str(results / device / f"{chapter}.ipynb")]
-    options = {"cwd": paths.ROOT, "env": environment(device, results), "capture_output": True, "text": True}
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"book/{chapter}.ipynb",
+        str(results / device / f"{chapter}.ipynb"),
+    ]
+    options = {
+        "cwd": paths.ROOT,
+        "env": environment(device, results),
+        "capture_output": True,
+        "text": True,
+    }
     done = subprocess.run([*command, "--no-progress-bar"], **options)
     assert done.returncode == 0, f"{chapter} on the {device}: {done.stderr[-3000:]}"
 
@@ -43,16 +56,25 @@ def share_networks(results: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(gpu: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict]]:
+def runs(
+    gpu: torch.device, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, dict]]:
     results = tmp_path_factory.mktemp("results")
     for device in ("cuda", "cpu"):
         (results / device).mkdir()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         networks = pool.submit(share_networks, results)
-        jobs = sorted(CHAPTERS, key=lambda chapter: chapter in ("entropy", "si_sgld"))  # those wait for the networks
-        needs = {chapter: networks if chapter in ("entropy", "si_sgld") else None for chapter in jobs}
+        jobs = sorted(
+            CHAPTERS, key=lambda chapter: chapter in ("entropy", "si_sgld")
+        )  # those wait for the networks
+        needs = {
+            chapter: networks if chapter in ("entropy", "si_sgld") else None for chapter in jobs
+        }
         pairs = [(device, chapter) for chapter in jobs for device in ("cuda", "cpu")]
-        yield results, {pair: pool.submit(execute, *pair, results, needs[pair[1]]) for pair in pairs}
+        yield (
+            results,
+            {pair: pool.submit(execute, *pair, results, needs[pair[1]]) for pair in pairs},
+        )
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -25,11 +25,15 @@ WAVE = torch.linspace(0, 6, 64)
 
 
 def grokker() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return Grokker(p=7, d_model=16, n_heads=2, n_layers=2, d_hidden=32, seed=0), (torch.tensor([[1, 2], [6, 0]]),)
+    return Grokker(p=7, d_model=16, n_heads=2, n_layers=2, d_hidden=32, seed=0), (
+        torch.tensor([[1, 2], [6, 0]]),
+    )
 
 
 def vit() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = SpectraViT(n_pixels=64, patch=8, d_model=16, n_layers=2, n_heads=2, d_hidden=32, dropout=0.0, seed=0)
+    model = SpectraViT(
+        n_pixels=64, patch=8, d_model=16, n_layers=2, n_heads=2, d_hidden=32, dropout=0.0, seed=0
+    )
     return model, (WAVE.sin().expand(3, 64) + torch.arange(3.0)[:, None],)
 
 
@@ -52,7 +56,9 @@ def dit() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 @pytest.fixture(autouse=True)
 def all_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions otherwise keep ten bits
+    monkeypatch.setattr(
+        torch.backends.cudnn, "allow_tf32", False
+    )  # convolutions otherwise keep ten bits
 
 
 @pytest.mark.parametrize("make", [grokker, vit, blindspot, mlp, dit])
@@ -63,10 +69,14 @@ def test_networks_answer_as_on_the_cpu(gpu: torch.device, make: Callable) -> Non
     for device in ("cpu", gpu):
         found = model.to(device)(*(x.to(device) for x in inputs))
         found = torch.stack(found) if isinstance(found, tuple) else found
-        slopes = torch.autograd.grad(found.square().sum(), list(model.parameters()), allow_unused=True)
+        slopes = torch.autograd.grad(
+            found.square().sum(), list(model.parameters()), allow_unused=True
+        )
         answers.append([part.detach().cpu() for part in (found, *slopes) if part is not None])
     for ours, theirs in zip(*answers, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * (1 + theirs.abs().max().item()))
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-3, atol=1e-4 * (1 + theirs.abs().max().item())
+        )
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -83,8 +93,12 @@ def test_a_sketch_of_the_agop_nears_it(gpu: torch.device) -> None:
     torch.testing.assert_close(exact.cpu(), agop(model.cpu(), x.cpu()), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"data": "ring"}, {"data": "digits", "cfg": "two_pass", "field": "learned"}])
-def test_a_drifting_run_trains_stops_and_samples(gpu: torch.device, options: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{"data": "ring"}, {"data": "digits", "cfg": "two_pass", "field": "learned"}]
+)
+def test_a_drifting_run_trains_stops_and_samples(
+    gpu: torch.device, options: dict, tmp_path: Path
+) -> None:
     setting = experiment.Setting(**options, steps=6, eval_every=3, width=16, set_size=8, warmup=2)
     experiment.train(setting, tmp_path, device=str(gpu))
     (last,) = tmp_path.glob("step_0000006.safetensors")
@@ -99,7 +113,9 @@ def test_a_chain_samples_its_target(gpu: torch.device) -> None:
     d, options = 6, {"eps": 4e-3, "n_beta": 10.0, "gamma": 0.0, "steps": 2000}
     generator = torch.Generator(gpu).manual_seed(0)
     start = torch.zeros(256, d, device=gpu)
-    chain = sgmcmc.chain(lambda w, _: (w.square().sum(-1) / 2, w), start, sgld(), generator, **options)
+    chain = sgmcmc.chain(
+        lambda w, _: (w.square().sum(-1) / 2, w), start, sgld(), generator, **options
+    )
     means = 10.0 * torch.stack([losses for losses, _ in chain])[1000:].mean(0)
     assert means.is_cuda and (means.mean() - d / 2).abs() < 4 * means.std() / 16 + 0.05 * d / 2
 
@@ -122,7 +138,9 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 1)).to(device)
-    recipe = Recipe(steps=40, batch_size=32, lr=1e-2, eval_every=10, precision=precision, ema=0.8, seed=0)
+    recipe = Recipe(
+        steps=40, batch_size=32, lr=1e-2, eval_every=10, precision=precision, ema=0.8, seed=0
+    )
 
     def loss(network: nn.Module, index: Tensor, _: torch.Generator) -> Tensor:
         rows = x[index.to(x.device)]
@@ -133,7 +151,9 @@ def fit(
             raise KeyboardInterrupt
         return {"mse": float((network(x).float()[:, 0] - x[:, 0].sin()).square().mean())}
 
-    return training.fit(model, loss, 256, recipe, evaluate=evaluate, checkpoint=folder, progress=False)
+    return training.fit(
+        model, loss, 256, recipe, evaluate=evaluate, checkpoint=folder, progress=False
+    )
 
 
 @pytest.mark.parametrize("precision, close", [("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.5)])
@@ -141,7 +161,9 @@ def test_training_goes_as_on_the_cpu(gpu: torch.device, precision: str, close: f
     """In fp16 the first updates are skipped, until the scale of the loss has come down."""
     ours, theirs = fit(gpu, precision), fit("cpu")
     expected = [row["mse"] for row in theirs.history]
-    assert [row["mse"] for row in ours.history] == pytest.approx(expected, rel=close, abs=0.1 * close)
+    assert [row["mse"] for row in ours.history] == pytest.approx(
+        expected, rel=close, abs=0.1 * close
+    )
 
 
 @pytest.mark.parametrize("first, second", [("cuda", "cpu"), ("cpu", "cuda")])

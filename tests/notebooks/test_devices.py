@@ -24,37 +24,101 @@ from fieldbook.samplers import linear_gibbs
 from fieldbook.spectra import spectroscopy
 
 AGOP = {
-    "operations": ["add", "mul"], "p": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "d_hidden": 8, "steps": 20,
-    "settle": 20, "batch_size": 16, "eval_every": 10, "precision": "auto",
-}  # fmt: skip
+    "operations": ["add", "mul"],
+    "p": 7,
+    "d_model": 8,
+    "n_heads": 2,
+    "n_layers": 1,
+    "d_hidden": 8,
+    "steps": 20,
+    "settle": 20,
+    "batch_size": 16,
+    "eval_every": 10,
+    "precision": "auto",
+}
 SMALL: dict[str, dict[str, Any]] = {
     "agop": AGOP,
     "si_sgld": {
-        "grid": 3, "check_grid": 1, "polish_steps": 4, "steps": 12, "burn_in": 2, "batch_size": 4, "localizations": 5,
-        "stack": 9, "check_steps": 2, "truth_steps": 20, "truth_chains": 2,
+        "grid": 3,
+        "check_grid": 1,
+        "polish_steps": 4,
+        "steps": 12,
+        "burn_in": 2,
+        "batch_size": 4,
+        "localizations": 5,
+        "stack": 9,
+        "check_steps": 2,
+        "truth_steps": 20,
+        "truth_chains": 2,
     },
     "entropy": {
-        "walkers": 2, "bins": 8, "melt": 2, "cool": 40, "steps": 2, "relax": 20, "record_every": 10, "truth_steps": 100,
-        "low": -1.0, "high": 0.4,
+        "walkers": 2,
+        "bins": 8,
+        "melt": 2,
+        "cool": 40,
+        "steps": 2,
+        "relax": 20,
+        "record_every": 10,
+        "truth_steps": 100,
+        "low": -1.0,
+        "high": 0.4,
     },
     "spectra_vit": {
-        "n_train": [32, 48], "n_val": 8, "n_test": 16, "n_limits": 8, "n_fitted": 8, "patch": 512, "d_model": 8,
-        "n_heads": 2, "steps": 2, "batch_size": 8, "warmup": 1, "eval_every": 1, "ablation_n": 32, "ablation_steps": 1,
+        "n_train": [32, 48],
+        "n_val": 8,
+        "n_test": 16,
+        "n_limits": 8,
+        "n_fitted": 8,
+        "patch": 512,
+        "d_model": 8,
+        "n_heads": 2,
+        "steps": 2,
+        "batch_size": 8,
+        "warmup": 1,
+        "eval_every": 1,
+        "ablation_n": 32,
+        "ablation_steps": 1,
         "dropout": 0.1,
     },
     "encoder_probe": {
-        "n_pretrain": 32, "n_train": [32], "n_val": 16, "n_test": 16, "n_denoised": 16, "n_limits": 8, "n_layers": 2,
-        "channels": 2, "kernel": 3, "steps": 2, "tune_steps": 2,
+        "n_pretrain": 32,
+        "n_train": [32],
+        "n_val": 16,
+        "n_test": 16,
+        "n_denoised": 16,
+        "n_limits": 8,
+        "n_layers": 2,
+        "channels": 2,
+        "kernel": 3,
+        "steps": 2,
+        "tune_steps": 2,
     },
     "scaling": {
-        "instruments": 2, "val_days": 1, "test_days": 2, "ticks": 6120, "law_days": [1, 2, 3], "held_days": [2],
-        "tried": [1.0], "tune_days": 1, "design_instruments": [2], "design_years": [2], "held_out": 128,
+        "instruments": 2,
+        "val_days": 1,
+        "test_days": 2,
+        "ticks": 6120,
+        "law_days": [1, 2, 3],
+        "held_days": [2],
+        "tried": [1.0],
+        "tune_days": 1,
+        "design_instruments": [2],
+        "design_years": [2],
+        "held_out": 128,
     },
     "drifting": {
-        "toy_steps": 10, "steps": 6, "ablation_steps": 4, "evaluations": 2, "width": 16, "num_samples": 100,
-        "judge_steps": 10, "set_size": 4, "alphas": [1.0, 2.0], "warmup": 2,
+        "toy_steps": 10,
+        "steps": 6,
+        "ablation_steps": 4,
+        "evaluations": 2,
+        "width": 16,
+        "num_samples": 100,
+        "judge_steps": 10,
+        "set_size": 4,
+        "alphas": [1.0, 2.0],
+        "warmup": 2,
     },
-}  # fmt: skip
+}
 
 
 def compute(chapter: str, **chosen: Any) -> dict[str, Any]:
@@ -63,7 +127,12 @@ def compute(chapter: str, **chosen: Any) -> dict[str, Any]:
     notebook = nbformat.read(paths.notebook(chapter), as_version=4)
     for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
         file = f"<{chapter}, cell {number}>"
-        linecache.cache[file] = (len(cell.source), None, cell.source.splitlines(keepends=True), file)
+        linecache.cache[file] = (
+            len(cell.source),
+            None,
+            cell.source.splitlines(keepends=True),
+            file,
+        )
         exec(compile(cell.source, file, "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):
             names.update({"workers": 1}, **chosen)
@@ -76,13 +145,17 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path))
     monkeypatch.setattr(networks, "settings_of", settings_of)
     monkeypatch.setattr(spectroscopy, "COMPONENTS", 16)
-    monkeypatch.setattr(linear_gibbs, "mean_loss", partial(linear_gibbs.mean_loss, chains=2, sweeps=6))  # on the CPU
+    monkeypatch.setattr(
+        linear_gibbs, "mean_loss", partial(linear_gibbs.mean_loss, chains=2, sweeps=6)
+    )  # on the CPU
     monkeypatch.setattr(figures, "save", lambda figure, *_, **__: plt.close(figure))
     return tmp_path
 
 
 def settings_of(profile: str) -> dict[str, Any]:
-    return parameters.check(paths.notebook("agop"), AGOP | {"activation": "gelu" if profile == "gelu" else "relu"})
+    return parameters.check(
+        paths.notebook("agop"), AGOP | {"activation": "gelu" if profile == "gelu" else "relu"}
+    )
 
 
 @pytest.mark.parametrize("chapter", SMALL)
@@ -95,19 +168,27 @@ def test_chapter_computes_on_one_device(chapter: str, results: Path) -> None:
 def test_the_pretended_gpu_computes_what_the_cpu_does(results: Path) -> None:
     with pretend.gpu():
         pretended = compute("agop", **AGOP | {"precision": "fp32", "profile": "pretended"})["rows"]
-    pd.testing.assert_frame_equal(compute("agop", **AGOP | {"precision": "fp32"})["rows"], pretended, rtol=1e-4)
+    pd.testing.assert_frame_equal(
+        compute("agop", **AGOP | {"precision": "fp32"})["rows"], pretended, rtol=1e-4
+    )
 
 
-def test_a_draw_on_another_device_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draw_on_another_device_is_noticed(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chapter agop ended at its first evaluation on every GPU, by a generator of the GPU and a draw on the CPU."""
 
     def on_the_cpu(generator: torch.Generator) -> Rule:
-        return lambda outputs, _: torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+        return lambda outputs, _: (
+            torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+        )
 
     monkeypatch.setattr(experiment, "signs", on_the_cpu)
     with (
         pretend.gpu(),
-        pytest.raises(RuntimeError, match="Expected a 'cpu' device type for generator but found 'cuda'"),
+        pytest.raises(
+            RuntimeError, match="Expected a 'cpu' device type for generator but found 'cuda'"
+        ),
     ):
         compute("agop", **AGOP)
 

@@ -47,25 +47,35 @@ def lines(cell: nbformat.NotebookNode) -> int:
 
 def parsed(notebook: nbformat.NotebookNode) -> list[ast.AST]:
     """All nodes of all code cells, magics left out."""
-    sources = (re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE) for cell in code_cells(notebook))
+    sources = (
+        re.sub(r"^[%!].*$", "", cell.source, flags=re.MULTILINE) for cell in code_cells(notebook)
+    )
     return [node for source in sources for node in ast.walk(ast.parse(source))]
 
 
 def test_every_pair_is_in_the_table_of_contents() -> None:
     assert sorted(file.stem for file in (ROOT / "book").glob("*.py")) == sorted(CHAPTERS)
     assert sorted(file.stem for file in (ROOT / "book").glob("*.ipynb")) == sorted(CHAPTERS)
-    assert all((ROOT / "book" / f"{page}.md").exists() for page in {TOC["root"], *PAGES} - {*CHAPTERS})
+    assert all(
+        (ROOT / "book" / f"{page}.md").exists() for page in {TOC["root"], *PAGES} - {*CHAPTERS}
+    )
 
 
 def test_library_page_lists_every_module_once() -> None:
-    files = (file.relative_to(ROOT / "lib").with_suffix("") for file in (ROOT / "lib").rglob("*.py"))
+    files = (
+        file.relative_to(ROOT / "lib").with_suffix("") for file in (ROOT / "lib").rglob("*.py")
+    )
     modules = [".".join(file.parts) for file in files if file.name != "__init__"]
     assert sorted(MODULE.findall(LIBRARY)) == sorted(modules)
 
 
 def test_chapter_links_to_the_modules_that_it_calls(notebook: nbformat.NotebookNode) -> None:
     imports = [node for node in parsed(notebook) if isinstance(node, ast.ImportFrom)]
-    named = {name for node in imports for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+    named = {
+        name
+        for node in imports
+        for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))
+    }
     linked = re.findall(r"\{mod\}`[\w.]+ <([\w.]+)>`", notebook.cells[0].source)
     wanted = named & set(MODULE.findall(LIBRARY)) - SHARED
     assert set(linked) == wanted, f"link {wanted - set(linked)}, do not link {set(linked) - wanted}"
@@ -80,20 +90,32 @@ def test_front_page_has_a_panel_for_every_chapter() -> None:
 def test_every_chapter_has_its_profiles(chapter: str) -> None:
     for profile in ("quick", "laptop", "paper"):
         text = (ROOT / "parameters" / chapter / f"{profile}.yaml").read_text(encoding="utf-8")
-        assert text.startswith("# "), f"{chapter}/{profile}.yaml: the first comment states cost and expected result"
+        assert text.startswith("# "), (
+            f"{chapter}/{profile}.yaml: the first comment states cost and expected result"
+        )
         assert yaml.safe_load(text)["profile"] == profile
 
 
 def test_pair_is_in_sync(chapter: str, notebook: nbformat.NotebookNode) -> None:
     source = jupytext.read(ROOT / "book" / f"{chapter}.py")
-    expected = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in source.cells]
-    found = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+    expected = [
+        (cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in source.cells
+    ]
+    found = [
+        (cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells
+    ]
     assert found == expected, "run `make notebooks`"
 
 
 @pytest.mark.parametrize("started_in", [".", "book"])
-def test_saving_in_jupyterlab_writes_both_files(chapter: str, started_in: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("_vendor", ".ipynb_checkpoints"))
+def test_saving_in_jupyterlab_writes_both_files(
+    chapter: str, started_in: str, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        ROOT / "book",
+        tmp_path / "book",
+        ignore=shutil.ignore_patterns("_vendor", ".ipynb_checkpoints"),
+    )
     source = tmp_path / "book" / f"{chapter}.py"
     before = source.read_text(encoding="utf-8")
     manager = jupytext.TextFileContentsManager(root_dir=str(tmp_path / started_in))
@@ -109,21 +131,36 @@ def test_saving_in_jupyterlab_writes_both_files(chapter: str, started_in: str, t
 def test_every_cell_was_executed_in_order_without_error(notebook: nbformat.NotebookNode) -> None:
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert not [
+        output for cell in cells for output in cell.outputs if output.output_type == "error"
+    ]
 
 
 def test_diffs_stay_quiet(chapter: str, notebook: nbformat.NotebookNode) -> None:
     assert (ROOT / "book" / f"{chapter}.ipynb").stat().st_size < 500_000
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    known = {"tags", "mystnb", "lines_to_next_cell"}  # the last is jupytext's, to write the same .py back
+    known = {
+        "tags",
+        "mystnb",
+        "lines_to_next_cell",
+    }  # the last is jupytext's, to write the same .py back
     assert not [cell.id for cell in notebook.cells if set(cell.metadata) - known]
-    assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+    assert not [
+        output
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if output.get("name") == "stderr"
+    ]
 
 
 def test_parameters_cell_is_tagged(notebook: nbformat.NotebookNode) -> None:
     cells = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert len(cells) == 1
-    names = {node.target.id for node in ast.parse(cells[0].source).body if isinstance(node, ast.AnnAssign)}
+    names = {
+        node.target.id
+        for node in ast.parse(cells[0].source).body
+        if isinstance(node, ast.AnnAssign)
+    }
     assert {"profile", "workers", "shard"} <= names
     assert len(names) == len(ast.parse(cells[0].source).body), "only annotated assignments"
 
@@ -131,8 +168,12 @@ def test_parameters_cell_is_tagged(notebook: nbformat.NotebookNode) -> None:
 def test_every_parameter_is_documented_for_papermill_too(chapter: str) -> None:
     path = ROOT / "book" / f"{chapter}.ipynb"
     known, shown = specification(path), inspect_notebook(str(path))
-    assert not [name for name, (_, _, comment) in known.items() if not comment], "a parameter without a comment"
-    assert {name: entry["help"] for name, entry in shown.items()} == {name: entry[2] for name, entry in known.items()}
+    assert not [name for name, (_, _, comment) in known.items() if not comment], (
+        "a parameter without a comment"
+    )
+    assert {name: entry["help"] for name, entry in shown.items()} == {
+        name: entry[2] for name, entry in known.items()
+    }
 
 
 def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) -> None:
@@ -144,7 +185,11 @@ def test_no_classes_and_only_short_functions(notebook: nbformat.NotebookNode) ->
 
 
 def test_verdicts_are_printed_for_nbval_to_compare(notebook: nbformat.NotebookNode) -> None:
-    (cell,) = [cell for cell in code_cells(notebook) if "nbval-check-output" in cell.metadata.get("tags", [])]
+    (cell,) = [
+        cell
+        for cell in code_cells(notebook)
+        if "nbval-check-output" in cell.metadata.get("tags", [])
+    ]
     (output,) = cell.outputs
     rows = output.text.splitlines()
     assert rows and all(row.startswith(("holds ", "fails ", "not tested here ")) for row in rows)
@@ -162,5 +207,9 @@ def test_no_absolute_paths(notebook: nbformat.NotebookNode) -> None:
     texts = [cell.source for cell in notebook.cells]
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         texts.append(output.get("text", ""))
-        texts += [str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
+        texts += [
+            str(value)
+            for kind, value in output.get("data", {}).items()
+            if not kind.startswith("image/")
+        ]
     assert not [match for text in texts if (match := ABSOLUTE.search(text))]

@@ -63,7 +63,9 @@ def test_tasks_and_heads_follow_their_inputs(mode: pretend.Pretended) -> None:
     values = torch.arange(7, device="cuda")
     assert residue_class(values, 7).tolist() == [0, 1, 1, -1, 1, -1, -1]
     t = task("add", 7, 0.5, 0)
-    moved = replace(t, **{name: getattr(t, name).to("cuda") for name in ("pairs", "target", "train")})
+    moved = replace(
+        t, **{name: getattr(t, name).to("cuda") for name in ("pairs", "target", "train")}
+    )
     assert torch.equal(moved.strict.cpu(), t.strict)
     x = torch.randn(20, 3, device="cuda")
     assert head("mlp_1", x, x[:, 0])(x).is_cuda
@@ -75,24 +77,37 @@ def test_an_update_waits_once(mode: pretend.Pretended) -> None:
     def run(steps: int) -> None:
         model = nn.Linear(3, 1).to("cuda")
         recipe = Recipe(steps=steps, batch_size=8, lr=1e-2, ema=0.9, clip=1.0)
-        training.fit(model, lambda m, i, g: m(x[i.to(g.device)]).square().mean(), 32, recipe, progress=False)
+        training.fit(
+            model, lambda m, i, g: m(x[i.to(g.device)]).square().mean(), 32, recipe, progress=False
+        )
 
     assert waits_per_step(mode, run) == 1
 
 
-@pytest.mark.parametrize("data, cfg", [("ring", "none"), ("digits", "none"), ("digits", "two_pass")])
-def test_an_update_of_a_drifting_run_waits_for_nothing(mode: pretend.Pretended, data: str, cfg: str) -> None:
+@pytest.mark.parametrize(
+    "data, cfg", [("ring", "none"), ("digits", "none"), ("digits", "two_pass")]
+)
+def test_an_update_of_a_drifting_run_waits_for_nothing(
+    mode: pretend.Pretended, data: str, cfg: str
+) -> None:
     setting = experiment.Setting(data=data, cfg=cfg, width=8, set_size=2, groups=2, taus=(0.1,))
     reals = experiment.Reals(setting, "cuda")
     model, encoder = experiment.build(setting, reals)
-    loss, generator = experiment.loss_of(setting, reals, encoder), torch.Generator("cuda").manual_seed(0)
+    loss, generator = (
+        experiment.loss_of(setting, reals, encoder),
+        torch.Generator("cuda").manual_seed(0),
+    )
     model.to("cuda")
-    assert waits_per_step(mode, lambda steps: [loss(model, 4, generator) for _ in range(steps)]) == 0
+    assert (
+        waits_per_step(mode, lambda steps: [loss(model, 4, generator) for _ in range(steps)]) == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div"])
 @pytest.mark.parametrize("eps", [1e-3, torch.full((2, 1, 1), 1e-3)])
-def test_a_step_of_a_chain_waits_for_nothing(mode: pretend.Pretended, name: str, eps: float | torch.Tensor) -> None:
+def test_a_step_of_a_chain_waits_for_nothing(
+    mode: pretend.Pretended, name: str, eps: float | torch.Tensor
+) -> None:
     w = torch.ones(2, 3, 6, device="cuda")
     eps = eps.to(w.device) if isinstance(eps, torch.Tensor) else eps
     build = named(name, w, w**2, torch.arange(6).split(3), psgld_damping=1e-5)
@@ -106,7 +121,9 @@ def test_a_step_of_a_chain_waits_for_nothing(mode: pretend.Pretended, name: str,
 
 
 @pytest.mark.parametrize("method", ["ramp", "wang_landau"])
-def test_a_move_through_the_landscape_waits_for_nothing(mode: pretend.Pretended, method: str) -> None:
+def test_a_move_through_the_landscape_waits_for_nothing(
+    mode: pretend.Pretended, method: str
+) -> None:
     grid, generator = wl.Grid(-1.0, 1.0, 6), torch.Generator("cuda").manual_seed(0)
     w = wl.start(harmonic, torch.ones(2, 3, 4, device="cuda") / 2, generator)
     options = {"h": 0.02, "observe": lambda z: z[..., 0]}

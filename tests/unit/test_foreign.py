@@ -103,7 +103,12 @@ NETWORKS = {  # network, inputs, target, loss
     "sequences, (n, T, C)": (Tied, classes(7, (N, 4)), classes(7, (N, 4)), cross_entropy),
     "recurrent": (Recurrent, draw(N, 5, 3), classes(3), cross_entropy),
     "branching": (Branching, draw(N, 3), classes(3), cross_entropy),
-    "attention, (n, T, C)": (lambda: Attentive().eval(), draw(N, 4, 8), classes(3, (N, 4)), cross_entropy),
+    "attention, (n, T, C)": (
+        lambda: Attentive().eval(),
+        draw(N, 4, 8),
+        classes(3, (N, 4)),
+        cross_entropy,
+    ),
 }
 
 
@@ -183,7 +188,9 @@ def test_curvature_is_that_of_the_hessian(foreign):
 
 def test_fisher_information_is_that_of_its_definition(foreign):
     model, inputs, _, loss = foreign
-    found = llc.fisher_diagonal(model, inputs, torch.Generator().manual_seed(0), draws=300, loss=loss)
+    found = llc.fisher_diagonal(
+        model, inputs, torch.Generator().manual_seed(0), draws=300, loss=loss
+    )
     compute, w = functional.outputs_of(model), functional.flatten(model).requires_grad_()
     exact = torch.zeros_like(w)
     for one in inputs.split(1):
@@ -253,7 +260,9 @@ def test_half_precision_is_measured_in_single(dtype):
     half = copy.deepcopy(model).to(dtype)
     single = copy.deepcopy(half).float()
     how = Sampling(steps=12, burn_in=4, chains=2, batch_size=12)
-    found, right = (llc.measure(m, x.to(next(m.parameters()).dtype), y, how=how) for m in (half, single))
+    found, right = (
+        llc.measure(m, x.to(next(m.parameters()).dtype), y, how=how) for m in (half, single)
+    )
     assert found.llc == pytest.approx(right.llc, rel=1e-5) and found.trace.dtype == torch.float64
     assert next(half.parameters()).dtype == dtype
     body, features = half[:4], draw(2000, 1, 4, 4)
@@ -308,7 +317,10 @@ BAD_TARGETS = {
     "floats": (draw(N, 1), r"dtype of target = torch.float32 .*squared_error"),
     "probabilities": (torch.full((N, 3), 1 / 3), r"dtype of target"),
     "another length": (classes(3, (N - 1,)), r"len\(target\) = 23"),
-    "ignored": (classes(3).index_fill(0, torch.tensor([3]), -100), r"target = \(-100, 2\) .*classes in \[0, 3\)"),
+    "ignored": (
+        classes(3).index_fill(0, torch.tensor([3]), -100),
+        r"target = \(-100, 2\) .*classes in \[0, 3\)",
+    ),
     "beyond": (classes(3) + 1, r"target = \(1, 3\) .*classes in \[0, 3\)"),
     "columns": (classes(3)[:, None], r"shape of target = \(.*, 1\)"),
 }
@@ -379,12 +391,25 @@ def test_no_default_makes_chains_identical():
 
     options = {"eps": 0.1, "n_beta": 5.0, "gamma": 0.0, "steps": 40}
     for shape in ((16, 3), (1, 16, 3)):
-        run = chain(gradient, torch.zeros(shape), preconditioners.sgld(), torch.Generator().manual_seed(0), **options)
+        run = chain(
+            gradient,
+            torch.zeros(shape),
+            preconditioners.sgld(),
+            torch.Generator().manual_seed(0),
+            **options,
+        )
         trace = torch.stack([losses for losses, _ in run]).view(40, 1, 16)
         assert llc.estimate(trace, n_beta=5.0, burn_in=10)[1] > 0
     with pytest.raises(ValueError, match=r"common_noise = True .*\(cells, chains, D\)"):
         next(
-            chain(gradient, torch.zeros(16, 3), preconditioners.sgld(), torch.Generator(), common_noise=True, **options)
+            chain(
+                gradient,
+                torch.zeros(16, 3),
+                preconditioners.sgld(),
+                torch.Generator(),
+                common_noise=True,
+                **options,
+            )
         )
     copies = trace[..., :1].expand(-1, -1, 4)
     flags = llc.health(copies, n_beta=5.0, dimension=30, burn_in=10, ceiling=100.0)
@@ -395,13 +420,17 @@ def test_health_says_when_an_estimate_follows_its_settings():
     """A flat direction is held by localisation alone; a soft one has not been gone through by short chains."""
     model, x, y = linear(6)
     how = Sampling(steps=600, burn_in=100, chains=8, batch_size=600)
-    assert "follows gamma" in llc.measure(model, x, y, loss=squared_error, gamma=200.0, how=how).health
+    assert (
+        "follows gamma" in llc.measure(model, x, y, loss=squared_error, gamma=200.0, how=how).health
+    )
     stiff = x * torch.tensor([100.0, 1, 1, 1, 1, 1])
     with torch.no_grad():
         model.weight[0, 0] /= 100
     soft = llc.measure(model, stiff, y, loss=squared_error, gamma=0.1, how=how)
     assert soft.llc < 1 and "still spreading" in soft.health
-    growing = llc.measure(model, x * torch.tensor([6.0, 1, 1, 1, 1, 1]), y, loss=squared_error, gamma=0.1, how=how)
+    growing = llc.measure(
+        model, x * torch.tensor([6.0, 1, 1, 1, 1, 1]), y, loss=squared_error, gamma=0.1, how=how
+    )
     assert "follows length" in growing.health
 
 
@@ -414,20 +443,37 @@ def test_calibration_works_on_a_gradient_function():
 
     how = Sampling(steps=400, burn_in=100, chains=8, batch_size=1)
     found, curve = calibration.calibrate(
-        gradient, star, preconditioners.sgld(), how, n_beta=50.0, relaxation=0.02, target=0.5, ceiling=100.0
+        gradient,
+        star,
+        preconditioners.sgld(),
+        how,
+        n_beta=50.0,
+        relaxation=0.02,
+        target=0.5,
+        ceiling=100.0,
     )
     exact = sum(50 * k / (50 * k + found["gamma"]) for k in h.tolist()) / 2
     assert exact == pytest.approx(0.5, rel=0.2) and len(curve) == 18
     assert found["eps_limit"] == pytest.approx(4 / (50 * 4 + found["gamma"]), rel=0.02)
     rows = calibration.lengthen(
-        gradient, star, preconditioners.sgld(), how, eps=found["eps"], gamma=found["gamma"], n_beta=50.0
+        gradient,
+        star,
+        preconditioners.sgld(),
+        how,
+        eps=found["eps"],
+        gamma=found["gamma"],
+        n_beta=50.0,
     )
     assert rows[-1]["T"] == 1600 and rows[-1]["llc"] == pytest.approx(exact, rel=0.3)
 
 
 def test_rescalings_of_other_networks_are_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
-    for call in (symmetry.exponents, symmetry.rescale, lambda m: symmetry.grid_factors(m, [(2.0, 1.0)])):
+    for call in (
+        symmetry.exponents,
+        symmetry.rescale,
+        lambda m: symmetry.grid_factors(m, [(2.0, 1.0)]),
+    ):
         with pytest.raises(ValueError, match=r"model = 'Sequential' .*Grokker"):
             call(model)
 
@@ -436,7 +482,9 @@ def test_preconditioners_name_orbits_that_leave_gaps_or_do_not_move():
     w = torch.tensor([1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match=r"orbits = '2 indices' .* 0 \.\. 2 once"):
         preconditioners.si_sgld(w, [torch.tensor([0, 1])])
-    with pytest.warns(UserWarning, match=r"zero in orbits \[1\]: 1 coordinates will not be sampled"):
+    with pytest.warns(
+        UserWarning, match=r"zero in orbits \[1\]: 1 coordinates will not be sampled"
+    ):
         preconditioners.si_sgld(w, [torch.tensor([0, 1]), torch.tensor([2])])
     _, update = preconditioners.rsgld(w, [torch.tensor([0, 1]), torch.tensor([2])])
     metric, _ = update(None, w, w)
@@ -446,7 +494,9 @@ def test_preconditioners_name_orbits_that_leave_gaps_or_do_not_move():
 AGOP = {
     "scalar": lambda z: z @ torch.tensor([1.0, -2.0, 0.5]),
     "column": lambda z: z @ torch.tensor([[1.0], [-2.0], [0.5]]),
-    "two axes": lambda z: (z @ torch.tensor([[1.0, 0, 1, 0], [-2, 1, 0, 0], [0.5, 0, 0, 3]])).unflatten(1, (2, 2)),
+    "two axes": lambda z: (
+        z @ torch.tensor([[1.0, 0, 1, 0], [-2, 1, 0, 0], [0.5, 0, 0, 3]])
+    ).unflatten(1, (2, 2)),
 }
 
 
@@ -478,7 +528,10 @@ def test_agop_names_what_it_cannot_differentiate():
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
-    assert torch.equal(agop(lambda z: torch.cat([z[:, :1], 0 * z[:, :1]], 1), x), torch.diag(torch.tensor([1.0, 0, 0])))
+    assert torch.equal(
+        agop(lambda z: torch.cat([z[:, :1], 0 * z[:, :1]], 1), x),
+        torch.diag(torch.tensor([1.0, 0, 0])),
+    )
 
 
 def test_residuals_name_targets_that_are_no_classes():

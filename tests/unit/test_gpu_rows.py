@@ -11,7 +11,12 @@ import pytest
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     steps = np.arange(0, 500, 50)
-    curves = {"operation": "add", "step": steps, "test_loss": 3 * 0.99**steps, "test_acc": 1 - 0.9 * 0.99**steps}
+    curves = {
+        "operation": "add",
+        "step": steps,
+        "test_loss": 3 * 0.99**steps,
+        "test_acc": 1 - 0.9 * 0.99**steps,
+    }
     truth = {"potential": "one", "seed": [0, 1], "entropy": [1.25, 2.5]}
     runs = {
         "op": ["add", "mul"],

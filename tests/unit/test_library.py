@@ -14,7 +14,12 @@ FILES = {
     for file in sorted((ROOT / "lib").rglob("*.py"))
     if file.name != "__init__.py"
 }
-USERS = [*ROOT.glob("book/*.py"), *ROOT.glob("book/*.md"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+USERS = [
+    *ROOT.glob("book/*.py"),
+    *ROOT.glob("book/*.md"),
+    *ROOT.glob("tests/**/*.py"),
+    *ROOT.glob("benchmarks/*.py"),
+]
 SUBJECTS = ("grokking", "samplers", "stars", "spectra", "scaling", "drifting")
 KNOWS = {room: {room, "nn", "run"} for room in SUBJECTS} | {"nn": {"nn"}, "run": {"run", "nn"}}
 KNOWS["spectra"] |= {"stars"}
@@ -39,13 +44,19 @@ def imports(module: str) -> set[str]:
 
 
 def test_imports_form_no_circle() -> None:
-    list(TopologicalSorter({module: imports(module) & FILES.keys() for module in FILES}).static_order())
+    list(
+        TopologicalSorter(
+            {module: imports(module) & FILES.keys() for module in FILES}
+        ).static_order()
+    )
 
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_run_downwards(module: str) -> None:
     wanted = imports(module)
-    assert module == "fieldbook.run.figures" or not [name for name in wanted if name.startswith("matplotlib")]
+    assert module == "fieldbook.run.figures" or not [
+        name for name in wanted if name.startswith("matplotlib")
+    ]
     room = module.split(".")[1]
     assert {name.split(".")[1] for name in wanted & FILES.keys()} <= KNOWS[room]
 
@@ -59,7 +70,17 @@ def test_a_room_is_short_enough_to_be_read() -> None:
 
 @pytest.mark.parametrize("module", FILES)
 def test_everything_public_is_used(module: str) -> None:
-    public = [node.name for node in tree(module).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
-    others = [file.read_text(encoding="utf-8") for file in [*USERS, *FILES.values()] if file != FILES[module]]
+    public = [
+        node.name
+        for node in tree(module).body
+        if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+    ]
+    others = [
+        file.read_text(encoding="utf-8")
+        for file in [*USERS, *FILES.values()]
+        if file != FILES[module]
+    ]
     text = "\n".join(others)
-    assert not [name for name in public if not re.search(rf"\b{name}\b", text)]  # else it is private, or superfluous
+    assert not [
+        name for name in public if not re.search(rf"\b{name}\b", text)
+    ]  # else it is private, or superfluous

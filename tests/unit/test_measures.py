@@ -148,7 +148,11 @@ def stars(seed: int) -> Inputs:
 def templates(seed: int) -> Inputs:
     shapes = normal(seed, 9, 25)
     error = 0.1 + normal(seed + 1, 5, 25).abs()
-    return {"data": shapes[:5] + 0.1 * error * normal(seed + 2, 5, 25), "error": error, "templates": shapes}
+    return {
+        "data": shapes[:5] + 0.1 * error * normal(seed + 2, 5, 25),
+        "error": error,
+        "templates": shapes,
+    }
 
 
 def line(seed: int) -> Inputs:
@@ -174,7 +178,9 @@ def table(seed: int) -> Inputs:
 
 
 def fit_ridge(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    model = baselines.ridge(features[:40], target[:40], (features[40:], target[40:]), [1e-2, 1.0, 100.0])
+    model = baselines.ridge(
+        features[:40], target[:40], (features[40:], target[40:]), [1e-2, 1.0, 100.0]
+    )
     return model.predict(features[40:])
 
 
@@ -218,14 +224,20 @@ EVERY = {
     "circulant_share": Measure(
         circulant.circulant_share,
         matrix,
-        {"scale": (scaled("matrix"), same), "place on the circle": (changed(rolled(0, 1), "matrix"), same)},
+        {
+            "scale": (scaled("matrix"), same),
+            "place on the circle": (changed(rolled(0, 1), "matrix"), same),
+        },
     ),
     "expected_share": Measure(
         circulant.expected_share,
         matrix,
         {
             "scale": (scaled("matrix"), same),
-            "order of tokens": (changed(lambda m, c: m[(p := torch.randperm(7))][:, p], "matrix"), same),
+            "order of tokens": (
+                changed(lambda m, c: m[(p := torch.randperm(7))][:, p], "matrix"),
+                same,
+            ),
         },
     ),
     "circulant_score": Measure(
@@ -234,7 +246,10 @@ EVERY = {
         {
             "scale": (scaled("matrix"), same),
             "constant": (moved("matrix"), same),
-            "single tokens": (changed(lambda m, c: m + c * normal(3, 7) + normal(4, 7, 1), "matrix"), same),
+            "single tokens": (
+                changed(lambda m, c: m + c * normal(3, 7) + normal(4, 7, 1), "matrix"),
+                same,
+            ),
             "place on the circle": (changed(rolled(0, 1), "matrix"), same),
         },
         tolerance=1e-4,
@@ -265,7 +280,10 @@ EVERY = {
         lambda seed: {"logits": normal(seed, 12, 5)},
         {
             "scale": (scaled("logits"), same),
-            "constant of an example": (changed(lambda x, c: x + c * normal(2, 12, 1), "logits"), same),
+            "constant of an example": (
+                changed(lambda x, c: x + c * normal(2, 12, 1), "logits"),
+                same,
+            ),
             "place on the circle": (changed(rolled(1), "logits"), same),
         },
         least={"logits": 2},
@@ -350,7 +368,9 @@ EVERY = {
         {
             "place": (moved("mean1", "mean2"), same),
             "exchange": (
-                lambda z, c: {f"{name}{i}": z[f"{name}{3 - i}"] for name in ("mean", "cov") for i in (1, 2)},
+                lambda z, c: {
+                    f"{name}{i}": z[f"{name}{3 - i}"] for name in ("mean", "cov") for i in (1, 2)
+                },
                 same,
             ),
         },
@@ -401,7 +421,10 @@ EVERY = {
         lambda seed: {"fisher": information.fisher(**stars(seed))},
         {
             "unit": (scaled("fisher"), times(-1)),
-            "order of the others": (changed(lambda f, c: f[:, [2, 1, 0]][:, :, [2, 1, 0]], "fisher"), same),
+            "order of the others": (
+                changed(lambda f, c: f[:, [2, 1, 0]][:, :, [2, 1, 0]], "fisher"),
+                same,
+            ),
         },
     ),
     "score_density": Measure(
@@ -413,7 +436,10 @@ EVERY = {
                 reordered("jacobian", "error", axis=1),
                 lambda value, c: value.view(3, 30).flip(1).flatten(),
             ),
-            "unit of another": (changed(lambda j, c: j * torch.tensor([1.0, c, 1.0], dtype=j.dtype), "jacobian"), same),
+            "unit of another": (
+                changed(lambda j, c: j * torch.tensor([1.0, c, 1.0], dtype=j.dtype), "jacobian"),
+                same,
+            ),
         },
     ),
     "ceiling": Measure(
@@ -439,7 +465,12 @@ EVERY = {
     "maximum_likelihood": Measure(
         lambda data, error, start: (
             information.maximum_likelihood(
-                straight, data, error, start, lower=torch.full((2,), -9.0), upper=torch.full((2,), 9.0)
+                straight,
+                data,
+                error,
+                start,
+                lower=torch.full((2,), -9.0),
+                upper=torch.full((2,), 9.0),
             ).estimate
         ),
         line,
@@ -481,7 +512,9 @@ EVERY = {
         tolerance=1e-5,
     ),
     "scores": Measure(
-        lambda target, prediction: torch.tensor(list(baselines.scores(target, prediction).values())),
+        lambda target, prediction: torch.tensor(
+            list(baselines.scores(target, prediction).values())
+        ),
         labelled,
         {
             "place": (moved("target", "prediction"), same),
@@ -506,9 +539,9 @@ EVERY = {
         tolerance=1e-5,
     ),
     "boosted_trees": Measure(
-        lambda features, target: baselines.boosted_trees(features, target, trees=20, share=1.0).predict(
-            numbers(features, "features").numpy(force=True)
-        ),
+        lambda features, target: baselines.boosted_trees(
+            features, target, trees=20, share=1.0
+        ).predict(numbers(features, "features").numpy(force=True)),
         table,
         {"unit": (changed(lambda x, c: x * 2 ** round(math.log2(c)), "features"), same)},
         least={"features": 2},
@@ -536,7 +569,9 @@ EVERY = {
         tolerance=2e-3,
     ),
     "prediction_interval": Measure(
-        lambda residuals: law.prediction_interval([law.Law(1.0, 10.0, 10.0, 0.3, 0.3)], residuals, 1e3, 1e4, seed=0),
+        lambda residuals: law.prediction_interval(
+            [law.Law(1.0, 10.0, 10.0, 0.3, 0.3)], residuals, 1e3, 1e4, seed=0
+        ),
         interval,
         {"repetition of laws": (lambda z, c: z, same)},
     ),
@@ -546,7 +581,9 @@ EVERY = {
 def flat(value: object) -> torch.Tensor:
     values = value.values() if isinstance(value, dict) else value
     return (
-        torch.as_tensor(np.asarray([*values] if isinstance(values, type({}.values())) else values)).double().flatten()
+        torch.as_tensor(np.asarray([*values] if isinstance(values, type({}.values())) else values))
+        .double()
+        .flatten()
     )
 
 
@@ -613,7 +650,9 @@ def test_what_is_not_finite_is_named(name, argument, place, value):
     refused(EVERY[name], argument, spoiled)
 
 
-@pytest.mark.parametrize(("name", "argument"), [pair for pair in ARGUMENTS if pair[0] != "near_origin"])
+@pytest.mark.parametrize(
+    ("name", "argument"), [pair for pair in ARGUMENTS if pair[0] != "near_origin"]
+)
 def test_complex_and_empty_inputs_are_named(name, argument):
     measure, value = EVERY[name], EVERY[name].inputs(0)[argument]
     if name not in ("pool", "uniform_error"):
@@ -622,7 +661,9 @@ def test_complex_and_empty_inputs_are_named(name, argument):
         refused(measure, argument, value[:0])
 
 
-FEW = [(name, argument, n) for name, measure in EVERY.items() for argument, n in measure.least.items()]
+FEW = [
+    (name, argument, n) for name, measure in EVERY.items() for argument, n in measure.least.items()
+]
 
 
 @pytest.mark.parametrize(("name", "argument", "least"), FEW)
@@ -644,12 +685,18 @@ def test_values_do_not_depend_on_what_holds_the_numbers(name):
         lambda x: x.repeat_interleave(2, -1)[..., ::2],  # not contiguous
     ]
     if measure.arrays:
-        holders += [torch.Tensor.numpy, lambda x: x.numpy().astype(">f8"), lambda x: x.numpy()[::-1].copy()[::-1]]
+        holders += [
+            torch.Tensor.numpy,
+            lambda x: x.numpy().astype(">f8"),
+            lambda x: x.numpy()[::-1].copy()[::-1],
+        ]
     for hold in holders:
         torch.testing.assert_close(quiet(measure, {k: hold(x) for k, x in inputs.items()}), wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "near_origin"])  # which rounds nothing itself
+@pytest.mark.parametrize(
+    "name", [name for name in EVERY if name != "near_origin"]
+)  # which rounds nothing itself
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_only_where_numbers_come_from(name, dtype):
     """The same as of the rounded numbers in single precision: no sum is kept in half."""
@@ -661,7 +708,9 @@ def test_half_precision_is_only_where_numbers_come_from(name, dtype):
         with pytest.raises(ValueError):
             quiet(measure, rounded)
         return
-    torch.testing.assert_close(quiet(measure, rounded), wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        quiet(measure, rounded), wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())
+    )
 
 
 def everything_alike() -> dict[str, tuple[Callable, str]]:
@@ -671,7 +720,10 @@ def everything_alike() -> dict[str, tuple[Callable, str]]:
     useless = normal(1, 3, 30, 3) * torch.tensor([1.0, 0.0, 1.0])
     twins = normal(1, 3, 30, 3)[..., [0, 1, 1]]
     return {
-        "a matrix of zeros": (lambda: circulant.circulant_share(torch.zeros(5, 5)), "energy of matrix"),
+        "a matrix of zeros": (
+            lambda: circulant.circulant_share(torch.zeros(5, 5)),
+            "energy of matrix",
+        ),
         "a constant matrix": (
             lambda: circulant.circulant_score(torch.full((5, 5), 0.1)),
             "share of the energy of matrix",
@@ -680,33 +732,63 @@ def everything_alike() -> dict[str, tuple[Callable, str]]:
             lambda: circulant.hankel_score(x[:8, :1] + x[9:17, 1]),
             "share of the energy of matrix",
         ),
-        "the identity": (lambda: circulant.circulant_score(torch.eye(7)), "share of the energy of matrix"),
+        "the identity": (
+            lambda: circulant.circulant_score(torch.eye(7)),
+            "share of the energy of matrix",
+        ),
         "tokens that are all one": (
             lambda: circulant.fourier_concentration(0.1 * ones),
             "share of energy of embedding",
         ),
         "three tokens": (lambda: circulant.fourier_concentration(x[:3]), "shape of embedding"),
-        "constant logits": (lambda: circulant.shift_share(0.1 * ones, order), "energy of centred logits"),
-        "positions that are no integers": (lambda: circulant.shift_share(x, x[:, 0]), "dtype of target"),
-        "flux without noise": (lambda: denoising.snr_gain(noisy / 2, noisy, noisy, noisy), "noise of noisy"),
+        "constant logits": (
+            lambda: circulant.shift_share(0.1 * ones, order),
+            "energy of centred logits",
+        ),
+        "positions that are no integers": (
+            lambda: circulant.shift_share(x, x[:, 0]),
+            "dtype of target",
+        ),
+        "flux without noise": (
+            lambda: denoising.snr_gain(noisy / 2, noisy, noisy, noisy),
+            "noise of noisy",
+        ),
         "a sigma of zero": (lambda: denoising.snr_gain(noisy, noisy / 2, noisy, no_error), "sigma"),
-        "no uncertainty at all": (lambda: denoising.calibration(noisy, no_error, noisy, no_error), "sqrt"),
+        "no uncertainty at all": (
+            lambda: denoising.calibration(noisy, no_error, noisy, no_error),
+            "sqrt",
+        ),
         "a spectrum repeated": (lambda: denoising.pca(ones, ones, 1), "components = 1"),
-        "more components than spectra vary in": (lambda: denoising.pca(x[:2].repeat(9, 1), x, 2), "components = 2"),
-        "an asymmetric covariance": (lambda: frechet.frechet_distance(x[0], x[:4], x[1], x[:4]), "asymmetry of cov1"),
+        "more components than spectra vary in": (
+            lambda: denoising.pca(x[:2].repeat(9, 1), x, 2),
+            "components = 2",
+        ),
+        "an asymmetric covariance": (
+            lambda: frechet.frechet_distance(x[0], x[:4], x[1], x[:4]),
+            "asymmetry of cov1",
+        ),
         "a covariance below zero": (
             lambda: frechet.frechet_distance(x[0], torch.eye(4), x[1], -torch.eye(4)),
             "least eigenvalue of cov2",
         ),
-        "samples with other features": (lambda: distances.energy_distance(x, x[:, :3]), "shape of y"),
+        "samples with other features": (
+            lambda: distances.energy_distance(x, x[:, :3]),
+            "shape of y",
+        ),
         "no neighbour": (lambda: frechet.coverage(x, x, k=0), "k = 0"),
         "a parameter without influence": (
             lambda: information.score_density(useless, ones[:3, :1].expand(3, 30), 0),
             "jacobian",
         ),
-        "parameters alike": (lambda: information.score_density(twins, ones[:3, :1].expand(3, 30), 0), "jacobian"),
+        "parameters alike": (
+            lambda: information.score_density(twins, ones[:3, :1].expand(3, 30), 0),
+            "jacobian",
+        ),
         "a variance below zero": (lambda: information.uniform_error(-ones[:, 0], 1.0), "variance"),
-        "a variance that is NaN": (lambda: information.uniform_error(math.nan * ones[:, 0], 1.0), "variance"),
+        "a variance that is NaN": (
+            lambda: information.uniform_error(math.nan * ones[:, 0], 1.0),
+            "variance",
+        ),
         "a model without an answer": (
             lambda: information.maximum_likelihood(
                 lambda t: (straight(t)[0] * math.nan, straight(t)[1]),
@@ -718,9 +800,15 @@ def everything_alike() -> dict[str, tuple[Callable, str]]:
         ),
         "constant targets": (lambda: baselines.scores(ones[:, 0], x[:, 0]), "target"),
         "no positive penalty": (lambda: baselines.ridge(x, x[:, 0], (x, x[:, 0]), [0.0]), "alphas"),
-        "labels that do not differ": (lambda: probes.probe("linear", *[(x, ones[:, 0])] * 3), "fitting labels"),
+        "labels that do not differ": (
+            lambda: probes.probe("linear", *[(x, ones[:, 0])] * 3),
+            "fitting labels",
+        ),
         "latents without positions": (lambda: probes.pool(x, "global_mean"), "shape of latents"),
-        "three runs": (lambda: law.fit_law([1e6, 1e7, 1e8], [1e8, 1e9, 1e10], [3.0, 2.5, 2.2]), "different runs"),
+        "three runs": (
+            lambda: law.fit_law([1e6, 1e7, 1e8], [1e8, 1e9, 1e10], [3.0, 2.5, 2.2]),
+            "different runs",
+        ),
         "a law without a term": (lambda: law.Law(1.0, 0.0, 5.0, 0.3, 0.3).frontier(1e9), "law"),
         "a size of zero": (lambda: law.Law(1.0, 2.0, 5.0, 0.3, 0.3).loss(0.0, 1e9), "n"),
     }
@@ -754,8 +842,12 @@ def test_copies_are_found_and_covered():
     x = (normal(0, 40, 6) + 3e3).float()
     assert distances.nearest(x, torch.cat([normal(1, 30, 6).float(), x])).max() == 0
     once = x[:1].repeat(9, 1)
-    assert frechet.coverage(once, once) == pytest.approx({"precision": 1, "recall": 1, "density": 9 / 5, "coverage": 1})
-    assert frechet.coverage(once, once + 1) == dict.fromkeys(("precision", "recall", "density", "coverage"), 0)
+    assert frechet.coverage(once, once) == pytest.approx(
+        {"precision": 1, "recall": 1, "density": 9 / 5, "coverage": 1}
+    )
+    assert frechet.coverage(once, once + 1) == dict.fromkeys(
+        ("precision", "recall", "density", "coverage"), 0
+    )
     assert frechet.frechet(once, once) == 0 == float(distances.energy_distance(once, once))
 
 
@@ -779,10 +871,16 @@ def test_single_precision_far_from_the_origin(offset):
     """What is left of the digits is used: the same as of the rounded samples in double precision."""
     x, y = ((z + offset).float() for z in (normal(0, 200, 16), normal(1, 150, 16) + 0.2))
     for measure in (distances.energy_distance, distances.nearest):
-        torch.testing.assert_close(measure(x, y).double(), measure(x.double(), y.double()), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            measure(x, y).double(), measure(x.double(), y.double()), rtol=1e-4, atol=1e-6
+        )
     within = distances.energy_distance(x, y, check=False)  # as in a training step
-    assert float(within) == pytest.approx(float(distances.energy_distance(x.double(), y.double())), rel=1e-2)
-    gradient = torch.autograd.grad(distances.energy_distance(x.requires_grad_(), y, check=False), x)[0]
+    assert float(within) == pytest.approx(
+        float(distances.energy_distance(x.double(), y.double())), rel=1e-2
+    )
+    gradient = torch.autograd.grad(
+        distances.energy_distance(x.requires_grad_(), y, check=False), x
+    )[0]
     z = x.detach().double().requires_grad_()
     exact = torch.autograd.grad(distances.energy_distance(z, y.double()), z)[0]
     torch.testing.assert_close(gradient.double(), exact, rtol=1e-2, atol=1e-5)
@@ -796,9 +894,13 @@ def test_sets_about_the_origin_stay_as_they_are():
 def test_flux_in_small_units():
     unit = 1e-19  # erg per second, square centimetre and angstrom; its square is no number in single precision
     x = {name: (unit * value).float() for name, value in spectra(0).items()}
-    torch.testing.assert_close(denoising.snr_gain(**x).double(), denoising.snr_gain(**spectra(0)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        denoising.snr_gain(**x).double(), denoising.snr_gain(**spectra(0)), rtol=1e-5, atol=0
+    )
     x = {name: (unit * value).float() for name, value in calibrated(0).items()}
-    assert denoising.calibration(**x) == pytest.approx(denoising.calibration(**calibrated(0)), rel=1e-5)
+    assert denoising.calibration(**x) == pytest.approx(
+        denoising.calibration(**calibrated(0)), rel=1e-5
+    )
 
 
 def test_an_estimate_that_is_the_clean_flux_gains_without_limit():
@@ -811,13 +913,17 @@ def test_uniform_error_at_its_limits():
     found = information.uniform_error(variance, 3.0)
     assert found.tolist() == pytest.approx([0, 1e-30, 0.75, 0.75, 0.75], rel=1e-9, abs=0)
     around = information.uniform_error(torch.tensor([0.999, 1.001]).double() * 900 * 9, 3.0)
-    assert float(around[1] / around[0]) == pytest.approx(1, abs=1e-6)  # where one formula takes over
+    assert float(around[1] / around[0]) == pytest.approx(
+        1, abs=1e-6
+    )  # where one formula takes over
 
 
 def test_features_that_vary_little_on_a_large_mean_count():
     x, y = normal(0, 60, 2), normal(0, 60, 2)[:, 0]
     moved_far = 1e9 + 0.1 * x  # as times of observation
-    found = baselines.ridge(moved_far[:40], y[:40], (moved_far[40:], y[40:])).predict(moved_far[40:])
+    found = baselines.ridge(moved_far[:40], y[:40], (moved_far[40:], y[40:])).predict(
+        moved_far[40:]
+    )
     assert baselines.scores(y[40:], found)["r2"] > 0.99
 
 
@@ -828,4 +934,9 @@ def test_few_samples_for_trees_are_said_to_be_few():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         x = normal(0, 40, 2)  # as the warning says
-        assert np.ptp(baselines.boosted_trees(x, x[:, 0], trees=9, share=1.0, bins=255).predict(x.numpy())) > 0
+        assert (
+            np.ptp(
+                baselines.boosted_trees(x, x[:, 0], trees=9, share=1.0, bins=255).predict(x.numpy())
+            )
+            > 0
+        )

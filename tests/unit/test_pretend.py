@@ -26,7 +26,9 @@ def x(mode):
 
 @pytest.fixture
 def network(mode):
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Dropout(0.1), nn.Linear(4, 2)).to("cuda")
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Dropout(0.1), nn.Linear(4, 2)
+    ).to("cuda")
 
 
 def refuses(words: str, kind: type = RuntimeError):
@@ -58,10 +60,16 @@ def test_tensors_of_two_devices_do_not_meet(x, meet):
 def test_numbers_and_indices_may_stay_on_the_cpu(x):
     assert (x * torch.tensor(2.0)).device == x.device == pretend.GPU
     assert (torch.tensor(2.0, dtype=torch.float64) + x).dtype == torch.float32
-    assert x[torch.tensor([1])].tolist() == [[3, 4, 5]] and x[torch.tensor([True, False])].tolist() == [[0, 1, 2]]
+    assert x[torch.tensor([1])].tolist() == [[3, 4, 5]] and x[
+        torch.tensor([True, False])
+    ].tolist() == [[0, 1, 2]]
     x[torch.tensor([0])] = torch.tensor(7.0)
     assert x.cpu()[0].tolist() == [7, 7, 7]
-    assert x[[1]].tolist() == [[3, 4, 5]] and x[..., [2, 0]].tolist()[1] == [5, 3] and x[:, np.array([1])].sum() == 11
+    assert (
+        x[[1]].tolist() == [[3, 4, 5]]
+        and x[..., [2, 0]].tolist()[1] == [5, 3]
+        and x[:, np.array([1])].sum() == 11
+    )
     x[:, [1]] = 0
     assert x[1].tolist() == [3, 0, 5]
     with refuses("indices should be"):
@@ -72,7 +80,12 @@ def test_numbers_and_indices_may_stay_on_the_cpu(x):
 
 def test_moves_and_copies(x):
     assert x.cpu().device == x.to("cpu").device == pretend.CPU and isinstance(x.cpu(), torch.Tensor)
-    assert torch.ones(2).to(x).device == torch.ones(2).cuda().device == x.new_zeros(2).device == x.device
+    assert (
+        torch.ones(2).to(x).device
+        == torch.ones(2).cuda().device
+        == x.new_zeros(2).device
+        == x.device
+    )
     assert torch.ones(2, 3).copy_(x).device == pretend.CPU and x.copy_(torch.ones(2, 3)).is_cuda
     assert x.numpy(force=True).sum() == 6 and float(x.sum()) == x.sum().item() == 6
     with refuses("can't convert cuda:0 device", TypeError):
@@ -97,10 +110,12 @@ def test_new_tensors_are_where_they_are_said_to_be(x):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda **o: torch.randn(3, **o), lambda **o: torch.rand(3, **o), lambda **o: torch.randint(2, (3,), **o),
+        lambda **o: torch.randn(3, **o),
+        lambda **o: torch.rand(3, **o),
+        lambda **o: torch.randint(2, (3,), **o),
         lambda **o: torch.randperm(3, **o),
     ],
-)  # fmt: skip
+)
 def test_a_generator_draws_for_its_own_device_alone(mode, draw):
     there, here = torch.Generator("cuda").manual_seed(1), torch.Generator().manual_seed(1)
     assert there.device.type == "cuda" and here.device.type == "cpu"
@@ -121,7 +136,12 @@ def test_draws_in_place_follow_the_tensor(x):
 
 def test_modules_move_with_their_parameters_and_back(x, network):
     weight = network[0].weight
-    assert network(x).is_cuda and weight.is_cuda and isinstance(weight, nn.Parameter) and weight.is_leaf
+    assert (
+        network(x).is_cuda
+        and weight.is_cuda
+        and isinstance(weight, nn.Parameter)
+        and weight.is_leaf
+    )
     with refuses(TOGETHER):
         network(torch.ones(2, 3))
     assert network.double()[0].weight is weight and weight.dtype == torch.float64 and weight.is_cuda
@@ -140,10 +160,16 @@ def test_training_saving_and_averaging(x, network):
             out = network(x)
         out.float().square().mean().backward()
         parameters = list(network.parameters())
-        nn.utils.clip_grads_with_norm_(parameters, 1.0, nn.utils.get_total_norm([p.grad for p in parameters]))
+        nn.utils.clip_grads_with_norm_(
+            parameters, 1.0, nn.utils.get_total_norm([p.grad for p in parameters])
+        )
         optimizer.step()
         average.update_parameters(network)
-    assert out.dtype == torch.bfloat16 and network[0].weight.grad.is_cuda and average.module[0].weight.is_cuda
+    assert (
+        out.dtype == torch.bfloat16
+        and network[0].weight.grad.is_cuda
+        and average.module[0].weight.is_cuda
+    )
     assert not torch.equal(network[0].weight.cpu(), before)
     buffer = io.BytesIO()
     torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict()}, buffer)

@@ -8,7 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = dict(
-    re.findall(r"^\| \[(\w+)\]\(book/\1\.ipynb\) \|[^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    re.findall(
+        r"^\| \[(\w+)\]\(book/\1\.ipynb\) \|[^|]*\| (.*) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
 )
 NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w.]*\w)")
 
@@ -32,10 +36,18 @@ def test_numbers_are_those_of_the_published_claims(chapter: str) -> None:
     claims = pd.read_csv(ROOT / "data" / chapter / "laptop" / "claims.csv", dtype=str)
     settings = (ROOT / "parameters" / chapter / "laptop.yaml").read_text(encoding="utf-8")
     known = values("\n".join([*claims.claim, *claims.ours, settings]))
-    assert not [number for number in values(RESULTS[chapter]) if not any(is_rounded(number, k) for k in known)]
+    assert not [
+        number
+        for number in values(RESULTS[chapter])
+        if not any(is_rounded(number, k) for k in known)
+    ]
 
 
 def test_another_number_would_be_noticed() -> None:
     assert is_rounded("0.45", "0.451") and is_rounded("800", "816") and is_rounded("2", "2")
-    assert not is_rounded("0.45", "0.442") and not is_rounded("800", "866") and not is_rounded("10.9", "11.22")
+    assert (
+        not is_rounded("0.45", "0.442")
+        and not is_rounded("800", "866")
+        and not is_rounded("10.9", "11.22")
+    )
     assert values("R² 0.44 from 16,384 spectra, CIFAR-10, d2 and 1.5x") == ["0.44", "16384"]

@@ -1,4 +1,5 @@
-"""Ways around faults of other packages, one function each, with the condition under which it can go."""
+"""Ways around faults of other packages, one function each, with the condition under which it can
+go."""
 
 import contextlib
 
@@ -8,10 +9,12 @@ _declared: list[torch.library.Library] = []  # an operator lives as long as its 
 
 
 def importable_torchvision() -> None:
-    """Make `import torchvision` work beside a CPU-only torch; call it before importing what imports torchvision.
+    """Make `import torchvision` work beside a CPU-only torch; call it before importing what imports
+    torchvision.
 
-    The wheels on PyPI are built for CUDA: beside a CPU-only torch their compiled operators do not load, and the import
-    fails at `operator torchvision::nms does not exist`. Declaring the operators is enough, as none is ever called.
+    The wheels on PyPI are built for CUDA: beside a CPU-only torch their compiled operators do not
+    load, and the import fails at `operator torchvision::nms does not exist`. Declaring the
+    operators is enough, as none is ever called.
     """
     if _declared:
         return

@@ -1,4 +1,5 @@
-"""Distances between two samples that need no features: energy, sliced Wasserstein, nearest neighbour."""
+"""Distances between two samples that need no features: energy, sliced Wasserstein, nearest
+neighbour."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """A small convolutional autoencoder whose encoder gives the features that a generator may drift in.
 
-It learns to fill in masked and noisy pixels, from images alone. Its layers are features at several scales.
+It learns to fill in masked and noisy pixels, from images alone. Its layers are features at several
+scales.
 """
 
 from collections.abc import Sequence
@@ -36,12 +37,14 @@ class Autoencoder(nn.Module):
         return maps[1:]
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Vectors to drift in, (batch, D) each: pixels, then every scale averaged to at most 4 x 4 places."""
+        """Vectors to drift in, (batch, D) each: pixels, then every scale averaged to at most 4 x 4
+        places."""
         pooled = (nn.functional.adaptive_avg_pool2d(m, min(m.shape[-1], 4)) for m in self.scales(x))
         return [x.flatten(1), *(m.flatten(1) for m in pooled)]
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of restoring images of which half the pixels are hidden and the others noisy."""
+        """Mean squared error of restoring images of which half the pixels are hidden and the others
+        noisy."""
         shown = torch.rand(x[:, :1].shape, generator=generator, device=x.device) < 0.5
         noise = 0.2 * torch.randn(x.shape, generator=generator, device=x.device)
         h = self.scales((x + noise) * shown)[-1]

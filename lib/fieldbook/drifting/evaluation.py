@@ -1,7 +1,7 @@
 """Evaluate the checkpoints of a drifting run: samples, measures, and one row of a table for each.
 
-Under the output folder: `measures.csv`, and per checkpoint `artifacts/<name>/` with the samples as PNG files in
-`generated/`, `preview.png` and `eval_metadata.json`.
+Under the output folder: `measures.csv`, and per checkpoint `artifacts/<name>/` with the samples as
+PNG files in `generated/`, `preview.png` and `eval_metadata.json`.
 """
 
 import json
@@ -31,17 +31,37 @@ from fieldbook.run.tables import Table
 
 KEYS = ("checkpoint", "weights", "num_samples", "alpha", "seed", "ema", "dataset_split", "fid_mode")
 MEASURES = (
-    "fid", "kid", "fd_heldout", "fd_train", "precision", "recall", "density", "coverage", "accuracy",
-    "energy", "nearest",
-)  # fmt: skip
+    "fid",
+    "kid",
+    "fd_heldout",
+    "fd_train",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "accuracy",
+    "energy",
+    "nearest",
+)
 
 
 def evaluate(
-    checkpoints: Path, output: Path, judge: Judge | None, *, num_samples: int = 500, batch_size: int = 256,
-    alpha: float = 1.0, seed: int = 42, ema: bool = True, dataset_split: str = "train", fid_mode: str | None = None,
-    skip_existing: bool = False, cleanup_samples: bool = False, device: str = "cpu",
+    checkpoints: Path,
+    output: Path,
+    judge: Judge | None,
+    *,
+    num_samples: int = 500,
+    batch_size: int = 256,
+    alpha: float = 1.0,
+    seed: int = 42,
+    ema: bool = True,
+    dataset_split: str = "train",
+    fid_mode: str | None = None,
+    skip_existing: bool = False,
+    cleanup_samples: bool = False,
+    device: str = "cpu",
     draw: Callable[[pd.DataFrame], Any] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Evaluate one checkpoint, or every `step_*.safetensors` of a folder in the order of steps.
 
     A row is written as soon as it is known, so that a killed call continues under `skip_existing`.
@@ -64,11 +84,19 @@ def evaluate(
     require(num_samples >= 2, "num_samples", num_samples, "at least 2")
     require(alpha >= 1, "alpha", alpha, "at least 1")
     table, checkpoints = Table(output / "measures.csv", KEYS), Path(checkpoints)
-    files = sorted(checkpoints.glob("step_*.safetensors")) if checkpoints.is_dir() else [checkpoints]
+    files = (
+        sorted(checkpoints.glob("step_*.safetensors")) if checkpoints.is_dir() else [checkpoints]
+    )
     if not files:
         raise FileNotFoundError(f"no checkpoint step_*.safetensors in {checkpoints}")
     for file in files:
-        key = dict(zip(KEYS, (file.name, "", num_samples, alpha, seed, ema, dataset_split, fid_mode), strict=True))
+        key = dict(
+            zip(
+                KEYS,
+                (file.name, "", num_samples, alpha, seed, ema, dataset_split, fid_mode),
+                strict=True,
+            )
+        )
         try:
             model, saved = restore(file, ema=ema)
         except ValueError as error:
@@ -80,7 +108,9 @@ def evaluate(
         if skip_existing and table.has(key):
             continue
         folder = output / "artifacts" / file.stem
-        row = _evaluate_one(model.to(device), saved, key, folder, judge, batch_size, write=not cleanup_samples)
+        row = _evaluate_one(
+            model.to(device), saved, key, folder, judge, batch_size, write=not cleanup_samples
+        )
         rows = table.frame()
         kept = [table.key(old) != table.key(key) for _, old in rows.astype(object).iterrows()]
         if not all(kept):
@@ -94,10 +124,17 @@ def evaluate(
 
 
 def _evaluate_one(
-    model: Drifter, saved: Checkpoint, key: dict[str, Any], folder: Path, judge: Judge | None, batch_size: int,
-    *, write: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Sample, write samples that are to stay or that clean-fid reads, measure: the row of one checkpoint."""
+    model: Drifter,
+    saved: Checkpoint,
+    key: dict[str, Any],
+    folder: Path,
+    judge: Judge | None,
+    batch_size: int,
+    *,
+    write: bool,
+) -> dict[str, Any]:
+    """Sample, write samples that are to stay or that clean-fid reads, measure: the row of one
+    checkpoint."""
     start, data, mode = time.perf_counter(), saved.setting.data, key["fid_mode"]
     if mode:
         frechet.require_fid(data, saved.shape[-1], key["dataset_split"], mode)
@@ -110,12 +147,20 @@ def _evaluate_one(
     if judge:
         found |= judge.measure(x, label, key["seed"])
     if mode:
-        found["fid"] = frechet.fid(folder / "generated", data, saved.shape[-1], key["dataset_split"], mode)
+        found["fid"] = frechet.fid(
+            folder / "generated", data, saved.shape[-1], key["dataset_split"], mode
+        )
     facts = {
-        **key, "name": f"{data}_{saved.setting.field}", "dataset": data, "epoch": saved.epoch, "step": saved.step,
-        "batch_size": batch_size, "eval_seconds": round(time.perf_counter() - start, 3), **found,
+        **key,
+        "name": f"{data}_{saved.setting.field}",
+        "dataset": data,
+        "epoch": saved.epoch,
+        "step": saved.step,
+        "batch_size": batch_size,
+        "eval_seconds": round(time.perf_counter() - start, 3),
+        **found,
         **{name: saved.metrics.get(name, math.nan) for name in METRICS},
-    }  # fmt: skip
+    }
     about = facts | {"features": judge and judge.digest, "setting": vars(saved.setting)}
     text = json.dumps({k: None if v != v else v for k, v in about.items()}, indent=1, default=str)
     atomic_write(folder / "eval_metadata.json", lambda file: file.write(text.encode()))
@@ -124,25 +169,36 @@ def _evaluate_one(
 
 @torch.no_grad()
 def sample(model: Drifter, label: Tensor, alpha: float, seed: int, batch_size: int = 256) -> Tensor:
-    """Samples of these labels (n,) in batches, (n, *shape) on the CPU; images clamped to [-1, 1]."""
+    """Samples of these labels (n,) in batches, (n, *shape) on the CPU; images clamped to [-1,
+    1]."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(stream("samples", seed))
-    x = torch.cat([model.sample(part.to(device), alpha, generator).cpu() for part in label.split(batch_size)])
+    x = torch.cat(
+        [model.sample(part.to(device), alpha, generator).cpu() for part in label.split(batch_size)]
+    )
     return x.clamp(-1, 1) if x.ndim == 4 else x
 
 
 def _write_images(x: Tensor, folder: Path) -> None:
-    """Write images (n, channels, height, width) in [-1, 1] as numbered PNG files, in place of those there."""
+    """Write images (n, channels, height, width) in [-1, 1] as numbered PNG files, in place of those
+    there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number, pixels in enumerate(to_uint8(x).permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(folder / f"{number:06d}.png")
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+            folder / f"{number:06d}.png"
+        )
 
 
 def sheet(x: Tensor, rows: int = 10, columns: int = 10) -> np.ndarray:
-    """A contact sheet of images (n, c, h, w) in [-1, 1], evenly picked, a class per row: (H, W) or (H, W, 3) bytes."""
+    """A contact sheet of images (n, c, h, w) in [-1, 1], evenly picked, a class per row: (H, W) or
+    (H, W, 3) bytes."""
     chosen = x[torch.linspace(0, len(x) - 1, rows * columns).long()]
-    tiles = to_uint8(torch.nn.functional.pad(chosen, (1, 1, 1, 1), value=-1)).permute(0, 2, 3, 1).numpy()
+    tiles = (
+        to_uint8(torch.nn.functional.pad(chosen, (1, 1, 1, 1), value=-1))
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
     h, w, c = tiles.shape[1:]
     picture = tiles.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
     return picture.squeeze(-1) if c == 1 else picture

@@ -1,4 +1,5 @@
-"""Generators trained in a drifting field: settings, training with checkpoints that rebuild themselves, sampling."""
+"""Generators trained in a drifting field: settings, training with checkpoints that rebuild
+themselves, sampling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +28,15 @@ from fieldbook.nn.recipe import Positive, Recipe, learning_rate
 from fieldbook.nn.seeds import stream
 from fieldbook.run.tables import Table
 
-METRICS = ("loss", "field_loss", "drift_norm", "grad_norm", "feature_dist_mean", "feature_dist_var", "lr")
+METRICS = (
+    "loss",
+    "field_loss",
+    "drift_norm",
+    "grad_norm",
+    "feature_dist_mean",
+    "feature_dist_var",
+    "lr",
+)
 """What is recorded at every update."""
 
 
@@ -38,12 +47,14 @@ class Setting:
     Attributes:
         data: a toy, or images; `folder`: of the files of `mnist` and `cifar10`.
         generator: with `width`, `depth`, and `noise_dim`, `codebook` (mlp) or `patch` (dit).
-        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`, `axes`,
-            `projection` and `prior`: begin as the kernel field with `taus`, or at random.
+        field: `kernel`, with `taus`, `axes`, `pull` and `push`; or `learned`, with `objective`,
+            `axes`, `projection` and `prior`: begin as the kernel field with `taus`, or at random.
         encoder: drift in the features of an autoencoder, too, and not in pixels alone.
-        set_size: generated samples per class and update; `positives`: real ones; `groups`: classes per update.
-        cfg: `none`; `one_pass`, with `unconditional` real negatives per class and strengths drawn on [1, `alpha_max`];
-            `two_pass`, which trains one more group without class and extrapolates when sampling.
+        set_size: generated samples per class and update; `positives`: real ones; `groups`: classes
+            per update.
+        cfg: `none`; `one_pass`, with `unconditional` real negatives per class and strengths drawn
+            on [1, `alpha_max`]; `two_pass`, which trains one more group without class and
+            extrapolates when sampling.
         steps, lr, ..: of the `Recipe`; `ema_share`: of the run, seen by the averaged weights;
             `field_lr`: factor on the learning rate for a learned field.
     """
@@ -86,10 +97,18 @@ class Setting:
         """The recipe of `fieldbook.nn.training.fit`."""
         scale = {"field.": self.field_lr} if self.field == "learned" else {}
         return Recipe(
-            steps=self.steps, batch_size=self.set_size * self.groups, lr=self.lr, schedule=self.schedule,
-            warmup=min(self.warmup, self.steps), clip=self.clip, ema=1 - 1 / max(self.ema_share * self.steps, 2),
-            precision=self.precision, eval_every=self.eval_every, seed=self.seed, lr_scale=scale,
-        )  # fmt: skip
+            steps=self.steps,
+            batch_size=self.set_size * self.groups,
+            lr=self.lr,
+            schedule=self.schedule,
+            warmup=min(self.warmup, self.steps),
+            clip=self.clip,
+            ema=1 - 1 / max(self.ema_share * self.steps, 2),
+            precision=self.precision,
+            eval_every=self.eval_every,
+            seed=self.seed,
+            lr_scale=scale,
+        )
 
 
 class Reals:
@@ -101,7 +120,11 @@ class Reals:
         self.classes, self.shape, self.count = 0, (2,), setting.set_size * setting.groups
         if self.images is not None:
             self.x, label = self.images.train.to(device), self.images.train_label
-            self.classes, self.shape, self.count = self.images.classes, tuple(self.x.shape[1:]), len(self.x)
+            self.classes, self.shape, self.count = (
+                self.images.classes,
+                tuple(self.x.shape[1:]),
+                len(self.x),
+            )
             self.members = [(label == c).nonzero()[:, 0].to(device) for c in range(self.classes)]
             self.members.append(torch.arange(len(self.x), device=device))  # of no class: any
             self.padded = nn.utils.rnn.pad_sequence(self.members, batch_first=True)
@@ -147,17 +170,28 @@ class Drifter(nn.Module):
             self.generator = MLPGenerator(shape, noise_dim=noise_dim, codebook=codebook, **size)
         self.field = None
         if setting.field == "learned":
-            bank = {"projection": setting.projection, "axes": setting.axes, "seed": setting.seed + 1}
+            bank = {
+                "projection": setting.projection,
+                "axes": setting.axes,
+                "seed": setting.seed + 1,
+            }
             self.field = FieldBank(dims, taus=setting.taus if setting.prior else (), **bank)
         self.setting, self.classes, self.dims = setting, classes, list(dims)
 
     def sample(self, label: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-        """One sample per label (n,), in one pass; in two, extrapolated from no class, under `two_pass`."""
-        noise = torch.randn(len(label), self.generator.noise_dim, generator=generator, device=label.device)
+        """One sample per label (n,), in one pass; in two, extrapolated from no class, under
+        `two_pass`."""
+        noise = torch.randn(
+            len(label), self.generator.noise_dim, generator=generator, device=label.device
+        )
         one = torch.ones(len(label), device=label.device)
         if self.setting.cfg != "two_pass":
-            return self.generator(noise, label, one * (alpha if self.setting.cfg == "one_pass" else 1.0))
-        x, free = (self.generator(noise, y, one) for y in (label, torch.full_like(label, self.classes)))
+            return self.generator(
+                noise, label, one * (alpha if self.setting.cfg == "one_pass" else 1.0)
+            )
+        x, free = (
+            self.generator(noise, y, one) for y in (label, torch.full_like(label, self.classes))
+        )
         return free + alpha * (x - free)
 
 
@@ -174,14 +208,24 @@ def build(setting: Setting, reals: Reals) -> tuple[Drifter, Autoencoder | None]:
 
 def _train_encoder(reals: Reals, seed: int, steps: int = 600) -> Autoencoder:
     """An autoencoder of the training images, frozen."""
-    widths = (16, 32) if reals.shape[-1] <= 8 else (32, 64, 128)[: 3 if reals.shape[-1] % 8 == 0 else 2]
+    widths = (
+        (16, 32) if reals.shape[-1] <= 8 else (32, 64, 128)[: 3 if reals.shape[-1] % 8 == 0 else 2]
+    )
     encoder = Autoencoder(reals.shape, widths=widths, seed=seed).to(reals.x.device)
     recipe = Recipe(steps=steps, batch_size=128, lr=2e-3, schedule="cosine", seed=seed)
-    training.fit(encoder, lambda m, i, g: m.loss(reals.x[i.to(g.device)], g), len(reals.x), recipe, progress=False)
+    training.fit(
+        encoder,
+        lambda m, i, g: m.loss(reals.x[i.to(g.device)], g),
+        len(reals.x),
+        recipe,
+        progress=False,
+    )
     return encoder.eval().requires_grad_(False)
 
 
-def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Callable[..., tuple[Tensor, dict]]:
+def loss_of(
+    setting: Setting, reals: Reals, encoder: Autoencoder | None
+) -> Callable[..., tuple[Tensor, dict]]:
     """The loss of one update: (model, samples, generator) -> (0-d, metrics); a class is a group."""
     n, groups = setting.set_size, setting.groups
 
@@ -195,7 +239,9 @@ def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Call
         with torch.no_grad():
             return features(reals.draw(labels, count, generator))
 
-    def loss(model: Drifter, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        model: Drifter, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         device = generator.device
         order = torch.randperm(max(reals.classes, 1), generator=generator, device=device)
         labels = order.repeat(groups)[: max(count // n, 1)]
@@ -205,24 +251,48 @@ def loss_of(setting: Setting, reals: Reals, encoder: Autoencoder | None) -> Call
         if setting.cfg == "one_pass":
             alpha = draw_alpha((len(labels),), generator, setting.alpha_max)
             weight = guidance_weight(alpha, n, setting.unconditional)
-            unconditional = real(torch.full_like(labels, reals.any_label), setting.unconditional, generator)
+            unconditional = real(
+                torch.full_like(labels, reals.any_label), setting.unconditional, generator
+            )
         label = labels.repeat_interleave(n)
-        noise = torch.randn(len(label), model.generator.noise_dim, generator=generator, device=device)
-        x = features(model.generator(noise, label, alpha.repeat_interleave(n)).unflatten(0, (len(labels), n)))
+        noise = torch.randn(
+            len(label), model.generator.noise_dim, generator=generator, device=device
+        )
+        x = features(
+            model.generator(noise, label, alpha.repeat_interleave(n)).unflatten(0, (len(labels), n))
+        )
         positive = real(labels, setting.positives, generator)
-        fresh = real(labels, setting.positives, generator) if model.field is not None else [None] * len(x)
+        fresh = (
+            real(labels, setting.positives, generator)
+            if model.field is not None
+            else [None] * len(x)
+        )
         extra = unconditional or [None] * len(x)
-        sets = [Sets(a, p, u, weight, f) for a, p, u, f in zip(x, positive, extra, fresh, strict=True)]
-        options = {"taus": setting.taus, "axes": setting.axes, "pull": setting.pull, "push": setting.push}
+        sets = [
+            Sets(a, p, u, weight, f) for a, p, u, f in zip(x, positive, extra, fresh, strict=True)
+        ]
+        options = {
+            "taus": setting.taus,
+            "axes": setting.axes,
+            "pull": setting.pull,
+            "push": setting.push,
+        }
         return drifting_loss(sets, model.field, objective=setting.objective, **options)
 
     return loss
 
 
 def train(
-    setting: Setting, folder: Path, *, device: str = "cpu", start: Path | None = None, allow_fresh_field: bool = False,
-    logger: Any = None, deterministic: bool = False, progress: bool = False,
-) -> training.Fit:  # fmt: skip
+    setting: Setting,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    start: Path | None = None,
+    allow_fresh_field: bool = False,
+    logger: Any = None,
+    deterministic: bool = False,
+    progress: bool = False,
+) -> training.Fit:
     """Train a generator; continue a killed run bit-identically.
 
     Args:
@@ -251,7 +321,9 @@ def train(
         updates.append({"step": step, **dict.fromkeys(METRICS, math.nan), **latest, **facts})
 
     def evaluate(averaged: Drifter, step: int) -> dict[str, float]:
-        rows = [{"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in updates]
+        rows = [
+            {"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in updates
+        ]
         updates.clear()
         table.append(*rows)
         for row in rows if logger else []:
@@ -269,16 +341,25 @@ def train(
     torch.use_deterministic_algorithms(deterministic or before)
     try:
         return training.fit(
-            model, loss, reals.count, recipe,
-            evaluate=evaluate, watch=watch, checkpoint=folder, written=written,
-            facts={"start": start and content_of(start)}, progress=progress, description=folder.name,
-        )  # fmt: skip
+            model,
+            loss,
+            reals.count,
+            recipe,
+            evaluate=evaluate,
+            watch=watch,
+            checkpoint=folder,
+            written=written,
+            facts={"start": start and content_of(start)},
+            progress=progress,
+            description=folder.name,
+        )
     finally:
         torch.use_deterministic_algorithms(before)
 
 
 class Checkpoint(NamedTuple):
-    """A file's content: what the model was, when, how training went, and its weights, raw and averaged."""
+    """A file's content: what the model was, when, how training went, and its weights, raw and
+    averaged."""
 
     setting: Setting
     shape: tuple[int, ...]
@@ -297,9 +378,14 @@ def save_checkpoint(
     """Write weights, field and averaged weights, with all else as the facts beside them."""
     tensors = nn.ModuleDict({"model": model, "ema": ema}).state_dict()
     facts = {
-        "setting": asdict(model.setting), "shape": model.generator.shape, "classes": model.classes,
-        "dims": model.dims, "step": step, "epoch": epoch, "metrics": metrics,
-    }  # fmt: skip
+        "setting": asdict(model.setting),
+        "shape": model.generator.shape,
+        "classes": model.classes,
+        "dims": model.dims,
+        "step": step,
+        "epoch": epoch,
+        "metrics": metrics,
+    }
     save_weights(tensors, path, facts)
 
 
@@ -319,7 +405,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def restore(path: Path, *, ema: bool = True) -> tuple[Drifter, Checkpoint]:
-    """The model of a checkpoint, rebuilt from what it stores, in eval mode; with the averaged weights unless told."""
+    """The model of a checkpoint, rebuilt from what it stores, in eval mode; with the averaged
+    weights unless told."""
     saved = read_checkpoint(path)
     model = Drifter(saved.setting, saved.shape, saved.classes, saved.dims)
     try:
@@ -337,9 +424,12 @@ def _copy_weights(model: Drifter, saved: Checkpoint, allow_fresh_field: bool) ->
     fresh, _ = model.load_state_dict(saved.model, strict=False)
     if fresh and not allow_fresh_field:
         remedy = "set allow_fresh_field to begin with an untrained one"
-        raise ValueError(f"start: the checkpoint has no learned field ({fresh[0]} is missing); {remedy}")
+        raise ValueError(
+            f"start: the checkpoint has no learned field ({fresh[0]} is missing); {remedy}"
+        )
 
 
 def balanced_labels(n: int, classes: int) -> Tensor:
-    """n labels with every class as often as any other, within one; in order; zeros without classes."""
+    """n labels with every class as often as any other, within one; in order; zeros without
+    classes."""
     return torch.arange(n) * max(classes, 1) // n

@@ -1,6 +1,8 @@
-"""Fréchet and kernel distances between features, and how generated samples cover real ones; clean-fid's where it can.
+"""Fréchet and kernel distances between features, and how generated samples cover real ones;
+clean-fid's where it can.
 
-A Fréchet distance is called FID only if its features are Inception's, resized by clean-fid. Nothing is downloaded.
+A Fréchet distance is called FID only if its features are Inception's, resized by clean-fid. Nothing
+is downloaded.
 """
 
 import importlib
@@ -23,8 +25,8 @@ WEIGHTS = Path("." if platform.system() == "Windows" else "/tmp")  # where clean
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Squared 2-Wasserstein distance between two Gaussians, in double precision.
 
-    The trace of sqrt(C1 C2) is the sum of the roots of the eigenvalues of sqrt(C1) C2 sqrt(C1), which is symmetric: two
-    symmetric eigenvalue problems in place of one Schur decomposition.
+    The trace of sqrt(C1 C2) is the sum of the roots of the eigenvalues of sqrt(C1) C2 sqrt(C1),
+    which is symmetric: two symmetric eigenvalue problems in place of one Schur decomposition.
 
     Args:
         mean1, mean2: (D,); `cov1`, `cov2`: (D, D), symmetric.
@@ -64,7 +66,9 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return frechet_distance(x.mean(0), covs[0], y.mean(0), covs[1])
 
 
-def kid(x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000) -> float:
+def kid(
+    x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, largest: int = 1000
+) -> float:
     """Kernel distance with the kernel (x.y / D + 1)^3: mean of unbiased estimates over subsets.
 
     clean-fid's draws its subsets from NumPy's global generator, which is the caller's.
@@ -81,7 +85,9 @@ def kid(x: Tensor, y: Tensor, generator: torch.Generator, subsets: int = 100, la
     m = min(len(x), len(y), largest)
     found = []
     for _ in range(1 if len(x) == len(y) == m else subsets):
-        orders = [torch.randperm(len(z), generator=generator, device=generator.device) for z in (x, y)]
+        orders = [
+            torch.randperm(len(z), generator=generator, device=generator.device) for z in (x, y)
+        ]
         a, b = (z[order[:m].to(z.device)] for z, order in zip((x, y), orders, strict=True))
         of_a, of_b, between = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
         within = of_a.sum() - of_a.trace() + of_b.sum() - of_b.trace()
@@ -127,7 +133,9 @@ def clean_fid() -> object:
     return importlib.import_module("cleanfid.fid")
 
 
-def inception(mode: FidMode, device: torch.device, weights: Path = WEIGHTS) -> Callable[[Tensor], Tensor]:
+def inception(
+    mode: FidMode, device: torch.device, weights: Path = WEIGHTS
+) -> Callable[[Tensor], Tensor]:
     """Inception as clean-fid runs it: images (n, 3, 299, 299) in [0, 255] -> features (n, 2048).
 
     Raises:
@@ -136,13 +144,21 @@ def inception(mode: FidMode, device: torch.device, weights: Path = WEIGHTS) -> C
     clean_fid()
     pytorch = mode == "legacy_pytorch"
     folder = Path(torch.hub.get_dir(), "checkpoints") if pytorch else Path(weights)
-    file = folder / ("pt_inception-2015-12-05-6726825d.pth" if pytorch else "inception-2015-12-05.pt")
+    file = folder / (
+        "pt_inception-2015-12-05-6726825d.pth" if pytorch else "inception-2015-12-05.pt"
+    )
     if not file.is_file():
         raise FileNotFoundError(f"no Inception weights at {file}; {_SOURCES}")
     if pytorch:
-        return importlib.import_module("cleanfid.features").feature_extractor("pytorch_inception", device, False, False)
+        return importlib.import_module("cleanfid.features").feature_extractor(
+            "pytorch_inception", device, False, False
+        )
     network = importlib.import_module("cleanfid.inception_torchscript").InceptionV3W
-    return network(str(folder), download=False, resize_inside=mode == "legacy_tensorflow").to(device).eval()
+    return (
+        network(str(folder), download=False, resize_inside=mode == "legacy_tensorflow")
+        .to(device)
+        .eval()
+    )
 
 
 _SOURCES = (
@@ -170,18 +186,27 @@ def reference_statistics(
 
 
 def folder_features(
-    folder: Path, extractor: Callable[[Tensor], Tensor], mode: FidMode = "clean", batch_size: int = 128
+    folder: Path,
+    extractor: Callable[[Tensor], Tensor],
+    mode: FidMode = "clean",
+    batch_size: int = 128,
 ) -> Tensor:
-    """Features of all images in a folder, resized by clean-fid; (n, D), in the order of the file names.
+    """Features of all images in a folder, resized by clean-fid; (n, D), in the order of the file
+    names.
 
     Args:
-        extractor: `inception(mode, device)`, or any function of images (n, 3, 299, 299) in [0, 255].
+        extractor: `inception(mode, device)`, or any function of images (n, 3, 299, 299) in [0,
+            255].
     """
     options = {"num_workers": 0, "device": torch.device("cpu"), "mode": mode, "verbose": False}
-    return torch.from_numpy(clean_fid().get_folder_features(str(folder), extractor, batch_size=batch_size, **options))
+    return torch.from_numpy(
+        clean_fid().get_folder_features(str(folder), extractor, batch_size=batch_size, **options)
+    )
 
 
-def require_fid(dataset: str, resolution: int, split: str, mode: FidMode = "clean", weights: Path = WEIGHTS) -> None:
+def require_fid(
+    dataset: str, resolution: int, split: str, mode: FidMode = "clean", weights: Path = WEIGHTS
+) -> None:
     """Check, before samples are drawn, that `fid` will find its two files.
 
     Raises:
@@ -201,13 +226,20 @@ def require_fid(dataset: str, resolution: int, split: str, mode: FidMode = "clea
 
 
 def fid(
-    folder: Path, dataset: str, resolution: int, split: str, mode: FidMode = "clean", device: str = "cpu",
+    folder: Path,
+    dataset: str,
+    resolution: int,
+    split: str,
+    mode: FidMode = "clean",
+    device: str = "cpu",
     weights: Path = WEIGHTS,
-) -> float:  # fmt: skip
-    """Fréchet Inception distance of a folder of images to a data set, by clean-fid's resizing, network and statistics.
+) -> float:
+    """Fréchet Inception distance of a folder of images to a data set, by clean-fid's resizing,
+    network and statistics.
 
     Raises:
-        FileNotFoundError: Inception's weights or the statistics are missing; names both and where they go.
+        FileNotFoundError: Inception's weights or the statistics are missing; names both and where
+            they go.
     Source: Parmar et al. 2022 (arXiv:2104.11222).
     """
     require_fid(dataset, resolution, split, mode, weights)
@@ -216,6 +248,9 @@ def fid(
     mean, cov = reference_statistics(dataset, resolution, split, mode)
     return float(
         clean_fid().frechet_distance(
-            features.numpy().mean(0), np.cov(features.numpy(), rowvar=False), mean.numpy(), cov.numpy()
+            features.numpy().mean(0),
+            np.cov(features.numpy(), rowvar=False),
+            mean.numpy(),
+            cov.numpy(),
         )
     )

@@ -1,6 +1,8 @@
-"""One-step generators: noise, a class and a guidance strength in, a sample out, in a single forward pass.
+"""One-step generators: noise, a class and a guidance strength in, a sample out, in a single forward
+pass.
 
-Both classes have `noise_dim` and are called as (noise, label, alpha). Label `classes` stands for no class.
+Both classes have `noise_dim` and are called as (noise, label, alpha). Label `classes` stands for no
+class.
 """
 
 import math
@@ -29,9 +31,11 @@ class Condition(nn.Module):
 
 
 class Styles(nn.Module):
-    """Random styles: every entry of a noise vector chooses one of `codebook` learned vectors, which are added up.
+    """Random styles: every entry of a noise vector chooses one of `codebook` learned vectors, which
+    are added up.
 
-    A continuous network of continuous noise has a connected image. Styles are discrete, and free of that.
+    A continuous network of continuous noise has a connected image. Styles are discrete, and free of
+    that.
 
     Source: Deng et al. 2026 (arXiv:2602.04770), section A.2.
     """
@@ -43,7 +47,9 @@ class Styles(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """Standard normal (batch, style) -> (batch, width)."""
-        chosen = (torch.special.ndtr(noise.float()) * self.codebook).long().clamp(max=self.codebook - 1)
+        chosen = (
+            (torch.special.ndtr(noise.float()) * self.codebook).long().clamp(max=self.codebook - 1)
+        )
         return self.vector(chosen).sum(1)
 
 
@@ -68,14 +74,22 @@ class MLPGenerator(nn.Module):
         seed: int,
     ):
         super().__init__()
-        self.shape, self.continuous, self.noise_dim = tuple(shape), noise_dim, noise_dim + (codebook > 0)
+        self.shape, self.continuous, self.noise_dim = (
+            tuple(shape),
+            noise_dim,
+            noise_dim + (codebook > 0),
+        )
         with seeded(seed):
             self.inward = nn.Linear(noise_dim, width)
             self.condition = Condition(classes, width)
             self.style = Styles(codebook, width, spread=2.0) if codebook else None
             self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
-            self.layers = nn.ModuleList(FeedForward(width, 2 * width, activation="gelu") for _ in range(depth))
-            self.outward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, math.prod(self.shape)))
+            self.layers = nn.ModuleList(
+                FeedForward(width, 2 * width, activation="gelu") for _ in range(depth)
+            )
+            self.outward = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, math.prod(self.shape))
+            )
 
     def forward(self, noise: Tensor, label: Tensor, alpha: Tensor) -> Tensor:
         """(batch, noise_dim), (batch,), (batch,) -> (batch, *shape)."""
@@ -88,20 +102,32 @@ class MLPGenerator(nn.Module):
 
 
 class DiTGenerator(nn.Module):
-    """Transformer on patches of noise, with random styles, and in-context tokens that all carry the condition.
+    """Transformer on patches of noise, with random styles, and in-context tokens that all carry the
+    condition.
 
     Args:
         shape: (channels, height, width) of a sample; `patch`: side of a patch, which divides both.
-        width, depth, heads: of the transformer; `context`, `styles`, `codebook`: numbers of tokens, styles and vectors.
+        width, depth, heads: of the transformer; `context`, `styles`, `codebook`: numbers of tokens,
+            styles and vectors.
     Raises:
         ValueError: `patch` does not divide the image.
     Source: Peebles & Xie 2023 (arXiv:2212.09748); Deng et al. 2026 (arXiv:2602.04770), section A.2.
     """
 
     def __init__(
-        self, shape: Sequence[int], *, classes: int = 0, patch: int = 4, width: int = 256, depth: int = 6,
-        heads: int = 4, context: int = 8, styles: int = 8, codebook: int = 64, seed: int,
-    ):  # fmt: skip
+        self,
+        shape: Sequence[int],
+        *,
+        classes: int = 0,
+        patch: int = 4,
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 4,
+        context: int = 8,
+        styles: int = 8,
+        codebook: int = 64,
+        seed: int,
+    ):
         super().__init__()
         c, h, w = self.shape = tuple(shape)
         require(h % patch == 0 and w % patch == 0, "patch", patch, f"a divisor of {h} and {w}")
@@ -121,9 +147,13 @@ class DiTGenerator(nn.Module):
         c, h, w = self.shape
         pixels, style = noise.split((c * h * w, self.n_styles), 1)
         condition = self.condition(label, alpha) + self.style(style)
-        patches = nn.functional.pixel_unshuffle(pixels.unflatten(1, self.shape), self.patch).flatten(2).mT
+        patches = (
+            nn.functional.pixel_unshuffle(pixels.unflatten(1, self.shape), self.patch).flatten(2).mT
+        )
         x = torch.cat((self.context + condition[:, None], self.inward(patches) + self.position), 1)
         for block in self.blocks:
             x = block(x)
         out = self.outward(x[:, len(self.context) :]).mT
-        return nn.functional.pixel_shuffle(out.unflatten(2, (h // self.patch, w // self.patch)), self.patch)
+        return nn.functional.pixel_shuffle(
+            out.unflatten(2, (h // self.patch, w // self.patch)), self.patch
+        )

@@ -1,6 +1,8 @@
-"""Small labelled images as tensors: digits from scikit-learn, MNIST and CIFAR-10 from files. Nothing is downloaded.
+"""Small labelled images as tensors: digits from scikit-learn, MNIST and CIFAR-10 from files.
+Nothing is downloaded.
 
-torchvision's readers leave MNIST unchecked, want it unpacked, and load any pickle: these parsers are no longer.
+torchvision's readers leave MNIST unchecked, want it unpacked, and load any pickle: these parsers
+are no longer.
 """
 
 import gzip
@@ -32,11 +34,13 @@ CIFAR10 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-"""Files of the data sets as their authors distribute them, and MD5 sums of what they hold, unpacked."""
+"""Files of the data sets as their authors distribute them, and MD5 sums of what they hold,
+unpacked."""
 
 
 class Images(NamedTuple):
-    """Training and held-out images (n, channels, height, width) in [-1, 1], with labels (n,) int64."""
+    """Training and held-out images (n, channels, height, width) in [-1, 1], with labels (n,)
+    int64."""
 
     train: Tensor
     train_label: Tensor
@@ -50,7 +54,8 @@ class Images(NamedTuple):
 
 
 def digits(seed: int = 0) -> Images:
-    """The 1,797 scanned digits of 8 x 8 pixels that scikit-learn ships: 50 of each class held out, 1,297 to train.
+    """The 1,797 scanned digits of 8 x 8 pixels that scikit-learn ships: 50 of each class held out,
+    1,297 to train.
 
     Source: Alpaydin & Kaynak 1998 (doi:10.24432/C50P49).
     """
@@ -95,7 +100,9 @@ def cifar10(folder: Path, sums: Mapping[str, str] = CIFAR10) -> Images:
     return Images(torch.cat(images[:-1]), torch.cat(labels[:-1]), images[-1], labels[-1])
 
 
-def _checked(x: Tensor, label: Tensor, shape: tuple[int, int, int], path: Path) -> tuple[Tensor, Tensor]:
+def _checked(
+    x: Tensor, label: Tensor, shape: tuple[int, int, int], path: Path
+) -> tuple[Tensor, Tensor]:
     """Bytes as images in [-1, 1], with labels from 0 to 9."""
     if x.dtype != torch.uint8 or x.shape != (len(label), *shape) or not len(label):
         found = f"{len(label)} labels for {tuple(x.shape)} images of {x.dtype}"
@@ -125,7 +132,9 @@ def _content(path: Path, sums: Mapping[str, str]) -> bytes:
         content = gzip.decompress(stored) if packed else stored
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from None
-    found, also = (hashlib.md5(data, usedforsecurity=False).hexdigest() for data in (content, stored))
+    found, also = (
+        hashlib.md5(data, usedforsecurity=False).hexdigest() for data in (content, stored)
+    )
     if sums[path.name] not in (found, also):
         problem = "it is damaged, or of another data set: fetch it again"
         raise ValueError(f"{file}: MD5 sum {found}, expected {sums[path.name]}; {problem}")
@@ -136,7 +145,9 @@ def _idx(path: Path, raw: bytes, axes: int) -> Tensor:
     """An idx file of unsigned bytes."""
     magic = bytes((0, 0, 8, axes))
     if raw[:4] != magic:
-        raise ValueError(f"{path}: magic number {raw[:4].hex()}, expected {magic.hex()}: unsigned bytes, {axes} axes")
+        raise ValueError(
+            f"{path}: magic number {raw[:4].hex()}, expected {magic.hex()}: unsigned bytes, {axes} axes"
+        )
     header = 4 + 4 * axes
     shape = struct.unpack(f">{axes}I", raw[4:header]) if len(raw) >= header else None
     if shape is None or len(raw) == header or len(raw) - header != math.prod(shape):

@@ -1,7 +1,8 @@
-"""Features of small images from a frozen classifier trained here, and every measure of samples that rests on them.
+"""Features of small images from a frozen classifier trained here, and every measure of samples that
+rests on them.
 
-The Fréchet distance in these features is called FD-digits (FD-mnist, ..), never FID: its scale is its own. The
-classifier is never the encoder that a generator is trained with.
+The Fréchet distance in these features is called FD-digits (FD-mnist, ..), never FID: its scale is
+its own. The classifier is never the encoder that a generator is trained with.
 """
 
 import hashlib
@@ -33,11 +34,16 @@ class Classifier(nn.Module):
         side = -(-h // 4) * -(-w // 4)
         with seeded(seed):
             self.features = nn.Sequential(
-                nn.Conv2d(c, 32, 3, padding=1), nn.ReLU(),
-                nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
-                nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
-                nn.Linear(64 * side, 64), nn.ReLU(),
-            )  # fmt: skip
+                nn.Conv2d(c, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(32, 64, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(64 * side, 64),
+                nn.ReLU(),
+            )
             self.logits = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +56,8 @@ class Judge:
     """A frozen classifier with the features of real images, which measures generated ones.
 
     Attributes:
-        images: the real ones; `train`, `test`: their features (n, 64); `digest`: of the weights, for a manifest.
+        images: the real ones; `train`, `test`: their features (n, 64); `digest`: of the weights,
+            for a manifest.
         accuracy: of the classifier on the held-out images.
     """
 
@@ -69,13 +76,16 @@ class Judge:
         return torch.cat([self.network.features(part.to(device)).cpu() for part in x.split(1024)])
 
     def measure(self, x: Tensor, label: Tensor, seed: int = 0) -> dict[str, float]:
-        """All measures of generated images (n, c, h, w) in [-1, 1] that were asked for with these labels (n,).
+        """All measures of generated images (n, c, h, w) in [-1, 1] that were asked for with these
+        labels (n,).
 
         Class frequencies should be those of the held-out images: `balanced_labels` makes them so.
 
         Returns:
-            `fd_train`, `fd_heldout`, `kid` (to the held-out images), `precision`, `recall`, `density`, `coverage` among
-            them, class `accuracy`, `energy` distance of pixels to them, and `nearest`: the mean distance in pixels to
+            `fd_train`, `fd_heldout`, `kid` (to the held-out images), `precision`, `recall`,
+            `density`, `coverage` among
+            them, class `accuracy`, `energy` distance of pixels to them, and `nearest`: the mean
+                distance in pixels to
             the nearest training image over that of the held-out images.
         """
         found, generator = self.features(x), torch.Generator().manual_seed(stream("kid", seed))
@@ -96,11 +106,14 @@ class Judge:
         }
 
     def floor(self, repeats: int = 20) -> list[float]:
-        """FD to the held-out images of training images with the same classes: what a perfect sampler would get."""
+        """FD to the held-out images of training images with the same classes: what a perfect
+        sampler would get."""
         label, wanted = self.images.train_label, self.images.test_label.bincount()
         found = []
         for repeat in range(repeats):
-            order = torch.randperm(len(label), generator=torch.Generator().manual_seed(stream("floor", repeat)))
+            order = torch.randperm(
+                len(label), generator=torch.Generator().manual_seed(stream("floor", repeat))
+            )
             chosen = [order[label[order] == c][:n] for c, n in enumerate(wanted.tolist())]
             found.append(frechet.frechet(self.train[torch.cat(chosen)], self.test))
         return found
@@ -115,14 +128,19 @@ def judge(images: Images, seed: int = 1_000, steps: int = 600) -> Judge:
         noisy = x + 0.3 * torch.randn(x.shape, generator=generator)
         return nn.functional.cross_entropy(model(noisy), images.train_label[index])
 
-    recipe = Recipe(steps=steps, batch_size=64, lr=2e-3, weight_decay=0.05, schedule="cosine", seed=seed)
+    recipe = Recipe(
+        steps=steps, batch_size=64, lr=2e-3, weight_decay=0.05, schedule="cosine", seed=seed
+    )
     training.fit(network, loss, len(images.train), recipe, progress=False)
     network.eval().requires_grad_(False)
     weights = cpu_copy(network)
-    digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
+    digest = hashlib.sha256(
+        b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
+    ).hexdigest()[:16]
     with torch.no_grad():
         train, test = (
-            torch.cat([network.features(x) for x in part.split(1024)]) for part in (images.train, images.test)
+            torch.cat([network.features(x) for x in part.split(1024)])
+            for part in (images.train, images.test)
         )
         accuracy = float((network.logits(test).argmax(1) == images.test_label).double().mean())
     return Judge(network, images, train, test, accuracy, digest)

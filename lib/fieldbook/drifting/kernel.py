@@ -1,7 +1,9 @@
-"""The kernel drifting field: generated samples are drawn towards data and pushed away from one another.
+"""The kernel drifting field: generated samples are drawn towards data and pushed away from one
+another.
 
-Mean-shift towards the positives minus mean-shift towards the negatives, with weights from one kernel matrix. Source of
-everything here: Deng et al. 2026 (arXiv:2602.04770), sections 3.3, A.1, A.6 and A.7.
+Mean-shift towards the positives minus mean-shift towards the negatives, with weights from one
+kernel matrix. Source of everything here: Deng et al. 2026 (arXiv:2602.04770), sections 3.3, A.1,
+A.6 and A.7.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,8 @@ Axes = Literal["both", "y", "separate"]
 
 
 class Distances(NamedTuple):
-    """Distances from x to the positives and negatives, (..., N, P + Q), and their statistics before masking."""
+    """Distances from x to the positives and negatives, (..., N, P + Q), and their statistics before
+    masking."""
 
     matrix: Tensor
     mean: Tensor
@@ -34,18 +37,26 @@ class Distances(NamedTuple):
 def distances(
     x: Tensor, pos: Tensor, neg: Tensor, weight: Tensor | None = None, *, mask_self: bool = True
 ) -> Distances:
-    """Euclidean distances from every x to every positive and negative; no tensor is larger than the result.
+    """Euclidean distances from every x to every positive and negative; no tensor is larger than the
+    result.
 
     Args:
-        x: (..., N, D); `pos`: (..., P, D); `neg`: (..., Q, D), of which the first N are x itself if `mask_self`.
+        x: (..., N, D); `pos`: (..., P, D); `neg`: (..., Q, D), of which the first N are x itself if
+            `mask_self`.
         weight: (..., Q), how often each negative counts in mean and variance.
     Returns:
-        The matrix, with x's distances to itself masked, and 0-d mean and variance over all pairs but those.
+        The matrix, with x's distances to itself masked, and 0-d mean and variance over all pairs
+        but those.
     Raises:
         ValueError: `mask_self` with fewer negatives than x.
     """
     n, p = x.shape[-2], pos.shape[-2]
-    require(not mask_self or neg.shape[-2] >= n, "neg", tuple(neg.shape), f"at least {n} rows, the first ones being x")
+    require(
+        not mask_self or neg.shape[-2] >= n,
+        "neg",
+        tuple(neg.shape),
+        f"at least {n} rows, the first ones being x",
+    )
     centre = pos.mean(-2, keepdim=True)  # cdist squares: less is lost to rounding near the origin
     matrix = torch.cdist(x - centre, torch.cat((pos, neg), -2) - centre)
     count = torch.ones_like(matrix[..., :1, :])
@@ -80,20 +91,23 @@ def field(
     mask_self: bool = True,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    """The drifting field V at every x, detached; for several temperatures, with distances computed once.
+    """The drifting field V at every x, detached; for several temperatures, with distances computed
+    once.
 
-    With logits l = -|x - y| / tau (`laplace`) or -|x - y|^2 / (2 tau^2) (`gauss`), affinities A and their sums a_pos,
-    a_neg over each set, V = a_neg sum A_pos y_pos - a_pos sum A_neg y_neg.
+    With logits l = -|x - y| / tau (`laplace`) or -|x - y|^2 / (2 tau^2) (`gauss`), affinities A and
+    their sums a_pos, a_neg over each set, V = a_neg sum A_pos y_pos - a_pos sum A_neg y_neg.
 
     Args:
         x: (..., N, D), leading axes are independent groups; `pos`: (..., P, D); `neg`: (..., Q, D).
         tau: one temperature, or several: then the result has a leading axis of them.
         weight: (..., Q), non-negative: as how many copies each negative counts.
-        axes: `both`, A = sqrt(softmax over y x softmax over x), Alg. 2; `y`, the first alone; `separate`, a softmax
-            over y within each set, which is Eq. 8 to 10.
+        axes: `both`, A = sqrt(softmax over y x softmax over x), Alg. 2; `y`, the first alone;
+            `separate`, a softmax over y within each set, which is Eq. 8 to 10.
         floor: smallest affinity, before masking; 0 for none.
-        pull, push: factors on attraction and repulsion; V is antisymmetric only where they are equal.
-        relative: temperatures are in units of the mean distance: Eq. 22 for features normalised by Eq. 21.
+        pull, push: factors on attraction and repulsion; V is antisymmetric only where they are
+            equal.
+        relative: temperatures are in units of the mean distance: Eq. 22 for features normalised by
+            Eq. 21.
         mask_self: the first N negatives are x itself and do not repel it.
         return_stats: also give `feature_dist_mean` and `feature_dist_var`.
     Returns:
@@ -110,7 +124,9 @@ def field(
         log_weight = torch.zeros_like(energy[..., :1, :])
         if weight is not None:
             log_weight[..., 0, pos.shape[-2] :] = weight.log().clamp_min(-FAR)
-        taus = torch.tensor(tau if several else [tau], dtype=x.dtype, device=x.device).view(-1, *[1] * x.ndim)
+        taus = torch.tensor(tau if several else [tau], dtype=x.dtype, device=x.device).view(
+            -1, *[1] * x.ndim
+        )
         units = taus * d.mean.where(d.mean > 0, 1.0) if relative else taus
         betas = 1 / (units if kernel == "laplace" else units.square())
         v = x.new_empty((len(betas), *x.shape))
@@ -126,10 +142,12 @@ def field(
 
 
 def affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None = None) -> Tensor:
-    """Affinities (..., N, P + Q) of every x to p positives and Q negatives, from logits with the log weights added.
+    """Affinities (..., N, P + Q) of every x to p positives and Q negatives, from logits with the
+    log weights added.
 
     Args:
-        columns: (..., 1, P + Q), logarithm of the sum over x of exp(logit), without weights; for `axes="both"`.
+        columns: (..., 1, P + Q), logarithm of the sum over x of exp(logit), without weights; for
+            `axes="both"`.
     """
     if axes == "separate":
         return torch.cat([part.softmax(-1) for part in (logit[..., :p], logit[..., p:])], -1)
@@ -139,18 +157,26 @@ def affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None = None)
     return (logit - rows / 2).sub_(columns / 2).exp_()
 
 
-def balance(a: Tensor, x: Tensor, pos: Tensor, neg: Tensor, pull: float = 1.0, push: float = 1.0) -> Tensor:
-    """Attraction minus repulsion at x, pull a_neg sum A_pos (y_pos - x) - push a_pos sum A_neg (y_neg - x)."""
+def balance(
+    a: Tensor, x: Tensor, pos: Tensor, neg: Tensor, pull: float = 1.0, push: float = 1.0
+) -> Tensor:
+    """Attraction minus repulsion at x, pull a_neg sum A_pos (y_pos - x) - push a_pos sum A_neg
+    (y_neg - x)."""
     a_pos, a_neg = a.split((pos.shape[-2], neg.shape[-2]), -1)
     of_pos, of_neg = a_pos.sum(-1, keepdim=True), a_neg.sum(-1, keepdim=True)
     drift = pull * of_neg * (a_pos @ pos) - push * of_pos * (a_neg @ neg)
-    return drift if pull == push else drift - (pull - push) * of_pos * of_neg * x  # which cancels otherwise
+    return (
+        drift if pull == push else drift - (pull - push) * of_pos * of_neg * x
+    )  # which cancels otherwise
 
 
 def _log_columns(energy: Tensor, beta: Tensor) -> Tensor:
     """Logarithm of the sum over x of exp(-beta energy), (..., 1, P + Q)."""
     least = energy.amin(-2, keepdim=True)
-    parts = [((least - energy[..., rows, :]) * beta).exp_().sum(-2, keepdim=True) for rows in _blocks(energy)]
+    parts = [
+        ((least - energy[..., rows, :]) * beta).exp_().sum(-2, keepdim=True)
+        for rows in _blocks(energy)
+    ]
     return sum(parts).log() - least * beta
 
 

@@ -1,4 +1,5 @@
-"""Rows about trained generators: toys beside their floor, samples as text, the audit of a field, known drifts."""
+"""Rows about trained generators: toys beside their floor, samples as text, the audit of a field,
+known drifts."""
 
 import math
 from pathlib import Path
@@ -11,7 +12,14 @@ from torch import Tensor
 from fieldbook.drifting import audit, kernel
 from fieldbook.drifting.distances import nearest, sliced_w2
 from fieldbook.drifting.evaluation import sample, sheet
-from fieldbook.drifting.experiment import Drifter, Reals, Setting, balanced_labels, read_checkpoint, restore
+from fieldbook.drifting.experiment import (
+    Drifter,
+    Reals,
+    Setting,
+    balanced_labels,
+    read_checkpoint,
+    restore,
+)
 from fieldbook.drifting.images import Images, to_uint8
 from fieldbook.drifting.toys import TOYS
 from fieldbook.nn.seeds import stream
@@ -29,8 +37,8 @@ def toy_distances(model: Drifter, toy: str, n: int = 2048, draws: int = 5) -> di
 
     Returns:
         Sliced Wasserstein distance to real points, `w2`, and of real ones, `floor`, with `_sd`
-        over draws; `stray`, the share that is farther from its nearest of 4 n real points than 99 % of
-        real points are.
+        over draws; `stray`, the share that is farther from its nearest of 4 n real points than 99 %
+        of real points are.
     """
     found = []
     for repeat in range(draws):
@@ -45,7 +53,8 @@ def toy_distances(model: Drifter, toy: str, n: int = 2048, draws: int = 5) -> di
 
 
 def toy_points(model: Drifter, toy: str, n: int = 600) -> list[dict[str, object]]:
-    """Points (x, y) to draw: `data`, `generated`, and `early`, half-way there; and the `field` (u, v) of the latter."""
+    """Points (x, y) to draw: `data`, `generated`, and `early`, half-way there; and the `field` (u,
+    v) of the latter."""
     real = TOYS[toy](n, torch.Generator().manual_seed(stream("points", toy)))
     made = sample(model, torch.zeros(n, dtype=torch.long), 1.0, 7)
     axis = torch.linspace(-2, 2, 15)
@@ -60,7 +69,8 @@ def toy_points(model: Drifter, toy: str, n: int = 600) -> list[dict[str, object]
 
 
 def sample_rows(folder: Path, per_class: int = 6, device: str = "cpu") -> list[dict[str, object]]:
-    """A few images per class from every checkpoint, under the same noise: `step`, `sample`, `pixels` as hexadecimal."""
+    """A few images per class from every checkpoint, under the same noise: `step`, `sample`,
+    `pixels` as hexadecimal."""
     rows = []
     for path in checkpoints(folder):
         model, saved = restore(path)
@@ -76,21 +86,28 @@ def real_rows(images: Images, per_class: int = 6) -> list[dict[str, object]]:
 
 
 def _pixel_rows(x: Tensor, step: int) -> list[dict[str, object]]:
-    return [{"step": step, "sample": i, "pixels": p.numpy().tobytes().hex()} for i, p in enumerate(to_uint8(x))]
+    return [
+        {"step": step, "sample": i, "pixels": p.numpy().tobytes().hex()}
+        for i, p in enumerate(to_uint8(x))
+    ]
 
 
 def picture(rows: pd.DataFrame, shape: tuple[int, ...], per_class: int = 6) -> np.ndarray:
     """Contact sheet of one checkpoint's `sample_rows`, a class per column; bytes."""
     texts = rows.sort_values("sample").pixels
-    pixels = np.stack([np.frombuffer(bytes.fromhex(text), np.uint8).reshape(shape) for text in texts])
+    pixels = np.stack(
+        [np.frombuffer(bytes.fromhex(text), np.uint8).reshape(shape) for text in texts]
+    )
     x = torch.from_numpy(pixels).unflatten(0, (-1, per_class)).transpose(0, 1).flatten(0, 1)
     return sheet(x.float() / 127.5 - 1, rows=per_class, columns=len(x) // per_class)
 
 
 def audit_run(folder: Path) -> dict[str, float]:
-    """What happened to a run's learned field: `changed`, `reach` and `null_ratio`; nan for the kernel field.
+    """What happened to a run's learned field: `changed`, `reach` and `null_ratio`; nan for the
+    kernel field.
 
-    The field is that of the pixels, the samples are real images of any class, and the positives are of one.
+    The field is that of the pixels, the samples are real images of any class, and the positives are
+    of one.
     """
     first, last = (checkpoints(folder)[place] for place in (0, -1))
     model, saved = restore(last, ema=False)
@@ -111,11 +128,14 @@ def audit_run(folder: Path) -> dict[str, float]:
 
 
 def known_drifts(setting: Setting, seed: int) -> dict[str, float]:
-    """Loss and size of the drift of real images, of the class means with a trace of noise, and of noise."""
+    """Loss and size of the drift of real images, of the class means with a trace of noise, and of
+    noise."""
     reals, generator = Reals(setting), torch.Generator().manual_seed(stream("known", seed))
     pos, real = (reals.draw(reals.labels, setting.set_size, generator).flatten(2) for _ in range(2))
     noise = torch.randn(real.shape, generator=generator)
-    mean = torch.stack([reals.x[members].flatten(1).mean(0) for members in reals.members[:-1]])[:, None]
+    mean = torch.stack([reals.x[members].flatten(1).mean(0) for members in reals.members[:-1]])[
+        :, None
+    ]
     cases = {"real images": real, "class means": mean + 1e-3 * noise, "noise": noise}
     rows = audit.losses(cases, pos, setting.taus)
     return {f"{row['case']}, {name}": row[name] for row in rows for name in ("loss", "drift_norm")}

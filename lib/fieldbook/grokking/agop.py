@@ -20,20 +20,22 @@ Rule = Callable[[Tensor, slice], Tensor]
 def agop(f: Function, x: Tensor, *, batch: int = 128) -> Tensor:
     """Exact AGOP, one vector-Jacobian product per output.
 
-    A plain loop over the outputs: on a CPU vmapped products and `torch.func.jacrev` are no faster, since all of them
-    are bound by the same arithmetic (`benchmarks/agop.py`). Batches only bound the memory.
+    A plain loop over the outputs: on a CPU vmapped products and `torch.func.jacrev` are no faster,
+    since all of them are bound by the same arithmetic (`benchmarks/agop.py`). Batches only bound
+    the memory.
 
     Args:
-        f: (n, ...) -> (n,), (n, C) or (n, .., C), a network or a function, in eval mode: each example's output may
-            depend on its own input only. Parameters should be frozen (`requires_grad_(False)`), otherwise their graph
-            is carried along.
+        f: (n, ...) -> (n,), (n, C) or (n, .., C), a network or a function, in eval mode: each
+            example's output may depend on its own input only. Parameters should be frozen
+            (`requires_grad_(False)`), otherwise their graph is carried along.
         x: (n, ...) floating-point inputs; the trailing axes are flattened to D.
         batch: examples differentiated at once; larger on a GPU.
     Returns:
         (D, D), symmetric positive semi-definite, in float32 or wider.
     Raises:
-        ValueError: x has no examples, is not finite or not of floating point; f is random, mixes examples, moves
-            buffers or is not differentiable (`fieldbook.nn.functional.require_fixed`); a gradient is not finite.
+        ValueError: x has no examples, is not finite or not of floating point; f is random, mixes
+            examples, moves buffers or is not differentiable
+            (`fieldbook.nn.functional.require_fixed`); a gradient is not finite.
     """
     _require_inputs(f, x, batch)
     total = _zeros(x)
@@ -44,22 +46,29 @@ def agop(f: Function, x: Tensor, *, batch: int = 128) -> Tensor:
     return _finite(total / len(x))
 
 
-def agop_sketch(f: Function, x: Tensor, generator: torch.Generator, *, k: int = 4, batch: int = 2048) -> Tensor:
+def agop_sketch(
+    f: Function, x: Tensor, generator: torch.Generator, *, k: int = 4, batch: int = 2048
+) -> Tensor:
     """Unbiased AGOP estimate from k random outputs: mean of (J^T v)(J^T v)^T over Rademacher v.
 
-    E[v v^T] = I makes it unbiased (Hutchinson 1990). Sketch over all examples and never over a subsample: gradient
-    norms are heavy-tailed. Arguments, result and errors as in `agop`; `k` is the number of vectors per example.
+    E[v v^T] = I makes it unbiased (Hutchinson 1990). Sketch over all examples and never over a
+    subsample: gradient norms are heavy-tailed. Arguments, result and errors as in `agop`; `k` is
+    the number of vectors per example.
     """
     _require_inputs(f, x, batch)
     require(k >= 1, "k", k, "at least one vector per example")
     return torch.stack(second_moments(f, x, [signs(generator)] * k, batch=batch)).mean(0)
 
 
-def second_moments(f: Function, x: Tensor, rules: Sequence[Rule], *, batch: int = 2048) -> list[Tensor]:
-    """Mean over the examples of (J^T v)(J^T v)^T, (D, D), for each of several rules for v, from one forward pass.
+def second_moments(
+    f: Function, x: Tensor, rules: Sequence[Rule], *, batch: int = 2048
+) -> list[Tensor]:
+    """Mean over the examples of (J^T v)(J^T v)^T, (D, D), for each of several rules for v, from one
+    forward pass.
 
     Args:
-        rules: (outputs (n, C), where in x they belong) -> (n, C), such as `signs` and `residuals` give.
+        rules: (outputs (n, C), where in x they belong) -> (n, C), such as `signs` and `residuals`
+            give.
     """
     totals = [_zeros(x) for _ in rules]
     for part, (inputs, outputs) in enumerate(_forward(f, x, batch)):
@@ -81,17 +90,29 @@ def signs(generator: torch.Generator) -> Rule:
 
 
 def residuals(target: Tensor) -> Rule:
-    """Gradients r = softmax(f) - one-hot(target) of each example's cross-entropy, for right outputs (n,).
+    """Gradients r = softmax(f) - one-hot(target) of each example's cross-entropy, for right outputs
+    (n,).
 
-    The second moment of J^T r is what the source log calls AGOP. It vanishes with the residual, however large J.
+    The second moment of J^T r is what the source log calls AGOP. It vanishes with the residual,
+    however large J.
     """
     integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-    require(integer and target.ndim == 1, "target", f"{target.dtype} {tuple(target.shape)}", "classes (n,) of int64")
+    require(
+        integer and target.ndim == 1,
+        "target",
+        f"{target.dtype} {tuple(target.shape)}",
+        "classes (n,) of int64",
+    )
     lowest, highest = int(target.min()), int(target.max())
 
     def residual(outputs: Tensor, at: slice) -> Tensor:
         classes = outputs.shape[1]
-        require(lowest >= 0 and highest < classes, "target", (lowest, highest), f"classes in [0, {classes})")
+        require(
+            lowest >= 0 and highest < classes,
+            "target",
+            (lowest, highest),
+            f"classes in [0, {classes})",
+        )
         return outputs.softmax(1) - torch.nn.functional.one_hot(target[at].long(), classes)
 
     return residual
@@ -119,7 +140,9 @@ def _require_inputs(f: Function, x: Tensor, batch: int) -> None:
     require(floats, "dtype of x", getattr(x, "dtype", type(x).__name__), remedy)
     numbers(x, "x")
     require(batch >= 1, "batch", batch, "at least 1")
-    with contextlib.suppress(RuntimeError):  # of a function that takes whole batches alone, and no two examples
+    with contextlib.suppress(
+        RuntimeError
+    ):  # of a function that takes whole batches alone, and no two examples
         require_fixed(f, x)
 
 
@@ -130,7 +153,9 @@ def _zeros(x: Tensor) -> Tensor:
 
 def _finite(gradient: Tensor) -> Tensor:
     accepted = "finite numbers; in half precision gradients overflow: use `model.float()`"
-    require(gradient.isfinite().all(), "mean outer product of gradients", "infinite or NaN", accepted)
+    require(
+        gradient.isfinite().all(), "mean outer product of gradients", "infinite or NaN", accepted
+    )
     return gradient
 
 

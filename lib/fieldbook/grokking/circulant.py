@@ -1,8 +1,8 @@
 """How circulant a matrix over cyclic tokens is, calibrated against what random tokens would give.
 
-A network that computes with a + b or a - b on a circle makes token matrices M[i, j] = h(i - j) (circulant) or
-h(i + j) (Hankel); for products the circle is that of discrete logarithms. Source: Mallinar et al. 2024
-(arXiv:2407.20199), section 5; their circulant deviation is 1 - share.
+A network that computes with a + b or a - b on a circle makes token matrices M[i, j] = h(i - j)
+(circulant) or h(i + j) (Hankel); for products the circle is that of discrete logarithms. Source:
+Mallinar et al. 2024 (arXiv:2407.20199), section 5; their circulant deviation is 1 - share.
 """
 
 import math
@@ -40,12 +40,13 @@ def circulant_share(matrix: Tensor) -> Tensor:
 
 
 def expected_share(matrix: Tensor) -> Tensor:
-    """Mean of `circulant_share` over all simultaneous permutations of rows and columns, in closed form.
+    """Mean of `circulant_share` over all simultaneous permutations of rows and columns, in closed
+    form.
 
-    With D_k the sum along the k-th wrapped diagonal, the share is sum_k D_k^2 / (n ||M||^2). D_0 is the trace, whatever
-    the order. For k > 0, E[D_k^2] sums products M_ab M_cd over pairs of entries of that diagonal: the same entry
-    (S2), entries that meet in one token (P; when 2 k = n the transposed entry, S2r, instead) and entries on four
-    distinct tokens (Q).
+    With D_k the sum along the k-th wrapped diagonal, the share is sum_k D_k^2 / (n ||M||^2). D_0 is
+    the trace, whatever the order. For k > 0, E[D_k^2] sums products M_ab M_cd over pairs of entries
+    of that diagonal: the same entry (S2), entries that meet in one token (P; when 2 k = n the
+    transposed entry, S2r, instead) and entries on four distinct tokens (Q).
 
     Args:
         matrix: (..., n, n), n >= 4.
@@ -65,10 +66,12 @@ def expected_share(matrix: Tensor) -> Tensor:
 
 
 def circulant_score(matrix: Tensor) -> Tensor:
-    """Calibrated circulant share of the centred matrix: 0 for tokens in random order, 1 for an exact circulant.
+    """Calibrated circulant share of the centred matrix: 0 for tokens in random order, 1 for an
+    exact circulant.
 
-    s = (share - s0) / (1 - s0) with s0 = `expected_share`: subtracting the expectation under relabelling removes what a
-    positive diagonal or a low rank alone gives (a random Gram matrix has share .6).
+    s = (share - s0) / (1 - s0) with s0 = `expected_share`: subtracting the expectation under
+    relabelling removes what a positive diagonal or a low rank alone gives (a random Gram matrix has
+    share .6).
 
     Args:
         matrix: (..., n, n), tokens in cyclic order, n >= 4.
@@ -102,8 +105,8 @@ def fourier_energies(embedding: Tensor) -> Tensor:
     Args:
         embedding: (n, d), tokens in cyclic order.
     Returns:
-        (n // 2,) energies of frequencies 1 .. n // 2, both signs together; with the constant's they add up to n times
-        the squared norm (Parseval).
+        (n // 2,) energies of frequencies 1 .. n // 2, both signs together; with the constant's they
+        add up to n times the squared norm (Parseval).
     """
     embedding = numbers(embedding, "embedding", ndim=2, least=2).double()
     energy = torch.fft.rfft(embedding, dim=0).abs().square().sum(1)[1:] * 2
@@ -115,12 +118,14 @@ def fourier_energies(embedding: Tensor) -> Tensor:
 def fourier_concentration(embedding: Tensor, top: int = 5) -> tuple[float, float]:
     """Gini coefficient and top share of an embedding's Fourier energies.
 
-    The Gini coefficient is calibrated as (gini - g0) / (1 - g0), g0 that of a Gaussian embedding, whose energies are
-    Gamma(d) variables: g0 = (K - 1)/K Gamma(d + 1/2) / (sqrt(pi) Gamma(d + 1)). The Nyquist frequency of an even circle
-    has another distribution and is left out of the K frequencies.
+    The Gini coefficient is calibrated as (gini - g0) / (1 - g0), g0 that of a Gaussian embedding,
+    whose energies are Gamma(d) variables: g0 = (K - 1)/K Gamma(d + 1/2) / (sqrt(pi) Gamma(d + 1)).
+    The Nyquist frequency of an even circle has another distribution and is left out of the K
+    frequencies.
 
     Args:
-        embedding: (n, d), tokens in cyclic order, n >= 5: of one frequency there is nothing to tell.
+        embedding: (n, d), tokens in cyclic order, n >= 5: of one frequency there is nothing to
+            tell.
     Returns:
         (calibrated Gini, share of the `top` largest energies).
     Raises:
@@ -152,7 +157,8 @@ def shift_share(logits: Tensor, target: Tensor) -> float:
         In [0, 1]: 1 when every example's logits are one template, shifted to its answer.
     Raises:
         ValueError: fewer than two examples, other shapes, or logits that are all the same.
-    Source: the equivariance of Nanda et al. 2023 (arXiv:2301.05217), where logits are sums of cos(w (a + b - c)).
+    Source: the equivariance of Nanda et al. 2023 (arXiv:2301.05217), where logits are sums of cos(w
+    (a + b - c)).
     """
     logits = numbers(logits, "logits", ndim=2, least=2)
     examples, n = logits.shape

@@ -1,4 +1,5 @@
-"""A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint per milestone."""
+"""A network that groks, watched while it trains: one row of measures per evaluation, a checkpoint
+per milestone."""
 
 import contextlib
 import math
@@ -27,7 +28,8 @@ MILESTONES: dict[str, Callable[[dict], bool]] = {
     "halfway": lambda row: row["test_acc"] > 0.5,
     "grokked": lambda row: row["test_acc"] > GROKKED,
 }
-"""A checkpoint is kept at the first evaluation that meets each condition, and a `final` one at the end."""
+"""A checkpoint is kept at the first evaluation that meets each condition, and a `final` one at the
+end."""
 
 
 def train(
@@ -42,10 +44,12 @@ def train(
 ) -> pd.DataFrame:
     """Train on a task's train split, filling a table with one row of `measure` per evaluation.
 
-    A killed call continues from its last evaluation and ends with the same bytes in table and checkpoints.
+    A killed call continues from its last evaluation and ends with the same bytes in table and
+    checkpoints.
 
     Args:
-        recipe: may monitor `waiting`, which grows until the test accuracy exceeds 99 %, to stop a while after that.
+        recipe: may monitor `waiting`, which grows until the test accuracy exceeds 99 %, to stop a
+            while after that.
         table: keyed by `step`.
         folder: of `<milestone>.safetensors`, and of what a resume needs.
         sketch: Rademacher vectors per example in the AGOP.
@@ -56,7 +60,9 @@ def train(
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
         generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
-        row, blocks = measure(network, task, generator, sketch=sketch, autocast=torch.is_autocast_enabled(device.type))
+        row, blocks = measure(
+            network, task, generator, sketch=sketch, autocast=torch.is_autocast_enabled(device.type)
+        )
         row = {"step": step, **row}
         atomic_write(_blocks_file(folder, step), partial(np.save, arr=blocks.cpu().numpy()))
         for name, reached in MILESTONES.items():
@@ -68,7 +74,12 @@ def train(
     def written(step: int) -> bool:
         return table.has({"step": step})
 
-    options = {"evaluate": evaluate, "checkpoint": folder, "progress": progress, "description": folder.name}
+    options = {
+        "evaluate": evaluate,
+        "checkpoint": folder,
+        "progress": progress,
+        "description": folder.name,
+    }
     fit(model, task, recipe, written=written, **options)
     if not (folder / "final.safetensors").exists():
         save_weights(model, folder / "final.safetensors", facts_of(model, task, recipe))
@@ -76,7 +87,12 @@ def train(
 
 
 def measure(
-    model: Grokker, task: Task, generator: torch.Generator, *, sketch: int = 1, autocast: bool = False
+    model: Grokker,
+    task: Task,
+    generator: torch.Generator,
+    *,
+    sketch: int = 1,
+    autocast: bool = False,
 ) -> tuple[dict[str, float], Tensor]:
     """Everything that one evaluation records.
 
@@ -100,10 +116,16 @@ def measure(
 
     with _frozen(model), torch.autocast(device.type, enabled=False):
         random, share = [signs(generator)] * sketch, float(train.double().mean())
-        *trained, loss_gradient = second_moments(network, operands[train], [*random, residuals(target[train])])
+        *trained, loss_gradient = second_moments(
+            network, operands[train], [*random, residuals(target[train])]
+        )
         held_out = second_moments(network, operands[~train], random)
-        gradient = share * torch.stack(trained).mean(0) + (1 - share) * torch.stack(held_out).mean(0)
-        outputs = torch.cat(logits)[(~train).long().argsort(stable=True).argsort()]  # train pairs came first
+        gradient = share * torch.stack(trained).mean(0) + (1 - share) * torch.stack(held_out).mean(
+            0
+        )
+        outputs = torch.cat(logits)[
+            (~train).long().argsort(stable=True).argsort()
+        ]  # train pairs came first
         blocks = one_hot_blocks(gradient, model.numbers.detach())
         row = {
             **_accuracies(outputs, task, target, train, strict),
@@ -114,7 +136,9 @@ def measure(
             "agop_trace": float(gradient.trace()),
             "loss_agop_norm": float(loss_gradient.norm()),
             "cycle_bias_hidden": cycle_bias_hidden(model),
-            "weight_norm": float(torch.stack([w.detach().norm() for w in model.parameters()]).norm()),
+            "weight_norm": float(
+                torch.stack([w.detach().norm() for w in model.parameters()]).norm()
+            ),
         }
     return row, blocks
 
@@ -133,8 +157,8 @@ def _frozen(model: Grokker) -> Iterator[None]:
 def cycle_bias_hidden(model: Grokker) -> float:
     """Mean circulant share of the attention matrices in the hidden basis.
 
-    This is what the source log calls cycle bias. The hidden basis has no cyclic order: for iid entries its expectation
-    is 1 / d_model.
+    This is what the source log calls cycle bias. The hidden basis has no cyclic order: for iid
+    entries its expectation is 1 / d_model.
     """
     attention = [block.attn for block in model.blocks]
     matrices = [linear.weight for a in attention for linear in (a.query, a.key, a.value, a.out)]
@@ -142,14 +166,15 @@ def cycle_bias_hidden(model: Grokker) -> float:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, float]:
-    """What one run comes to: when it grokked, and by how many steps the AGOP score led the test accuracy.
+    """What one run comes to: when it grokked, and by how many steps the AGOP score led the test
+    accuracy.
 
     Args:
         rows: of `train`.
     Returns:
-        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if none); `lead_10`,
-        `lead_50`, steps from the score's crossing of that share of its range to the strict test accuracy's, nan if
-        that accuracy never reaches one half; final values.
+        `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if
+        none); `lead_10`, `lead_50`, steps from the score's crossing of that share of its range to
+        the strict test accuracy's, nan if that accuracy never reaches one half; final values.
     """
     grokked = rows.step[rows.test_acc > GROKKED]
     generalised = rows.test_acc_strict.max() >= 0.5
@@ -172,7 +197,8 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
-    """Step at which a curve first reaches a share of its range, from its first value to its largest.
+    """Step at which a curve first reaches a share of its range, from its first value to its
+    largest.
 
     Linear between evaluations; nan for a curve that does not rise.
     """
@@ -182,14 +208,25 @@ def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
     if values.max() <= values[0] or not len(above):
         return math.nan
     i = above[0]
-    return float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else float(steps[0])
+    return (
+        float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1]))
+        if i
+        else float(steps[0])
+    )
 
 
-def _accuracies(outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor) -> dict[str, float]:
+def _accuracies(
+    outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor
+) -> dict[str, float]:
     loss = torch.nn.functional.cross_entropy(outputs, target, reduction="none")
     guess = outputs.argmax(1)
     right = (guess == target).double()
-    row = {"train_loss": loss[train], "train_acc": right[train], "test_loss": loss[~train], "test_acc": right[~train]}
+    row = {
+        "train_loss": loss[train],
+        "train_acc": right[train],
+        "test_loss": loss[~train],
+        "test_acc": right[~train],
+    }
     row["test_acc_strict"] = right[strict]
     row = {name: float(values.mean()) for name, values in row.items()}
     row["test_acc_residue"] = math.nan
@@ -212,14 +249,20 @@ def _agop_scores(blocks: Tensor, order: Tensor) -> dict[str, float]:
         "agop_circ": on_diagonal(scores),
         "agop_circ_ab": float(scores[0, 1]),
         "agop_hankel_ab": float(circulant.hankel_score(cyclic[0, 1])),
-        "agop_circ_natural": on_diagonal(circulant.circulant_score(blocks[..., natural, :][..., natural])),
+        "agop_circ_natural": on_diagonal(
+            circulant.circulant_score(blocks[..., natural, :][..., natural])
+        ),
         "sqrt_agop_circ": float(circulant.circulant_score(roots).mean()),
     }
 
 
 def _embedding_scores(cyclic: Tensor) -> dict[str, float]:
     gini, top5 = circulant.fourier_concentration(cyclic.double())
-    return {"emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)), "emb_gini": gini, "emb_top5": top5}
+    return {
+        "emb_circ": float(circulant.circulant_score(cyclic @ cyclic.T)),
+        "emb_gini": gini,
+        "emb_top5": top5,
+    }
 
 
 def _shift_share(outputs: Tensor, target: Tensor, order: Tensor) -> float:
@@ -235,7 +278,8 @@ def _blocks_file(folder: Path, step: int) -> Path:
 
 
 def _align(table: Table, folder: Path) -> pd.DataFrame:
-    """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the matrices."""
+    """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the
+    matrices."""
     frame = table.frame()
     if frame.agop_align.isna().any():
         blocks = [np.load(_blocks_file(folder, step)) for step in frame.step]

@@ -31,14 +31,17 @@ class Task:
 
     @property
     def strict(self) -> Tensor:
-        """(n,) bool: test pairs that neither a train mirror (b, a) nor the absorbing target 0 gives away."""
+        """(n,) bool: test pairs that neither a train mirror (b, a) nor the absorbing target 0 gives
+        away."""
         in_train = self.train.new_zeros(self.p, self.p)
         in_train[self.pairs[:, 0], self.pairs[:, 1]] = self.train
         mirror = in_train[self.pairs[:, 1], self.pairs[:, 0]]
         return ~self.train & ~mirror & (self.target != 0)
 
 
-def task(operation: str, p: int, train_fraction: float, seed: int, *, exclude_zero: bool = False) -> Task:
+def task(
+    operation: str, p: int, train_fraction: float, seed: int, *, exclude_zero: bool = False
+) -> Task:
     """All pairs of an operation modulo a prime, split into train and test under a seed.
 
     Args:
@@ -57,7 +60,9 @@ def task(operation: str, p: int, train_fraction: float, seed: int, *, exclude_ze
     target = {"add": a + b, "sub": a - b, "mul": a * b, "div": a * inverse[b]}[operation] % p
     n_train = round(train_fraction * len(a))
     if not 0 < train_fraction < 1 or not 0 < n_train < len(a):
-        raise ValueError(f"train_fraction = {train_fraction} must lie in (0, 1) and leave pairs on both sides")
+        raise ValueError(
+            f"train_fraction = {train_fraction} must lie in (0, 1) and leave pairs on both sides"
+        )
     train = torch.zeros(len(a), dtype=torch.bool)
     train[torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))[:n_train]] = True
     return Task(operation, p, torch.stack([a, b], 1), target, train)
@@ -88,7 +93,8 @@ def token_order(operation: str, p: int, generator: int | None = None) -> Tensor:
 
 
 def residue_class(values: Tensor, p: int) -> Tensor:
-    """Legendre symbol modulo an odd prime: 1 for a non-zero square, -1 for a non-square, 0 for zero."""
+    """Legendre symbol modulo an odd prime: 1 for a non-zero square, -1 for a non-square, 0 for
+    zero."""
     symbol = torch.full((p,), -1)
     symbol[torch.arange(1, p) ** 2 % p] = 1
     symbol[0] = 0

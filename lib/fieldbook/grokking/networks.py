@@ -1,4 +1,5 @@
-"""The grokked networks that several chapters share: chapter agop's settings make them, and here they are found.
+"""The grokked networks that several chapters share: chapter agop's settings make them, and here
+they are found.
 
 Settings are the parameters of chapter agop, by name, for instance those of one of its profiles.
 """
@@ -31,12 +32,20 @@ Settings = Mapping[str, Any]
 
 def settings_of(profile: str) -> dict[str, Any]:
     """The parameters of chapter agop under one of its profiles."""
-    return parameters.check_file(paths.notebook("agop"), paths.ROOT / "parameters" / "agop" / f"{profile}.yaml")
+    return parameters.check_file(
+        paths.notebook("agop"), paths.ROOT / "parameters" / "agop" / f"{profile}.yaml"
+    )
 
 
 def task_of(settings: Settings, operation: str, seed: int) -> Task:
     """The pairs of an operation and their split."""
-    return build_task(operation, settings["p"], settings["train_fraction"], seed, exclude_zero=settings["exclude_zero"])
+    return build_task(
+        operation,
+        settings["p"],
+        settings["train_fraction"],
+        seed,
+        exclude_zero=settings["exclude_zero"],
+    )
 
 
 def network_of(settings: Settings, seed: int) -> Grokker:
@@ -46,24 +55,32 @@ def network_of(settings: Settings, seed: int) -> Grokker:
 
 
 def recipe_of(settings: Settings, seed: int, device: torch.device) -> Recipe:
-    """AdamW for `steps` updates, or until `settle` updates after the test accuracy has passed 99 %."""
+    """AdamW for `steps` updates, or until `settle` updates after the test accuracy has passed 99
+    %."""
     names = ("steps", "batch_size", "lr", "weight_decay", "clip", "eval_every")
     return Recipe(
-        **{name: settings[name] for name in names}, betas=(0.9, 0.98), warmup=10, seed=seed,
+        **{name: settings[name] for name in names},
+        betas=(0.9, 0.98),
+        warmup=10,
+        seed=seed,
         precision=resolve_precision(settings["precision"], device),
-        monitor="waiting", mode="max", patience=max(settings["settle"] // settings["eval_every"], 1),
-    )  # fmt: skip
+        monitor="waiting",
+        mode="max",
+        patience=max(settings["settle"] // settings["eval_every"], 1),
+    )
 
 
 def waiting(step: int, test_acc: float) -> dict[str, float]:
-    """What `recipe_of` monitors: `waiting` grows until the network has grokked, then stays, and patience runs out."""
+    """What `recipe_of` monitors: `waiting` grows until the network has grokked, then stays, and
+    patience runs out."""
     return {"waiting": -1.0 if test_acc > GROKKED else float(step), "test_acc": test_acc}
 
 
 def trained(
     profile: str, operations: Sequence[str], *, workers: int = 1, train_missing: bool = True
 ) -> dict[str, Path]:
-    """Weights of one trained network per operation, in the results folder: {operation: safetensors file}.
+    """Weights of one trained network per operation, in the results folder: {operation: safetensors
+    file}.
 
     A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing, or
     of other settings or code, are trained here, with its first seed; a killed call continues.
@@ -73,12 +90,18 @@ def trained(
         workers: processes of one thread each.
         train_missing: train what is not there; otherwise that is an error.
     Raises:
-        FileNotFoundError: no such profile; or a network is missing and may not be trained. Names file and remedy.
+        FileNotFoundError: no such profile; or a network is missing and may not be trained. Names
+            file and remedy.
         ValueError: a file is damaged; names it.
     """
-    files = {operation: paths.inputs("networks", profile) / f"{operation}.safetensors" for operation in operations}
+    files = {
+        operation: paths.inputs("networks", profile) / f"{operation}.safetensors"
+        for operation in operations
+    }
     settings = settings_of(profile)
-    missing = [operation for operation in operations if not _is_of(files[operation], settings, operation)]
+    missing = [
+        operation for operation in operations if not _is_of(files[operation], settings, operation)
+    ]
     if missing and not train_missing:
         file, remedy = (
             files[missing[0]],
@@ -113,7 +136,8 @@ def _is_of(file: Path, settings: Settings, operation: str) -> bool:
 
 
 def load(settings: Settings, file: Path) -> Grokker:
-    """A network with the weights of a file; raises as `fieldbook.nn.checkpoints.load_weights` does."""
+    """A network with the weights of a file; raises as `fieldbook.nn.checkpoints.load_weights`
+    does."""
     model = network_of(settings, 0)
     load_weights(model, file)
     return model
@@ -127,12 +151,20 @@ def train(settings: Settings, operation: str, folder: Path, evaluate: training.E
     """
     seed, where = settings["seeds"][0], device()
     model, task = network_of(settings, seed).to(where), task_of(settings, operation, seed)
-    fit(model, task, recipe_of(settings, seed, where), evaluate=evaluate, checkpoint=folder, progress=False)
+    fit(
+        model,
+        task,
+        recipe_of(settings, seed, where),
+        evaluate=evaluate,
+        checkpoint=folder,
+        progress=False,
+    )
     return model
 
 
 def fit(model: Grokker, task: Task, recipe: Recipe, **options: Any) -> training.Fit:
-    """`fieldbook.nn.training.fit` with the cross-entropy of a task's train split, on the model's device."""
+    """`fieldbook.nn.training.fit` with the cross-entropy of a task's train split, on the model's
+    device."""
     where = model.numbers.device
     pairs, target = task.pairs[task.train].to(where), task.target[task.train].to(where)
 

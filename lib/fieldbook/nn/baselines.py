@@ -48,15 +48,17 @@ def ridge(
     validation: tuple[np.ndarray, np.ndarray],
     alphas: Sequence[float] = ALPHAS,
 ) -> Linear:
-    """Ridge regression on standardised features, with the penalty that predicts a validation split best.
+    """Ridge regression on standardised features, with the penalty that predicts a validation split
+    best.
 
-    One Gram matrix, of the features or of the samples, whichever are fewer, serves all penalties, which is why this is
-    not scikit-learn's `Ridge`: that forms it anew for each.
+    One Gram matrix, of the features or of the samples, whichever are fewer, serves all penalties,
+    which is why this is not scikit-learn's `Ridge`: that forms it anew for each.
 
     Args:
         features: (n, features); constant ones get no weight. `target`: (n,).
         validation: features and target to choose by.
-        alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared errors.
+        alphas: factors of the squared norm of the weights, beside the sum (not the mean) of squared
+            errors.
     Raises:
         ValueError: no penalty is positive and allowed by the features' precision.
     """
@@ -76,13 +78,20 @@ def ridge(
     standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
     wide, deviation = len(standard) < standard.shape[1], target - centre
-    rows = standard if wide else standard.T  # if wide, the dual problem: the weights are sums of samples
-    gram, moment = (rows @ rows.T).astype(float), (deviation if wide else rows @ deviation).astype(float)
+    rows = (
+        standard if wide else standard.T
+    )  # if wide, the dual problem: the weights are sums of samples
+    gram, moment = (
+        (rows @ rows.T).astype(float),
+        (deviation if wide else rows @ deviation).astype(float),
+    )
 
     def fitted(alpha: float) -> Linear | None:
         try:
             factor = cho_factor(gram + alpha * np.eye(len(gram)), overwrite_a=True)
-        except np.linalg.LinAlgError:  # collinear features, and a penalty below their rounding errors
+        except (
+            np.linalg.LinAlgError
+        ):  # collinear features, and a penalty below their rounding errors
             return None
         solved = cho_solve(factor, moment)
         weights = (rows.T @ solved if wide else solved) * scale
@@ -93,19 +102,30 @@ def ridge(
 
     found = [model for model in map(fitted, alphas) if model is not None]
     if not found:
-        raise ValueError(f"alphas = {list(alphas)}: all too small for features this collinear in {features.dtype}")
+        raise ValueError(
+            f"alphas = {list(alphas)}: all too small for features this collinear in {features.dtype}"
+        )
     return min(found, key=error)
 
 
 def boosted_trees(
-    features: np.ndarray, target: np.ndarray, *, seed: int = 0, threads: int = 1, trees: int = 400, leaves: int = 31,
-    share: float = 0.2, bins: int = 63,
-) -> lightgbm.LGBMRegressor:  # fmt: skip
+    features: np.ndarray,
+    target: np.ndarray,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    trees: int = 400,
+    leaves: int = 31,
+    share: float = 0.2,
+    bins: int = 63,
+) -> lightgbm.LGBMRegressor:
     """Gradient-boosted trees, deterministic for a seed and a number of threads.
 
     Args:
-        features: (n, features); `target`: (n,); `share`: of the features that each tree may split on.
-        bins: values of a feature that are told apart; a quarter of the library's default, at a third of its time.
+        features: (n, features); `target`: (n,); `share`: of the features that each tree may split
+            on.
+        bins: values of a feature that are told apart; a quarter of the library's default, at a
+            third of its time.
     Warns:
         UserWarning: fewer than 40 samples: a leaf holds 20 of them, and no tree splits.
     Source: Ke et al. 2017 (NeurIPS 30), LightGBM.
@@ -115,9 +135,16 @@ def boosted_trees(
         said = "all predictions are their mean; expected at least 40, two leaves of 20"
         warnings.warn(f"trees of {len(features)} samples: {said}", stacklevel=2)
     model = lightgbm.LGBMRegressor(
-        n_estimators=trees, num_leaves=leaves, colsample_bytree=share, random_state=seed, n_jobs=threads,
-        deterministic=True, force_col_wise=True, max_bin=bins, verbose=-1,
-    )  # fmt: skip
+        n_estimators=trees,
+        num_leaves=leaves,
+        colsample_bytree=share,
+        random_state=seed,
+        n_jobs=threads,
+        deterministic=True,
+        force_col_wise=True,
+        max_bin=bins,
+        verbose=-1,
+    )
     return model.fit(features, target)
 
 

@@ -19,7 +19,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention as matmul, softmax, matmul, which `torch.func` can batch and differentiate twice.
+    """Multi-head self-attention as matmul, softmax, matmul, which `torch.func` can batch and
+    differentiate twice.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
@@ -32,7 +33,8 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(d_model, d_model) for _ in range(4))
 
     def forward(self, x: Tensor, *, last_only: bool = False) -> Tensor:
-        """(batch, token, d_model) -> the same, or (batch, 1, d_model) for the last token's query alone."""
+        """(batch, token, d_model) -> the same, or (batch, 1, d_model) for the last token's query
+        alone."""
         target = x[:, -1:] if last_only else x
         q, k, v = (
             linear(y).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -40,7 +42,9 @@ class Attention(nn.Module):
         )
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         if self.causal and not last_only:
-            scores = scores + torch.full(scores.shape[-2:], MASKED, dtype=x.dtype, device=x.device).triu(1)
+            scores = scores + torch.full(
+                scores.shape[-2:], MASKED, dtype=x.dtype, device=x.device
+            ).triu(1)
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
 
 
@@ -64,12 +68,27 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block (Xiong et al. 2020, arXiv:2002.04745): x + attn(norm x), then x + ffn(norm x)."""
+    """Pre-norm transformer block (Xiong et al. 2020, arXiv:2002.04745): x + attn(norm x), then x +
+    ffn(norm x)."""
 
-    def __init__(self, d_model: int, n_heads: int, d_hidden: int, *, causal: bool = False, activation: str = "relu"):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_hidden: int,
+        *,
+        causal: bool = False,
+        activation: str = "relu",
+    ):
         super().__init__()
-        self.attn_norm, self.attn = nn.LayerNorm(d_model), Attention(d_model, n_heads, causal=causal)
-        self.ffn_norm, self.ffn = nn.LayerNorm(d_model), FeedForward(d_model, d_hidden, activation=activation)
+        self.attn_norm, self.attn = (
+            nn.LayerNorm(d_model),
+            Attention(d_model, n_heads, causal=causal),
+        )
+        self.ffn_norm, self.ffn = (
+            nn.LayerNorm(d_model),
+            FeedForward(d_model, d_hidden, activation=activation),
+        )
 
     def forward(self, x: Tensor, *, last_only: bool = False) -> Tensor:
         """(batch, token, d_model) -> the same, or (batch, 1, d_model) for the last token alone."""

@@ -1,4 +1,5 @@
-"""Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training run."""
+"""Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training
+run."""
 
 import contextlib
 import fcntl
@@ -22,14 +23,16 @@ TORCH = "a file of torch.save"
 
 
 def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: under another name, flushed to disk, then renamed onto `path`.
+    """Write a file whole or not at all: under another name, flushed to disk, then renamed onto
+    `path`.
 
     Unfinished files of the same path that an earlier kill has left are removed.
 
     Args:
         writer: called with the open binary file, e.g. `lambda file: file.write(data)`.
     Raises:
-        OSError: writing failed (disk full, no permission); names the path, whose old content is intact.
+        OSError: writing failed (disk full, no permission); names the path, whose old content is
+            intact.
     """
     path = Path(path)
     _remove_unfinished(path.parent, f".{glob.escape(path.name)}.*.tmp", age=60.0)
@@ -44,7 +47,9 @@ def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
             os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
-        reason = f"could not be written ({error.strerror or error}); what was there before is intact"
+        reason = (
+            f"could not be written ({error.strerror or error}); what was there before is intact"
+        )
         raise OSError(error.errno, reason, str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or a file system that is read-only
@@ -75,7 +80,9 @@ def cpu_copy(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copied
 
 
-def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None) -> None:
+def save_weights(
+    weights: nn.Module | Mapping[str, Tensor], path: Path, facts: Mapping | None = None
+) -> None:
     """Write parameters and buffers as one safetensors file, atomically.
 
     Args:
@@ -107,10 +114,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         kind = kind_of(path)
         remedy = "restore it, or delete it and train again"
         if kind == TORCH:
-            new = str(path.with_suffix(".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"))
-            code = f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
+            new = str(
+                path.with_suffix(
+                    ".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"
+                )
+            )
+            code = (
+                f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
+            )
             remedy = f"write its tensors anew: `{code}`, or delete it and train again"
-        raise ValueError(f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> dict:
@@ -120,10 +135,14 @@ def load_weights(model: nn.Module, path: Path) -> dict:
         FileNotFoundError, ValueError: as `read_weights`; or it does not fit the model.
     """
     weights, facts = read_weights(path)
-    theirs, ours = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict()))
+    theirs, ours = (
+        {name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict())
+    )
     if name := _first_difference(ours, theirs):
         found, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
-        raise ValueError(f"{path} does not fit the model: it has {found} for {name!r}, the model has {wanted}")
+        raise ValueError(
+            f"{path} does not fit the model: it has {found} for {name!r}, the model has {wanted}"
+        )
     model.load_state_dict(weights)
     return facts
 
@@ -144,7 +163,8 @@ def kind_of(path: Path) -> str:
 
 
 def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None:
-    """Write nested dicts and lists of tensors and plain values, with the identity of the run, atomically.
+    """Write nested dicts and lists of tensors and plain values, with the identity of the run,
+    atomically.
 
     Raises:
         OSError: the file could not be written; names the path, whose old content is intact.
@@ -157,11 +177,12 @@ def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     """Read what `save_checkpoint` wrote onto the CPU; None if there is no file.
 
-    Unfinished files that a kill has left are removed from the folder. Two processes that train one network there at
-    once do not harm each other: both come to the same weights.
+    Unfinished files that a kill has left are removed from the folder. Two processes that train one
+    network there at once do not harm each other: both come to the same weights.
 
     Raises:
-        ValueError: the file is damaged, or its identity differs; names the file, the first difference and the remedy.
+        ValueError: the file is damaged, or its identity differs; names the file, the first
+            difference and the remedy.
     """
     path = Path(path)
     _remove_unfinished(path.parent, ".*.tmp")
@@ -173,11 +194,15 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     except (PermissionError, MemoryError):
         raise  # it may be whole
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to train from the start") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({error}); delete it to train from the start"
+        ) from error
     if name := _first_difference(identity, theirs):
         found, wanted = theirs.get(name, "absent"), identity.get(name, "absent")
         remedy = "delete it to train from the start, or choose another folder"
-        raise ValueError(f"{path} is of another run: {name} is {found} there, {wanted} here; {remedy}")
+        raise ValueError(
+            f"{path} is of another run: {name} is {found} there, {wanted} here; {remedy}"
+        )
     return content
 
 

@@ -1,4 +1,5 @@
-"""What the library accepts: refusals that name the thing, and one rule for the numbers that measures take."""
+"""What the library accepts: refusals that name the thing, and one rule for the numbers that
+measures take."""
 
 import math
 import mmap
@@ -33,7 +34,8 @@ def numbers(
     axis: int = 0,
     finite: bool = True,
 ) -> Tensor:
-    """What a measure computes with: finite real numbers, in float32 or wider, with graph and device.
+    """What a measure computes with: finite real numbers, in float32 or wider, with graph and
+    device.
 
     Half precision becomes float32, integers float64.
 
@@ -79,7 +81,9 @@ def _tensor(x: object, name: str) -> Tensor:
         try:
             x = np.asarray(x)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{name} is no array ({error}); expected rows of equal length") from None
+            raise ValueError(
+                f"{name} is no array ({error}); expected rows of equal length"
+            ) from None
         require(x.dtype.kind in "iuf", f"dtype of {name}", str(x.dtype), "real numbers")
         native = x.astype(np.float64 if x.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
         usable = native.flags.writeable and native.flags.c_contiguous
@@ -90,7 +94,8 @@ def _tensor(x: object, name: str) -> Tensor:
 
 
 def whole(array: np.ndarray) -> np.ndarray:
-    """The array itself, unless the file that it is mapped from has been cut: to touch what is gone ends the process.
+    """The array itself, unless the file that it is mapped from has been cut: to touch what is gone
+    ends the process.
 
     Raises:
         OSError: names the file.
@@ -115,4 +120,6 @@ def require_prime(p: int, name: str = "p") -> None:
         below = next((k for k in range(p - 1, 1, -1) if is_prime(k)), None)
         above = next(k for k in range(max(p, 1) + 1, 2 * max(p, 1) + 2) if is_prime(k))
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(f"{name} = {p} is not a prime (nearest: {nearest}); division needs a field")
+        raise ValueError(
+            f"{name} = {p} is not a prime (nearest: {nearest}); division needs a field"
+        )

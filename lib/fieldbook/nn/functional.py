@@ -1,7 +1,9 @@
-"""A network as a function of one flat vector: the losses of many parameter vectors on many examples at once.
+"""A network as a function of one flat vector: the losses of many parameter vectors on many examples
+at once.
 
-The vector holds what is trained: a parameter with `requires_grad = False` stays as it is. Networks in half precision
-are computed in float32, since a change of their loss is far below the rounding of their outputs.
+The vector holds what is trained: a parameter with `requires_grad = False` stays as it is. Networks
+in half precision are computed in float32, since a change of their loss is far below the rounding of
+their outputs.
 """
 
 import re
@@ -42,7 +44,8 @@ def parameter_slices(model: nn.Module) -> dict[str, Tensor]:
 
 
 def orbits(model: nn.Module, alone: str = "(?!)") -> list[Tensor]:
-    """Indices into the flat vector, one tensor for each module that has parameters of its own: weight with bias.
+    """Indices into the flat vector, one tensor for each module that has parameters of its own:
+    weight with bias.
 
     Args:
         alone: pattern of names of parameters that are orbits by themselves; none unless given.
@@ -55,11 +58,13 @@ def orbits(model: nn.Module, alone: str = "(?!)") -> list[Tensor]:
 
 
 def unflatten(model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The inverse of `flatten`: a vector (D,) -> parameters by name, for `torch.func.functional_call`."""
+    """The inverse of `flatten`: a vector (D,) -> parameters by name, for
+    `torch.func.functional_call`."""
     shapes = {name: w.shape for name, w in trained(model).items()}
     sizes = [shape.numel() for shape in shapes.values()]
     return lambda vector: {
-        name: part.view(shape) for (name, shape), part in zip(shapes.items(), vector.split(sizes), strict=True)
+        name: part.view(shape)
+        for (name, shape), part in zip(shapes.items(), vector.split(sizes), strict=True)
     }
 
 
@@ -78,19 +83,30 @@ def outputs_of(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy (n,) in nats of logits (n, C) or (n, .., C) for classes (n,) or (n, ..), mean over what is between.
+    """Cross-entropy (n,) in nats of logits (n, C) or (n, .., C) for classes (n,) or (n, ..), mean
+    over what is between.
 
     Raises:
         ValueError: the target's shape is not that of the outputs without their last axis.
     """
-    expected = f"{tuple(outputs.shape[:-1])}, as logits {tuple(outputs.shape)} have their classes last"
-    require(target.shape == outputs.shape[:-1] and target.ndim, "shape of target", tuple(target.shape), expected)
-    each = nn.functional.cross_entropy(outputs.flatten(0, -2), target.flatten().long(), reduction="none")
+    expected = (
+        f"{tuple(outputs.shape[:-1])}, as logits {tuple(outputs.shape)} have their classes last"
+    )
+    require(
+        target.shape == outputs.shape[:-1] and target.ndim,
+        "shape of target",
+        tuple(target.shape),
+        expected,
+    )
+    each = nn.functional.cross_entropy(
+        outputs.flatten(0, -2), target.flatten().long(), reduction="none"
+    )
     return each if target.ndim == 1 else each.view(len(target), -1).mean(1)
 
 
 def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
-    """Half the squared error (n,), summed over all that an example has: -ln of a Gaussian of unit variance.
+    """Half the squared error (n,), summed over all that an example has: -ln of a Gaussian of unit
+    variance.
 
     Raises:
         ValueError: outputs and target differ in shape.
@@ -102,7 +118,8 @@ def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
-    """`torch.func.vmap` of a function, or the same by a loop, with a warning, where that cannot be."""
+    """`torch.func.vmap` of a function, or the same by a loop, with a warning, where that cannot
+    be."""
     batched = torch.func.vmap(f, in_dims=in_dims)
     works = True
 
@@ -120,7 +137,9 @@ def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
         size = next(len(x) for x, axis in zip(arguments, in_dims, strict=True) if axis == 0)
         pairs = list(zip(arguments, in_dims, strict=True))
         rows = [f(*(x if axis is None else x[i] for x, axis in pairs)) for i in range(size)]
-        if reason is not None:  # said only now: had the plain way failed too, its own words would be better
+        if (
+            reason is not None
+        ):  # said only now: had the plain way failed too, its own words would be better
             works = False
             warnings.warn(f"computed one by one, as vmap fails: {reason}", stacklevel=3)
         return tree_map(lambda *parts: torch.stack(parts), *rows)
@@ -128,11 +147,15 @@ def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
     return call
 
 
-def stacked_losses(model: nn.Module, loss: Loss = cross_entropy) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A function (w, inputs, target, shared=True) -> (losses, gradients) for many vectors of one network at once.
+def stacked_losses(
+    model: nn.Module, loss: Loss = cross_entropy
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function (w, inputs, target, shared=True) -> (losses, gradients) for many vectors of one
+    network at once.
 
-    `w` is (chains, D); inputs and target are (batch, ..) for all chains alike, or with `shared=False` (chains, batch,
-    ..). Losses are (chains, batch), gradients those of their means (chains, D).
+    `w` is (chains, D); inputs and target are (batch, ..) for all chains alike, or with
+    `shared=False` (chains, batch, ..). Losses are (chains, batch), gradients those of their means
+    (chains, D).
     """
     outputs = outputs_of(model)
 
@@ -143,7 +166,9 @@ def stacked_losses(model: nn.Module, loss: Loss = cross_entropy) -> Callable[...
     each = torch.func.grad(mean_loss, has_aux=True)
     alike, apart = mapped(each, (0, None, None)), mapped(each, (0, 0, 0))
 
-    def stacked(w: Tensor, inputs: Tensor, target: Tensor, *, shared: bool = True) -> tuple[Tensor, Tensor]:
+    def stacked(
+        w: Tensor, inputs: Tensor, target: Tensor, *, shared: bool = True
+    ) -> tuple[Tensor, Tensor]:
         gradients, losses = (alike if shared else apart)(w, inputs, target)
         return losses, gradients
 
@@ -153,30 +178,50 @@ def stacked_losses(model: nn.Module, loss: Loss = cross_entropy) -> Callable[...
 def curvature_of(
     model: nn.Module, inputs: Tensor, target: Tensor, loss: Loss = cross_entropy
 ) -> Callable[[Tensor], Tensor]:
-    """The Hessian of the mean loss at the network's own weights, as a function vector (D,) -> product (D,)."""
+    """The Hessian of the mean loss at the network's own weights, as a function vector (D,) ->
+    product (D,)."""
     outputs, w = outputs_of(model), flatten(model).requires_grad_()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+    with (
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # fused attention has no second derivative
         mean = loss(at_least_single(outputs(w, inputs)), target).mean()
         (gradient,) = torch.autograd.grad(mean, w, create_graph=True)
     return lambda vector: torch.autograd.grad(gradient, w, vector, retain_graph=True)[0]
 
 
 def require_measurable(model: nn.Module, inputs: Tensor, target: Tensor, loss: Loss) -> None:
-    """Refuse what would be measured wrongly: the loss must be a fixed function of the weights and of one example.
+    """Refuse what would be measured wrongly: the loss must be a fixed function of the weights and
+    of one example.
 
     Raises:
-        ValueError: inputs and target differ in length or device; the target is no class index, under cross-entropy; the
-            network is random, moves its buffers or lets examples act on each other (dropout and batch norm in training
-            mode do); its output is no tensor; a loss is not finite or not one number per example.
+        ValueError: inputs and target differ in length or device; the target is no class index,
+            under cross-entropy; the network is random, moves its buffers or lets examples act on
+            each other (dropout and batch norm in training mode do); its output is no tensor; a loss
+            is not finite or not one number per example.
     """
     device = next(iter(trained(model).values())).device
     for name, x in (("inputs", inputs), ("target", target)):
         require(isinstance(x, Tensor), f"type of {name}", type(x).__name__, "a tensor")
-        require(x.device == device, f"device of {name}", str(x.device), f"{device}, where the network is")
-    require(len(inputs) == len(target) > 0, "len(target)", len(target), f"{len(inputs)}, one for each of the inputs")
+        require(
+            x.device == device,
+            f"device of {name}",
+            str(x.device),
+            f"{device}, where the network is",
+        )
+    require(
+        len(inputs) == len(target) > 0,
+        "len(target)",
+        len(target),
+        f"{len(inputs)}, one for each of the inputs",
+    )
     if loss is cross_entropy:
-        integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-        accepted = "class indices (int64); for other targets pass `loss`, for instance squared_error"
+        integer = not (
+            target.is_floating_point() or target.is_complex() or target.dtype == torch.bool
+        )
+        accepted = (
+            "class indices (int64); for other targets pass `loss`, for instance squared_error"
+        )
         require(integer, "dtype of target", target.dtype, accepted)
     compute, w = outputs_of(model), flatten(model)
     same = not inputs.is_floating_point() or at_least_single(inputs).dtype == w.dtype
@@ -184,11 +229,26 @@ def require_measurable(model: nn.Module, inputs: Tensor, target: Tensor, loss: L
     outputs = require_fixed(lambda x: compute(w, x), inputs)
     if loss is cross_entropy:
         classes = outputs.shape[-1]
-        require(outputs.ndim > 1 and classes > 1, "shape of outputs", tuple(outputs.shape), "(n, .., C), C > 1 classes")
+        require(
+            outputs.ndim > 1 and classes > 1,
+            "shape of outputs",
+            tuple(outputs.shape),
+            "(n, .., C), C > 1 classes",
+        )
         lowest, highest = int(target.min()), int(target.max())
-        require(lowest >= 0 and highest < classes, "target", (lowest, highest), f"classes in [0, {classes})")
+        require(
+            lowest >= 0 and highest < classes,
+            "target",
+            (lowest, highest),
+            f"classes in [0, {classes})",
+        )
     losses = loss(outputs, target[:2])
-    require(losses.shape == target[:2].shape[:1], "shape of losses", tuple(losses.shape), "(n,), one per example")
+    require(
+        losses.shape == target[:2].shape[:1],
+        "shape of losses",
+        tuple(losses.shape),
+        "(n,), one per example",
+    )
     require(losses.isfinite().all(), "losses", losses.tolist(), "finite numbers")
 
 
@@ -199,8 +259,8 @@ def require_fixed(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     The global generators and the buffers of the networks that `f` calls are left as they were.
 
     Raises:
-        ValueError: the output is random, depends on the other examples, moves a buffer, is not finite, or is no tensor
-            (n, ..).
+        ValueError: the output is random, depends on the other examples, moves a buffer, is not
+            finite, or is no tensor (n, ..).
     """
     buffers = [b for module in _modules(f) for b in module.buffers()]
     before = [b.clone() for b in buffers]
@@ -217,14 +277,23 @@ def require_fixed(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         for b, old in zip(buffers, before, strict=True):
             b.copy_(old)
     slack = 1e-2 * float(outputs.abs().max())  # of half precision, whose kernels differ by batch
-    require(torch.allclose(alone, outputs[:1], atol=slack), "output", "another one beside other inputs", remedy)
+    require(
+        torch.allclose(alone, outputs[:1], atol=slack),
+        "output",
+        "another one beside other inputs",
+        remedy,
+    )
     return at_least_single(outputs)
 
 
 def _require_tensor(outputs: object, n: int) -> None:
-    remedy = "a tensor (n, ..), n the number of inputs: wrap the network in a module that returns one"
+    remedy = (
+        "a tensor (n, ..), n the number of inputs: wrap the network in a module that returns one"
+    )
     require(isinstance(outputs, Tensor), "type of the output", type(outputs).__name__, remedy)
-    require(outputs.ndim > 0 and len(outputs) == n, "shape of the output", tuple(outputs.shape), remedy)
+    require(
+        outputs.ndim > 0 and len(outputs) == n, "shape of the output", tuple(outputs.shape), remedy
+    )
     accepted = "finite numbers; half precision overflows early: use `model.float()`"
     require(outputs.isfinite().all(), "output", outputs.flatten()[:3].tolist(), accepted)
 

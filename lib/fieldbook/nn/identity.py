@@ -81,8 +81,12 @@ def described(value: Any) -> str:
         return f"{type(value).__qualname__}{described(vars(value))}"
     text = repr(value)
     if re.search(r" at 0x[0-9a-f]+", text):
-        remedy = "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
-        raise ValueError(f"{text} is known by its address alone, which the next run does not have; {remedy}")
+        remedy = (
+            "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
+        )
+        raise ValueError(
+            f"{text} is known by its address alone, which the next run does not have; {remedy}"
+        )
     return text
 
 
@@ -129,14 +133,20 @@ def content_of(path: Path) -> str:
             file.seek(start)
             found.update(file.read(BLOCK))
     large = status.st_size > LARGE
-    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
+    return (
+        f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
+    )
 
 
 def structure_of(model: "torch.nn.Module") -> dict[str, str]:
     """A network beside its trained weights: the class and settings of each module, constants."""
     found = {}
     for name, module in model.named_modules():
-        settings = {key: _told(value) for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+        settings = {
+            key: _told(value)
+            for key, value in vars(module).items()
+            if key[0] != "_" and key != "training"
+        }
         found[f"module {name or 'itself'}"] = f"{type(module).__qualname__} {settings}"
     frozen = {name: w for name, w in model.named_parameters() if not w.requires_grad}
     constants = {**dict(model.named_buffers()), **frozen}
@@ -152,9 +162,17 @@ def constants_of(function: Any, seen: Set[Any] = frozenset()) -> dict[str, str]:
     for name, value in referred(function):
         frozen = getattr(value, "__dataclass_params__", None)
         array = hasattr(value, "__array__") and not getattr(value, "requires_grad", False)
-        if isinstance(value, float) or array or (frozen and frozen.frozen and not inspect.isclass(value)):
+        if (
+            isinstance(value, float)
+            or array
+            or (frozen and frozen.frozen and not inspect.isclass(value))
+        ):
             found[name] = _told(value)
-        elif inspect.isfunction(value) and value not in seen and value.__module__.partition(".")[0] not in OTHERS:
+        elif (
+            inspect.isfunction(value)
+            and value not in seen
+            and value.__module__.partition(".")[0] not in OTHERS
+        ):
             found = constants_of(value, {*seen, function, value}) | found
     return found
 
@@ -170,7 +188,9 @@ def referred(function: Any) -> Iterator[tuple[str, Any]]:
         with contextlib.suppress(ValueError):  # it is empty
             yield name, cell.cell_contents
     names = sorted(_names(function.__code__))
-    yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
+    yield from (
+        (name, function.__globals__[name]) for name in names if name in function.__globals__
+    )
 
 
 def _names(code: CodeType) -> set[str]:

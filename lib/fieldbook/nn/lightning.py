@@ -1,4 +1,5 @@
-"""Reads weights that a PyTorch Lightning module saved, without running any code that the file may hold."""
+"""Reads weights that a PyTorch Lightning module saved, without running any code that the file may
+hold."""
 
 import pickle
 import re
@@ -31,11 +32,18 @@ def load_lightning(model: nn.Module, path: Path) -> None:
         expected = f"{{'state_dict': {{'{PREFIX}<name>': tensor, ..}}, ..}}, of PyTorch Lightning"
         raise ValueError(f"{path} has no dictionary 'state_dict'; expected {expected}")
     ours = {PREFIX + name: tuple(t.shape) for name, t in model.state_dict().items()}
-    theirs = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in weights.items()}
+    theirs = {
+        name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+        for name, t in weights.items()
+    }
     differences = [
         *(f"unknown {name}" for name in theirs.keys() - ours.keys()),
         *(f"missing {name}" for name in ours.keys() - theirs.keys()),
-        *(f"{n} is {theirs[n]}, expected {ours[n]}" for n in ours.keys() & theirs.keys() if theirs[n] != ours[n]),
+        *(
+            f"{n} is {theirs[n]}, expected {ours[n]}"
+            for n in ours.keys() & theirs.keys()
+            if theirs[n] != ours[n]
+        ),
     ]
     if differences:
         raise ValueError(f"{path} does not fit the network:\n  " + "\n  ".join(sorted(differences)))

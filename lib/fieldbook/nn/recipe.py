@@ -1,4 +1,5 @@
-"""What determines trained weights: the recipe, and the order of examples and the learning rate it implies.
+"""What determines trained weights: the recipe, and the order of examples and the learning rate it
+implies.
 
 Both are pure functions of seed and step, so that a killed run continues without any sampler state.
 """
@@ -34,22 +35,30 @@ class Recipe:
     """Everything that determines the trained weights, beside the data and the initial weights.
 
     Attributes:
-        steps: updates; `batch_size`: examples per update, over all micro-batches and ranks; `seed`: order and noise.
-        lr, weight_decay, betas: of AdamW (decoupled decay); `clip`: largest global norm of the gradient.
-        lr_scale: factors on `lr` for the parameters whose name starts with the key, e.g. `{"encoder.": 0.1}`.
-        warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step; `plateau`
-            multiplies by `plateau_factor` after more than `plateau_patience` evaluations without improvement.
+        steps: updates; `batch_size`: examples per update, over all micro-batches and ranks; `seed`:
+            order and noise.
+        lr, weight_decay, betas: of AdamW (decoupled decay); `clip`: largest global norm of the
+            gradient.
+        lr_scale: factors on `lr` for the parameters whose name starts with the key, e.g.
+            `{"encoder.": 0.1}`.
+        warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step;
+            `plateau` multiplies by `plateau_factor` after more than `plateau_patience` evaluations
+            without improvement.
         precision: `fp32`; bf16 autocast, under three names; or fp16 autocast with a GradScaler.
-        shuffle_block: shuffle the blocks of so many examples, and the examples within each, so that data larger than
-            memory are read in long pieces; None shuffles all examples alike.
-        micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see micro-batches.
+        shuffle_block: shuffle the blocks of so many examples, and the examples within each, so that
+            data larger than memory are read in long pieces; None shuffles all examples alike.
+        micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see
+            micro-batches.
         ema: decay per update of the averaged weights, which are then those evaluated.
-        eval_every: updates between evaluations; `monitor`: the metric that selects the best weights, which must
-            improve by more than `min_delta`; `patience`: evaluations without improvement before stopping early.
-        max_skipped_in_row, max_skipped_share: how many non-finite updates are tolerated. The share, of the updates
-            so far, counts once more than `max_skipped_in_row` have been skipped in all.
+        eval_every: updates between evaluations; `monitor`: the metric that selects the best
+            weights, which must improve by more than `min_delta`; `patience`: evaluations without
+            improvement before stopping early.
+        max_skipped_in_row, max_skipped_share: how many non-finite updates are tolerated. The share,
+            of the updates so far, counts once more than `max_skipped_in_row` have been skipped in
+            all.
     Raises:
-        ValueError: a field is out of range, unknown, or needs another; names the field, the value, what is accepted.
+        ValueError: a field is out of range, unknown, or needs another; names the field, the value,
+            what is accepted.
     """
 
     steps: PositiveInt
@@ -80,20 +89,39 @@ class Recipe:
     def __post_init__(self) -> None:
         require(self.warmup <= self.steps, "warmup", self.warmup, f"at most steps = {self.steps}")
         require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"at most lr = {self.lr}")
-        watching = "patience" if self.patience else "schedule plateau" if self.schedule == "plateau" else None
-        require(self.monitor or not watching, "monitor", self.monitor, f"the name of a metric, for {watching}")
+        watching = (
+            "patience"
+            if self.patience
+            else "schedule plateau"
+            if self.schedule == "plateau"
+            else None
+        )
+        require(
+            self.monitor or not watching,
+            "monitor",
+            self.monitor,
+            f"the name of a metric, for {watching}",
+        )
 
 
 def indices(
-    n: int, batch_size: int, step: int, seed: int, rank: int = 0, world: int = 1, block: int | None = None
+    n: int,
+    batch_size: int,
+    step: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    block: int | None = None,
 ) -> Tensor:
-    """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler state.
+    """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler
+    state.
 
-    Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and every example is
-    seen exactly once per epoch.
+    Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and
+    every example is seen exactly once per epoch.
 
     Args:
-        n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from the `rank`-th on.
+        n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from
+            the `rank`-th on.
         block: as `Recipe.shuffle_block`: an epoch visits block after block, in an order of its own.
     Returns:
         (batch,) int64 on the CPU.
@@ -112,7 +140,8 @@ def indices(
 
 
 def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
-    """Learning rate of the update that follows `step` earlier ones: linear warm-up, then the schedule.
+    """Learning rate of the update that follows `step` earlier ones: linear warm-up, then the
+    schedule.
 
     Args:
         factor: product of the plateau's cuts so far; `lr_min` bounds the result from below.
@@ -132,4 +161,6 @@ def _permutation(n: int, seed: int, epoch: int, block: int | None) -> Tensor:
     if block is None or block >= n:
         return torch.randperm(n, generator=generator)
     starts = block * torch.randperm(math.ceil(n / block), generator=generator)
-    return torch.cat([i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()])
+    return torch.cat(
+        [i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()]
+    )

@@ -1,7 +1,9 @@
-"""One training loop for every chapter: AdamW, bf16, a guard against NaN, EMA, and exact resume after a kill.
+"""One training loop for every chapter: AdamW, bf16, a guard against NaN, EMA, and exact resume
+after a kill.
 
-`Recipe` holds all that determines the weights, `fit` does the work. The order of the examples, the noise and the
-learning rate are pure functions of seed and step, so that a killed run continues bit-identically from its checkpoint.
+`Recipe` holds all that determines the weights, `fit` does the work. The order of the examples, the
+noise and the learning rate are pure functions of seed and step, so that a killed run continues
+bit-identically from its checkpoint.
 """
 
 import atexit
@@ -37,12 +39,15 @@ class Fit:
     """How a run went; a checkpoint stores it beside the weights.
 
     Attributes:
-        history: one row per evaluation: `step` (updates done), `lr` (of the next update), `train_loss` (mean since
-            the last row; NaN in the first), then what `evaluate` returned. `pandas.DataFrame(fit.history)` is a table.
-        batch_size, micro_batch: examples per update, and per forward pass after any halving (on this rank).
+        history: one row per evaluation: `step` (updates done), `lr` (of the next update),
+            `train_loss` (mean since the last row; NaN in the first), then what `evaluate` returned.
+            `pandas.DataFrame(fit.history)` is a table.
+        batch_size, micro_batch: examples per update, and per forward pass after any halving (on
+            this rank).
         skipped: updates left out because the loss or the gradient was not finite.
-        best_step, best_value, best: of the monitored metric; `model.load_state_dict(fit.best)` restores the weights
-            that were evaluated then (the averaged ones, with an EMA), kept on the CPU.
+        best_step, best_value, best: of the monitored metric; `model.load_state_dict(fit.best)`
+            restores the weights that were evaluated then (the averaged ones, with an EMA), kept on
+            the CPU.
         ema: the averaged model, in eval mode; None without `Recipe.ema`.
     """
 
@@ -97,14 +102,17 @@ def fit(
 
     Args:
         model: on its device, parameters in float32 (or float64).
-        loss_fn: (model, index, generator) -> 0-d mean loss of these examples, under autocast. `index` (batch,) int64
-            on the CPU; `generator` on the model's device, seeded from (seed, step, rank), for noise on the fly.
+        loss_fn: (model, index, generator) -> 0-d mean loss of these examples, under autocast.
+            `index` (batch,) int64 on the CPU; `generator` on the model's device, seeded from (seed,
+            step, rank), for noise on the fly.
         n_examples: how many examples `index` may point at.
-        evaluate: (model, step) -> metrics, called before the first update, every `eval_every` and after the last, in
-            eval mode, without gradient, under autocast: take predictions `.float()` before NumPy.
-        watch: called after each update with its number and the gradient's norm, before any clipping.
-        checkpoint: folder of `last.pt` (to resume; written after each evaluation) and `best.safetensors` (on
-            improvement of the monitored metric; for `load_weights`).
+        evaluate: (model, step) -> metrics, called before the first update, every `eval_every` and
+            after the last, in eval mode, without gradient, under autocast: take predictions
+                `.float()` before NumPy.
+        watch: called after each update with its number and the gradient's norm, before any
+            clipping.
+        checkpoint: folder of `last.pt` (to resume; written after each evaluation) and
+            `best.safetensors` (on improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
         facts: what a checkpoint must agree in, by name, beside the recipe, the number of ranks, the
             modules with their settings, buffers and frozen weights, which weights are trained, and
@@ -123,7 +131,14 @@ def fit(
     run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts, written)
     state, every = run.fit, recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
-    bar = tqdm(total=recipe.steps, initial=state.step, desc=description, disable=hidden, mininterval=1, unit="step")
+    bar = tqdm(
+        total=recipe.steps,
+        initial=state.step,
+        desc=description,
+        disable=hidden,
+        mininterval=1,
+        unit="step",
+    )
     with bar, _generators_kept(run.device):
         if not state.history:
             run.observe()
@@ -149,14 +164,21 @@ class _Run:
         require(trainable, "model", type(model).__name__, "a model with trainable parameters")
         self.device = trainable[0][1].device
         self.rank, self.world = _ranks(self.device)
-        require(recipe.batch_size >= self.world, "batch_size", recipe.batch_size, f"at least {self.world}, the ranks")
+        require(
+            recipe.batch_size >= self.world,
+            "batch_size",
+            recipe.batch_size,
+            f"at least {self.world}, the ranks",
+        )
         if self.world > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
         for prefix in recipe.lr_scale:
             names = "the beginning of a trainable parameter's name"
-            require(any(name.startswith(prefix) for name, _ in trainable), "lr_scale", prefix, names)
+            require(
+                any(name.startswith(prefix) for name, _ in trainable), "lr_scale", prefix, names
+            )
         groups = {}  # factor on the learning rate -> parameters
         for name, p in trainable:
             scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))
@@ -171,11 +193,19 @@ class _Run:
         self.stateful = {"model": model, "optimizer": self.optimizer, "scaler": self.scaler}
         self.ema = None
         if recipe.ema is not None:
-            self.ema = self.stateful["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-            self.ema.update_parameters(model)  # the first call copies: the average starts at the initial weights
+            self.ema = self.stateful["ema"] = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)
+            )
+            self.ema.update_parameters(
+                model
+            )  # the first call copies: the average starts at the initial weights
         self.evaluated = model if self.ema is None else self.ema.module.eval()
         share = math.ceil(recipe.batch_size / self.world)
-        self.fit = Fit(recipe.batch_size, min(recipe.micro_batch or share, share), ema=self.ema and self.ema.module)
+        self.fit = Fit(
+            recipe.batch_size,
+            min(recipe.micro_batch or share, share),
+            ema=self.ema and self.ema.module,
+        )
         self.identity = self.what_determines_weights(facts or {}) if self.folder else {}
         self.resume(written or (lambda step: True))
         self.train_mode()
@@ -200,7 +230,8 @@ class _Run:
     # -- one update
 
     def update(self) -> float:
-        """Give the batch's mean gradient to AdamW, unless loss or gradient are not finite; return its norm."""
+        """Give the batch's mean gradient to AdamW, unless loss or gradient are not finite; return
+        its norm."""
         recipe, fit = self.recipe, self.fit
         buffers = [b.clone() for b in self.model.buffers()]
         loss = self.gradient(buffers)
@@ -209,14 +240,20 @@ class _Run:
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if recipe.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
-        loss, norm = torch.stack((loss, norm.to(loss))).tolist()  # the step's only wait for the device
+        loss, norm = torch.stack(
+            (loss, norm.to(loss))
+        ).tolist()  # the step's only wait for the device
         if math.isfinite(loss) and math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = group["scale"] * learning_rate(recipe, fit.step, fit.lr_factor)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
-            fit.loss_sum, fit.loss_count, fit.skipped_in_row = fit.loss_sum + loss, fit.loss_count + 1, 0
+            fit.loss_sum, fit.loss_count, fit.skipped_in_row = (
+                fit.loss_sum + loss,
+                fit.loss_count + 1,
+                0,
+            )
         else:
             self.restore(buffers)
             fit.skipped, fit.skipped_in_row = fit.skipped + 1, fit.skipped_in_row + 1
@@ -233,7 +270,8 @@ class _Run:
         return norm
 
     def gradient(self, buffers: list[Tensor]) -> Tensor:
-        """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the micro-batch at need."""
+        """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the
+        micro-batch at need."""
         fit = self.fit
         index = self.index(fit.step)
         while True:
@@ -242,7 +280,9 @@ class _Run:
                 return loss if self.world == 1 else self.sum_over_ranks(loss)
             except RuntimeError as error:
                 micro = min(fit.micro_batch, len(index))
-                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                out_of_memory = isinstance(
+                    error, torch.OutOfMemoryError
+                ) or "can't allocate memory" in str(error)
                 if not out_of_memory or micro == 1:
                     raise
             fit.micro_batch = micro // 2  # after `except`: its traceback holds the activations
@@ -252,7 +292,8 @@ class _Run:
             self.save()  # noise sees micro-batches, so that a resumed run must split this one, too
 
     def accumulate(self, index: Tensor) -> Tensor:
-        """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch after the other."""
+        """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch
+        after the other."""
         key = (self.recipe.seed, self.fit.step, self.rank)
         _seed_global(self.device, "dropout", *key)
         generator = torch.Generator(self.device).manual_seed(stream("noise", *key))
@@ -261,21 +302,29 @@ class _Run:
         for part in index.split(self.fit.micro_batch):
             with self.autocast():
                 loss = self.loss_fn(self.model, part, generator)
-            require(loss.ndim == 0, "shape of loss_fn's loss", tuple(loss.shape), "the mean over the examples, 0-d")
+            require(
+                loss.ndim == 0,
+                "shape of loss_fn's loss",
+                tuple(loss.shape),
+                "the mean over the examples, 0-d",
+            )
             loss = loss * (len(part) / self.recipe.batch_size)
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
     def sum_over_ranks(self, loss: Tensor) -> Tensor:
-        """All-reduce gradient and loss in one flat bucket; every rank must use the same parameters in its loss."""
+        """All-reduce gradient and loss in one flat bucket; every rank must use the same parameters
+        in its loss."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [loss.reshape(1)])
         dist.all_reduce(flat)
         *parts, loss = flat.split([g.numel() for g in gradients] + [1])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        for buffer in self.model.buffers():  # BatchNorm's averages differ by rank: keep rank 0's, as DDP does
+        for buffer in (
+            self.model.buffers()
+        ):  # BatchNorm's averages differ by rank: keep rank 0's, as DDP does
             dist.broadcast(buffer, src=0)
         return loss.squeeze(0)
 
@@ -297,7 +346,10 @@ class _Run:
             _seed_global(self.device, "evaluate", recipe.seed, fit.step)
             self.evaluated.eval()
             with torch.no_grad(), self.autocast():
-                row |= {name: float(value) for name, value in self.evaluate(self.evaluated, fit.step).items()}
+                row |= {
+                    name: float(value)
+                    for name, value in self.evaluate(self.evaluated, fit.step).items()
+                }
             self.train_mode()
         row = self.from_rank_0(row)
         fit.history.append(row)
@@ -312,7 +364,9 @@ class _Run:
     def save(self) -> None:
         if self.folder and self.rank == 0:
             content = {name: part.state_dict() for name, part in self.stateful.items()}
-            content["fit"] = {name: value for name, value in vars(self.fit).items() if name != "ema"}
+            content["fit"] = {
+                name: value for name, value in vars(self.fit).items() if name != "ema"
+            }
             content["unsaved"] = {name: _value(thing) for name, thing in self.unsaved().items()}
             save_checkpoint(content, self.identity, self.folder / "last.pt")
 
@@ -341,9 +395,17 @@ class _Run:
         for part in (self.model, self.ema):
             for prefix, module in part.named_modules() if part is not None else ():
                 kept = module._non_persistent_buffers_set
-                things = {name: module._buffers[name] for name in kept if module._buffers[name] is not None}
-                things |= {name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)}
-                found |= {f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()}
+                things = {
+                    name: module._buffers[name]
+                    for name in kept
+                    if module._buffers[name] is not None
+                }
+                things |= {
+                    name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)
+                }
+                found |= {
+                    f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()
+                }
         return found
 
     def what_determines_weights(self, facts: Mapping[str, object]) -> dict[str, str]:
@@ -352,9 +414,15 @@ class _Run:
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
-        found = {name: repr(value) for name, value in (settings | {"trained weights": trained}).items()} | shapes
-        found |= {name: described(value) for name, value in facts.items()} | structure_of(self.model)
-        return found | {f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()}
+        found = {
+            name: repr(value) for name, value in (settings | {"trained weights": trained}).items()
+        } | shapes
+        found |= {name: described(value) for name, value in facts.items()} | structure_of(
+            self.model
+        )
+        return found | {
+            f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()
+        }
 
     def from_rank_0(self, value: object) -> object:
         box = [value]
@@ -364,7 +432,8 @@ class _Run:
 
 
 def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
-    """Compare with the best value so far; count towards early stopping and the plateau's next cut."""
+    """Compare with the best value so far; count towards early stopping and the plateau's next
+    cut."""
     require(recipe.monitor in row, "monitor", recipe.monitor, f"one of {', '.join(row)}")
     value, sign = row[recipe.monitor], 1 if recipe.mode == "min" else -1
     best = sign * math.inf if fit.best_value is None else fit.best_value

@@ -12,17 +12,22 @@ import torch
 from joblib import Parallel, delayed
 
 
-def each(function: Callable[..., Any], calls: Iterable[tuple], workers: int, *, ordered: bool = True) -> Iterator[Any]:
+def each(
+    function: Callable[..., Any], calls: Iterable[tuple], workers: int, *, ordered: bool = True
+) -> Iterator[Any]:
     """What a function returns for each tuple of arguments, computed by so many processes at once.
 
     Args:
-        calls: arguments of each call; `ordered`: results come in their order, otherwise as soon as they are there.
+        calls: arguments of each call; `ordered`: results come in their order, otherwise as soon as
+            they are there.
     Raises:
         Exception: whatever the function raised.
     """
     calls = list(calls)
     kind = "generator" if ordered else "generator_unordered"
-    return Parallel(min(workers, len(calls)) or 1, return_as=kind)(delayed(_one)(function, *call) for call in calls)
+    return Parallel(min(workers, len(calls)) or 1, return_as=kind)(
+        delayed(_one)(function, *call) for call in calls
+    )
 
 
 def _one(function: Callable[..., Any], *arguments: Any) -> Any:

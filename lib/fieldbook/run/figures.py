@@ -1,4 +1,5 @@
-"""Publication figures in one visual language; the only module of the library that knows matplotlib."""
+"""Publication figures in one visual language; the only module of the library that knows
+matplotlib."""
 
 import json
 import sys
@@ -48,14 +49,20 @@ def use_style() -> None:
 
 
 def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
-    """Write a figure as PNG and PDF, byte for byte the same for the same figure, whose layout is settled with that.
+    """Write a figure as PNG and PDF, byte for byte the same for the same figure, whose layout is
+    settled with that.
 
     Raises:
         OSError: not writable; names the file.
     """
     folder: Path = paths.figures(chapter, profile)
-    for suffix, facts in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        atomic_write(folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts))
+    for suffix, facts in (
+        ("png", {"Software": None}),
+        ("pdf", {"CreationDate": None, "Producer": None}),
+    ):
+        atomic_write(
+            folder / f"{name}.{suffix}", partial(figure.savefig, format=suffix, metadata=facts)
+        )
         figure.set_layout_engine("none")  # finding it takes as long as drawing: once is enough
 
 
@@ -77,7 +84,9 @@ def require_shown(build: Path, profile: str) -> None:
         if shown < saved:
             problems.append(f"{page}: shows {shown} of the {saved} figures that it has saved")
     if problems:
-        remedy = "call figures.use_style() in the set-up cell, and close no figure where it is saved"
+        remedy = (
+            "call figures.use_style() in the set-up cell, and close no figure where it is saved"
+        )
         raise ValueError("\n".join([*problems, remedy]))
 
 
@@ -96,7 +105,9 @@ def power_ticks(axes: Axes, which: str = "y") -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(base=10, numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: rf"$10^{{{round(np.log10(value))}}}$" if value > 0 else ""))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: rf"$10^{{{round(np.log10(value))}}}$" if value > 0 else "")
+    )
 
 
 def band(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, **line: object) -> None:
@@ -107,24 +118,34 @@ def band(axes: Axes, x: Sequence[float], values: np.ndarray, color: str, **line:
     """
     values = np.atleast_2d(np.asarray(values, float))
     if len(values) > 1:
-        axes.fill_between(x, np.nanmin(values, 0), np.nanmax(values, 0), color=color, alpha=0.2, linewidth=0)
+        axes.fill_between(
+            x, np.nanmin(values, 0), np.nanmax(values, 0), color=color, alpha=0.2, linewidth=0
+        )
     axes.plot(x, np.nanmean(values, 0), color=color, **line)
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred moving mean over `width` points (odd), shortened at both ends, to lie over the faint raw points."""
+    """Centred moving mean over `width` points (odd), shortened at both ends, to lie over the faint
+    raw points."""
     values = np.asarray(values, float)
     weights = np.ones(min(width, len(values)))
     return np.convolve(values, weights, "same") / np.convolve(np.ones_like(values), weights, "same")
 
 
-def curves(axes: Axes, frame: pd.DataFrame, looks: Mapping[str, tuple[str, str, str]], **line: object) -> None:
-    """Draw columns of a frame over its `step`, each with its (label, colour name or colour, line style)."""
+def curves(
+    axes: Axes, frame: pd.DataFrame, looks: Mapping[str, tuple[str, str, str]], **line: object
+) -> None:
+    """Draw columns of a frame over its `step`, each with its (label, colour name or colour, line
+    style)."""
     for name, (label, color, style) in looks.items():
-        axes.plot(frame.step, frame[name], label=label, color=COLORS.get(color, color), ls=style, **line)
+        axes.plot(
+            frame.step, frame[name], label=label, color=COLORS.get(color, color), ls=style, **line
+        )
 
 
-def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.Series, **look: object) -> QuadMesh:
+def heat_map(
+    axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.Series, **look: object
+) -> QuadMesh:
     """Cells of a logarithmic grid, one per row, as colours; flagged ones hatched.
 
     Args:
@@ -137,13 +158,16 @@ def heat_map(axes: Axes, frame: pd.DataFrame, names: Sequence[str], flagged: pd.
     width, height = (np.ptp(edge) / max(len(edge) - 1, 1) for edge in (columns, index))
     for _, cell in np.log10(frame.loc[flagged, [x, y]].astype(float)).iterrows():
         corner = (cell[x] - width / 2, cell[y] - height / 2)
-        axes.add_patch(Rectangle(corner, width, height, fill=False, hatch="////", edgecolor="0.45", lw=0))
+        axes.add_patch(
+            Rectangle(corner, width, height, fill=False, hatch="////", edgecolor="0.45", lw=0)
+        )
     axes.grid(False)
     return mesh
 
 
 def legend_once(axes: Axes, above: Figure | None = None, **options: object) -> None:
-    """A legend with one entry per label, however many lines carry it; in one row above a figure if given."""
+    """A legend with one entry per label, however many lines carry it; in one row above a figure if
+    given."""
     entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     if above is not None:
         row = {"loc": "outside upper center", "ncols": len(entries), "columnspacing": 1.2}

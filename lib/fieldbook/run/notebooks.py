@@ -20,10 +20,12 @@ METADATA = {
 
 
 def regenerate(source: Path) -> Path:
-    """Write the executed `.ipynb` beside a percent script, at the default parameters; the old one is not read.
+    """Write the executed `.ipynb` beside a percent script, at the default parameters; the old one
+    is not read.
 
-    Cell ids follow from the source, progress bars and execution times are left out. While it runs, the notebook on disk
-    is the new one without outputs: a chapter checks its parameters against that file.
+    Cell ids follow from the source, progress bars and execution times are left out. While it runs,
+    the notebook on disk is the new one without outputs: a chapter checks its parameters against
+    that file.
 
     Returns:
         The notebook's path; if a cell raises, the file is as it was before.
@@ -40,7 +42,9 @@ def regenerate(source: Path) -> Path:
     _write(target, notebook)
     try:
         where = {"metadata": {"path": source.parent}}
-        NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, resources=where).execute()
+        NotebookClient(
+            notebook, kernel_name="python3", timeout=600, record_timing=False, resources=where
+        ).execute()
     except BaseException:
         target.unlink() if earlier is None else target.write_bytes(earlier)
         raise
@@ -58,6 +62,9 @@ def _write(target: Path, notebook: nbformat.NotebookNode) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as fresh:
-        os.environ |= {paths.RESULTS: fresh, paths.FROZEN: "0"}  # nothing from an earlier run is reused
+        os.environ |= {
+            paths.RESULTS: fresh,
+            paths.FROZEN: "0",
+        }  # nothing from an earlier run is reused
         for argument in sys.argv[1:]:
             print(regenerate(Path(argument)))

@@ -1,7 +1,7 @@
 """Check parameters against a notebook's own parameters cell, before anything runs.
 
-The cell tagged `parameters` is the single source of names, types and defaults: one annotated assignment a line, with a
-comment that may state the values accepted::
+The cell tagged `parameters` is the single source of names, types and defaults: one annotated
+assignment a line, with a comment that may state the values accepted::
 
     p: int = 97                   # modulus, a prime, in [5, 499]
     train_fraction: float = 0.5   # share of the pairs in train, in (0, 1)
@@ -76,8 +76,15 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
         cells = json.loads(Path(notebook).read_bytes())["cells"]
         tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         source = "".join("".join(cell["source"]) for cell in tagged[:1])
-        statements, tokens = ast.parse(source).body, tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {token.end[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        statements, tokens = (
+            ast.parse(source).body,
+            tokenize.generate_tokens(io.StringIO(source).readline),
+        )
+        comments = {
+            token.end[0]: token.string.lstrip("# ")
+            for token in tokens
+            if token.type == tokenize.COMMENT
+        }
     except Exception as error:  # a damaged file, or a cell that is not Python, fails in many ways
         raise ValueError(f"{notebook}: the parameters cell cannot be read ({error})") from error
     if not statements:
@@ -85,7 +92,9 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
     known = {}
     for node in statements:
         if not isinstance(node, ast.AnnAssign) or node.value is None:
-            raise ValueError(f"{notebook}: `{ast.unparse(node)}` among the parameters; expected `name: type = value`")
+            raise ValueError(
+                f"{notebook}: `{ast.unparse(node)}` among the parameters; expected `name: type = value`"
+            )
         known[ast.unparse(node.target)] = _entry(notebook, node, comments.get(node.end_lineno, ""))
     return known
 
@@ -107,7 +116,9 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     accepted = {}
     for name, (kind, default, comment) in known.items():
         try:
-            accepted[name] = TypeAdapter(kind).validate_python(values.get(name, default), strict=True)
+            accepted[name] = TypeAdapter(kind).validate_python(
+                values.get(name, default), strict=True
+            )
         except ValidationError as error:
             problems += [_sentence(name, item, comment) for item in error.errors()]
     if not problems:
@@ -117,7 +128,9 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        raise ValueError("\n".join([f"{notebook}: parameters refused", *(f"  {line}" for line in problems)]))
+        raise ValueError(
+            "\n".join([f"{notebook}: parameters refused", *(f"  {line}" for line in problems)])
+        )
     return accepted
 
 
@@ -128,7 +141,9 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
         misread = _misread(text)
     except FileNotFoundError:
-        there = ", ".join(sorted(other.name for other in Path(file).parent.glob("*.yaml"))) or "none"
+        there = (
+            ", ".join(sorted(other.name for other in Path(file).parent.glob("*.yaml"))) or "none"
+        )
         raise FileNotFoundError(f"{file}: no such parameter file; there are: {there}") from None
     except OSError:
         raise
@@ -148,11 +163,14 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
 def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The checked parameters of a running notebook, from its `globals()`."""
     notebook = paths.notebook(chapter)
-    return check(notebook, {name: namespace[name] for name in specification(notebook) if name in namespace})
+    return check(
+        notebook, {name: namespace[name] for name in specification(notebook) if name in namespace}
+    )
 
 
 def _broken_rules(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
-    """A line for each value that is not odd, distinct, below another one, .., as its comment says."""
+    """A line for each value that is not odd, distinct, below another one, .., as its comment
+    says."""
     problems = []
     for name, (_, _, comment) in known.items():
         value = values[name]
@@ -162,10 +180,14 @@ def _broken_rules(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list
                 problems.append(f"{name} = {value!r}: should be {word} ({comment})")
         for relation, other in _RELATION.findall(comment):
             if other not in values:
-                raise ValueError(f"the comment of parameter {name} binds it to `{other}`, which is no parameter")
+                raise ValueError(
+                    f"the comment of parameter {name} binds it to `{other}`, which is no parameter"
+                )
             bound = values[other]
             if not _HOLDS[relation](value, bound if isinstance(bound, list) else [bound]):
-                problems.append(f"{name} = {value!r}: should be {relation} {other} = {bound!r} ({comment})")
+                problems.append(
+                    f"{name} = {value!r}: should be {relation} {other} = {bound!r} ({comment})"
+                )
     return problems
 
 
@@ -209,7 +231,9 @@ def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any,
     try:
         kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(node.value)
     except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{notebook}: parameter {name}: default or comment cannot be read ({error})") from error
+        raise ValueError(
+            f"{notebook}: parameter {name}: default or comment cannot be read ({error})"
+        ) from error
     least = re.search(r"\bat least (\d+) values\b", comment)
     several = Annotated[list[kind], Field(min_length=int(least[1]) if least else 1)]
     return (several if annotation[1] else kind), default, comment
@@ -224,8 +248,13 @@ def _constrained(kind: type, comment: str) -> Any:
     constraints: list[Any] = held.get(kind, [])  # what a table and a tensor can hold
     if kind in (int, float) and (interval := _INTERVAL.search(comment)):
         opening, low, high, closing = interval.groups()
-        bounds = {"ge" if opening == "[" else "gt": float(low), "le" if closing == "]" else "lt": float(high)}
-        constraints.append(Field(**{key: bound for key, bound in bounds.items() if math.isfinite(bound)}))
+        bounds = {
+            "ge" if opening == "[" else "gt": float(low),
+            "le" if closing == "]" else "lt": float(high),
+        }
+        constraints.append(
+            Field(**{key: bound for key, bound in bounds.items() if math.isfinite(bound)})
+        )
     if re.search(r"\ba prime\b", comment):
         constraints.append(AfterValidator(_prime))
     if kind is float:
@@ -258,8 +287,11 @@ def _sentence(name: str, item: Mapping[str, Any], comment: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m fieldbook.run.parameters check NOTEBOOK FILE...`: exit 0 when every file fits the notebook."""
-    parser = argparse.ArgumentParser(prog="python -m fieldbook.run.parameters", description=main.__doc__)
+    """`python -m fieldbook.run.parameters check NOTEBOOK FILE...`: exit 0 when every file fits the
+    notebook."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fieldbook.run.parameters", description=main.__doc__
+    )
     parser.add_argument("command", choices=["check"])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("files", type=Path, nargs="+")

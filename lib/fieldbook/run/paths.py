@@ -18,14 +18,21 @@ RESULTS, FROZEN = "FIELDBOOK_RESULTS", "FIELDBOOK_FROZEN"
 
 
 def foreign() -> str | None:
-    """Why this library must not run in the working directory, and what to do about it; None if it may."""
+    """Why this library must not run in the working directory, and what to do about it; None if it
+    may."""
     folders = [Path.cwd(), *Path.cwd().parents]
-    here = next((folder for folder in folders if (folder / "lib/fieldbook/run/paths.py").is_file()), ROOT)
-    if here == ROOT or os.environ.get(RESULTS, "").startswith(f"{ROOT}{os.sep}"):  # that one is meant
+    here = next(
+        (folder for folder in folders if (folder / "lib/fieldbook/run/paths.py").is_file()), ROOT
+    )
+    if here == ROOT or os.environ.get(RESULTS, "").startswith(
+        f"{ROOT}{os.sep}"
+    ):  # that one is meant
         return None
     remedy = f"run `source '{here}/.venv/bin/activate'` first (`make` creates that environment)"
     if Path(sys.prefix).resolve() == (here / ".venv").resolve():
-        remedy = f"`rm -rf '{here}/.venv'`, which was made for that one, and let `make` create it anew"
+        remedy = (
+            f"`rm -rf '{here}/.venv'`, which was made for that one, and let `make` create it anew"
+        )
     if str(ROOT / "lib") in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         remedy = "unset PYTHONPATH, which names that library"
     return f"{here} is one checkout of fieldbook, but the library that runs is that of {ROOT}: {remedy}"
@@ -41,7 +48,9 @@ def results() -> Path:
     named = os.environ.get(RESULTS, "").strip()
     folder = Path(os.path.expanduser(named)) if named else ROOT
     if not folder.is_absolute():
-        expected = f"expected an absolute path such as {folder.absolute()}, ~ for the home, or nothing"
+        expected = (
+            f"expected an absolute path such as {folder.absolute()}, ~ for the home, or nothing"
+        )
         raise ValueError(f"{RESULTS} = {named!r}: {expected}")
     if file := next((above for above in [folder, *folder.parents] if above.is_file()), None):
         reason = f"a file where a folder is expected; set {RESULTS} elsewhere"
@@ -57,7 +66,9 @@ def frozen() -> bool:
     """
     value = os.environ.get(FROZEN, "").strip().lower()
     if value not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
-        raise ValueError(f"{FROZEN} = {value!r}: expected 1, true, yes or on, or 0, false, no, off or nothing")
+        raise ValueError(
+            f"{FROZEN} = {value!r}: expected 1, true, yes or on, or 0, false, no, off or nothing"
+        )
     return value in ("1", "true", "yes", "on")
 
 
@@ -82,13 +93,16 @@ def inputs(chapter: str, profile: str) -> Path:
 
 
 def one_folder(profile: str) -> str:
-    """The profile, unless it would lead out of the results: stale folders are moved, hence must be our own.
+    """The profile, unless it would lead out of the results: stale folders are moved, hence must be
+    our own.
 
     Raises:
         ValueError: it is not the name of one folder.
     """
     if not re.fullmatch(r"\w[\w.-]*", profile):
-        raise ValueError(f"profile = {profile!r}: expected the name of one folder, of letters, digits, _ . -")
+        raise ValueError(
+            f"profile = {profile!r}: expected the name of one folder, of letters, digits, _ . -"
+        )
     return profile
 
 

@@ -28,11 +28,18 @@ def provenance() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     packages = ("fieldbook", "torch", "numpy", "pandas", "scipy")
     return {
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "git": {
             "revision": _git("rev-parse", "HEAD"),
-            "dirty": None if (changes := _git("status", "--porcelain", "--", "lib", "book")) is None else bool(changes),
+            "dirty": None
+            if (changes := _git("status", "--porcelain", "--", "lib", "book")) is None
+            else bool(changes),
         },
     }
 
@@ -40,7 +47,9 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     """What git prints; None without git, or outside a repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -62,9 +71,13 @@ def source_hash(uses: Iterable[Any]) -> str:
         module = use.__name__ if inspect.ismodule(use) else getattr(use, "__module__", None) or ""
         if ours := module.startswith("fieldbook."):
             if not _file_of(module):
-                raise ValueError(f"{module} has no source in {LIBRARY}; install fieldbook with its .py files")
+                raise ValueError(
+                    f"{module} has no source in {LIBRARY}; install fieldbook with its .py files"
+                )
             waiting.append(module)
-        if not ours or not (inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)):
+        if not ours or not (
+            inspect.isroutine(use) or inspect.isclass(use) or inspect.ismodule(use)
+        ):
             own = parts[f"use {len(parts)}"] = described(use)
             waiting += _imported(own) if inspect.ismodule(use) else []
     while waiting:
@@ -78,7 +91,9 @@ def source_hash(uses: Iterable[Any]) -> str:
             tables = sorted(file.parent.glob("*.csv"))
             parts |= {f"table {table.name}": table.read_text(encoding="utf-8") for table in tables}
         waiting += imported
-    return hashlib.sha256("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)).encode()
+    ).hexdigest()[:16]
 
 
 def _file_of(name: str) -> Path | None:

@@ -12,19 +12,25 @@ KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 
 
 def verify(folder: Path) -> None:
-    """Raise ValueError or FileNotFoundError, naming the file, unless a folder's results are finished and intact."""
+    """Raise ValueError or FileNotFoundError, naming the file, unless a folder's results are
+    finished and intact."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: missing, so the results beside it are not finished")
     record = {"csv_sha256": {}, **read_manifest(folder)}
     if record.get("status") != "complete":
-        raise ValueError(f"{manifest}: status is {record.get('status')!r}, expected 'complete'; finish the run")
+        raise ValueError(
+            f"{manifest}: status is {record.get('status')!r}, expected 'complete'; finish the run"
+        )
     for name, expected in record["csv_sha256"].items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, though listed in manifest.json")
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name}: content differs from its hash in manifest.json")
-    if unlisted := {file.name for file in folder.glob("*.csv")} - {*record["csv_sha256"], "claims.csv"}:
+    if unlisted := {file.name for file in folder.glob("*.csv")} - {
+        *record["csv_sha256"],
+        "claims.csv",
+    }:
         raise ValueError(f"{folder}: {', '.join(sorted(unlisted))} not listed in manifest.json")
 
 
@@ -36,7 +42,8 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
     Returns:
         The chapters published.
     Raises:
-        FileNotFoundError, ValueError: results missing, unfinished or altered; none has been touched.
+        FileNotFoundError, ValueError: results missing, unfinished or altered; none has been
+            touched.
         OSError: a copy could not be written; names it.
     """
     data = source / "data"
@@ -48,7 +55,9 @@ def publish(profile: str, source: Path, target: Path) -> list[str]:
     for chapter in chapters:
         verify(data / chapter / profile)
         for kind in KEPT:
-            copies[target / kind / chapter / profile] = _kept(source / kind / chapter / profile, kind)
+            copies[target / kind / chapter / profile] = _kept(
+                source / kind / chapter / profile, kind
+            )
         cost = source / "benchmark" / f"{chapter}.tsv"
         if cost.exists():
             copies[target / "data" / chapter / profile]["benchmark.tsv"] = cost
@@ -68,7 +77,8 @@ def _kept(folder: Path, kind: str) -> dict[str, Path]:
 
 
 def _replace(folder: Path, files: dict[str, Path]) -> None:
-    """Copy `files` by their new names, each whole or not at all; remove what else the folder holds."""
+    """Copy `files` by their new names, each whole or not at all; remove what else the folder
+    holds."""
     for name, file in files.items():
         atomic_write(folder / name, lambda copy, file=file: copy.write(file.read_bytes()))
     for other in folder.iterdir():
@@ -81,6 +91,11 @@ if __name__ == "__main__":
     parser.add_argument("profile", help="laptop or paper")
     name = parser.parse_args().profile
     try:
-        print("published", name, "of", ", ".join(publish(name, paths.ROOT / "build" / name, paths.ROOT)))
+        print(
+            "published",
+            name,
+            "of",
+            ", ".join(publish(name, paths.ROOT / "build" / name, paths.ROOT)),
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"not published: {error}")

@@ -1,8 +1,9 @@
-"""A chapter's results: the manifest that vouches for its tables, and its claims with their verdicts.
+"""A chapter's results: the manifest that vouches for its tables, and its claims with their
+verdicts.
 
-A chapter opens one `Run`, fills tables through `Run.sweep`, and closes with `Run.claims` and `Run.finish`.
-A rerun computes the missing rows only; rows of other parameters or of changed code are set aside, never reused in
-silence.
+A chapter opens one `Run`, fills tables through `Run.sweep`, and closes with `Run.claims` and
+`Run.finish`. A rerun computes the missing rows only; rows of other parameters or of changed code
+are set aside, never reused in silence.
 """
 
 import contextlib
@@ -27,7 +28,11 @@ from fieldbook.run import paths
 from fieldbook.run.provenance import provenance, source_hash
 from fieldbook.run.tables import FILLING, Row, Table, sweep
 
-EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which; so do those named draw_..
+EXECUTION = (
+    "workers",
+    "shard",
+    "train_missing",
+)  # how rows are computed, not which; so do those named draw_..
 MANIFEST = {"parameters": dict, "sources": str, "status": str, "wall_s": int | float}
 MANIFEST |= {"csv_sha256": dict, "filled_by": dict}
 CLAIM = ["claim", "source", "ours", "verdict"]
@@ -53,34 +58,49 @@ def sha256(path: Path) -> str:
 
 
 class Run:
-    """One chapter under one profile: its folders, its parameters, and the manifest that vouches for its rows.
+    """One chapter under one profile: its folders, its parameters, and the manifest that vouches for
+    its rows.
 
     Args:
         chapter: names the folders.
         parameters: checked parameters (`fieldbook.run.parameters.load`), with `profile` among them.
-        uses: what determines the rows beside the parameters: library modules, functions of the notebook, constants.
-        reads: input files that do so too, by name: rows belong to their content. Frozen results do without them.
+        uses: what determines the rows beside the parameters: library modules, functions of the
+            notebook, constants.
+        reads: input files that do so too, by name: rows belong to their content. Frozen results do
+            without them.
     Attributes:
         folder: of the tables, one per profile: a run with other parameters or sources takes it.
         inputs: of checkpoints and the like, in which no other run ever writes.
     Raises:
         OSError: the results folder cannot be written; names it.
-        ValueError: the profile names no folder; or results are frozen and do not belong to these parameters.
-        RuntimeError: (any method that writes) a later run with other parameters or sources has taken the folder.
+        ValueError: the profile names no folder; or results are frozen and do not belong to these
+            parameters.
+        RuntimeError: (any method that writes) a later run with other parameters or sources has
+            taken the folder.
     """
 
     def __init__(
-        self, chapter: str, parameters: Row, uses: Iterable[Any] = (), reads: Mapping[str, Path] | None = None
+        self,
+        chapter: str,
+        parameters: Row,
+        uses: Iterable[Any] = (),
+        reads: Mapping[str, Path] | None = None,
     ):
         self.chapter, self.profile = chapter, parameters["profile"]
         self.folder = paths.data(chapter, self.profile).resolve()  # links are followed, and stay
         inputs = paths.inputs(chapter, self.profile).resolve()
         self._started, self._claims = time.monotonic(), {}
-        chosen = {k: value for k, value in parameters.items() if k not in EXECUTION and not k.startswith("draw_")}
+        chosen = {
+            k: value
+            for k, value in parameters.items()
+            if k not in EXECUTION and not k.startswith("draw_")
+        }
         identity = {"chapter": chapter, "parameters": chosen, "sources": source_hash(uses)}
         if reads and not paths.frozen():
             identity["inputs"] = {name: content_of(path) for name, path in reads.items()}
-        self._identity = json.loads(json.dumps(identity))  # as a manifest gives it back: tuples are lists there
+        self._identity = json.loads(
+            json.dumps(identity)
+        )  # as a manifest gives it back: tuples are lists there
         self.inputs = inputs / digest(self._identity)
         if paths.frozen():
             self._require_same()
@@ -89,7 +109,9 @@ class Run:
             inputs.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                for unfinished in self.folder.glob(".*.tmp"):  # left by a kill: writers hold the lock
+                for unfinished in self.folder.glob(
+                    ".*.tmp"
+                ):  # left by a kill: writers hold the lock
                     unfinished.unlink()
                 self._begin(inputs)
                 self.inputs.mkdir(parents=True, exist_ok=True)
@@ -125,9 +147,14 @@ class Run:
         path = self.folder / f"{name}.csv"
         return Table(path, keys, partial(self._writing, path.name))
 
-    def sweep(self, name: str, jobs: Sequence[Row], compute: Callable[[Row], Row], **options: Any) -> pd.DataFrame:
-        """Fill `<name>.csv`, keyed by what the jobs hold, by `fieldbook.run.tables.sweep` with its options."""
-        return sweep(self.table(name, list(jobs[0])), jobs, compute, **{"description": name, **options})
+    def sweep(
+        self, name: str, jobs: Sequence[Row], compute: Callable[[Row], Row], **options: Any
+    ) -> pd.DataFrame:
+        """Fill `<name>.csv`, keyed by what the jobs hold, by `fieldbook.run.tables.sweep` with its
+        options."""
+        return sweep(
+            self.table(name, list(jobs[0])), jobs, compute, **{"description": name, **options}
+        )
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -147,8 +174,11 @@ class Run:
                 filled_by[name] = sorted(fillers | {filling})
                 self._write(facts)
 
-    def claim(self, text: str, source: str, ours: str, verdict: bool | None, tested: bool = True) -> None:
-        """Note a claim with the truth value that code came to; one that this run cannot test keeps its numbers alone.
+    def claim(
+        self, text: str, source: str, ours: str, verdict: bool | None, tested: bool = True
+    ) -> None:
+        """Note a claim with the truth value that code came to; one that this run cannot test keeps
+        its numbers alone.
 
         A claim of the same text takes the place of an earlier one, so that a cell may be run again.
         """
@@ -161,11 +191,15 @@ class Run:
         with self._lock():
             if not paths.frozen():
                 self._own_manifest()
-            atomic_write(self.folder / "claims.csv", lambda file: file.write(frame.to_csv(index=False).encode()))
+            atomic_write(
+                self.folder / "claims.csv",
+                lambda file: file.write(frame.to_csv(index=False).encode()),
+            )
         return frame
 
     def finish(self, **facts: Any) -> pd.DataFrame:
-        """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision and wall time.
+        """Mark the run complete: hash its CSVs into the manifest, with versions, device, revision
+        and wall time.
 
         Args:
             facts: what else was settled at run time, for instance the precision that `auto` became.
@@ -181,7 +215,9 @@ class Run:
 
     def _complete(self, facts: Row) -> None:
         old = self._own_manifest()
-        tables = sorted(path for path in self.folder.glob("*.csv") if path.name != "claims.csv")  # that is derived
+        tables = sorted(
+            path for path in self.folder.glob("*.csv") if path.name != "claims.csv"
+        )  # that is derived
         hashes = {path.name: sha256(path) for path in tables}
         if old.get("csv_sha256") != hashes:
             wall_s = round(old["wall_s"] + time.monotonic() - self._started, 1)
@@ -189,7 +225,9 @@ class Run:
             self._write({"status": "complete", "wall_s": wall_s, **made, **facts})
 
     def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".manifest.lock")  # made anew: a run travels to worker processes, a lock cannot
+        return FileLock(
+            self.folder / ".manifest.lock"
+        )  # made anew: a run travels to worker processes, a lock cannot
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as `read_manifest` gives it."""
@@ -199,7 +237,9 @@ class Run:
         manifest = self.manifest()
         if any(manifest.get(name) != value for name, value in self._identity.items()):
             remedy = "nothing was written: run this one again, under another `profile` if both are wanted"
-            raise RuntimeError(f"{self.folder} has been taken by another run or emptied since this one began; {remedy}")
+            raise RuntimeError(
+                f"{self.folder} has been taken by another run or emptied since this one began; {remedy}"
+            )
         return manifest
 
     def _write(self, facts: Row) -> None:
@@ -212,12 +252,15 @@ class Run:
             return "there is no readable manifest"
         if manifest["parameters"] != self._identity["parameters"]:
             return _difference(manifest["parameters"], self._identity["parameters"])
-        if not paths.frozen() and (old := manifest.get("inputs", {})) != (new := self._identity.get("inputs", {})):
+        if not paths.frozen() and (old := manifest.get("inputs", {})) != (
+            new := self._identity.get("inputs", {})
+        ):
             return f"input {next(name for name in {**old, **new} if old.get(name) != new.get(name))} has changed"
         return OLDER if manifest["sources"] != self._identity["sources"] else None
 
     def _altered(self, manifest: Row) -> list[str]:
-        """Tables that are not as a complete run's manifest says; of a partial one, those deleted."""
+        """Tables that are not as a complete run's manifest says; of a partial one, those
+        deleted."""
         hashes = manifest.get("csv_sha256")
         if hashes is None:
             sides = manifest.get("filled_by", {})
@@ -230,10 +273,15 @@ class Run:
         manifest = self.manifest()
         problem = self._stale(manifest)
         if problem == OLDER:
-            print(f"note: {self.chapter} was computed by an earlier version of the library", file=sys.stderr)
+            print(
+                f"note: {self.chapter} was computed by an earlier version of the library",
+                file=sys.stderr,
+            )
             problem = None
         if problem := problem or next(map(ALTERED.format, self._altered(manifest)), None):
-            raise ValueError(f"{self.folder}: frozen results are not those asked for: {problem}; recompute and publish")
+            raise ValueError(
+                f"{self.folder}: frozen results are not those asked for: {problem}; recompute and publish"
+            )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -255,7 +303,8 @@ def _difference(old: Row, new: Row) -> str:
 
 
 def ledger(profile: str) -> pd.DataFrame:
-    """The claims of every chapter that has finished a profile: chapter, claim, source, ours, verdict.
+    """The claims of every chapter that has finished a profile: chapter, claim, source, ours,
+    verdict.
 
     Raises:
         ValueError: a table of claims is damaged; names it.
@@ -270,7 +319,9 @@ def _read_claims(file: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise ValueError(f"{file} is no table of claims ({error}); run its chapter again") from error
+        raise ValueError(
+            f"{file} is no table of claims ({error}); run its chapter again"
+        ) from error
     if list(frame) != CLAIM or not set(frame.verdict) <= set(VERDICTS.values()):
         expected = f"expected the columns {', '.join(CLAIM)}, the last one of {', '.join(VERDICTS.values())}"
         raise ValueError(f"{file} is no table of claims: {expected}; run its chapter again")
@@ -281,14 +332,18 @@ def _read_benchmark(file: Path) -> pd.Series:
     try:
         return pd.read_csv(file, sep="\t")[["s", "cpu_time", "max_rss"]].iloc[-1]
     except (ValueError, LookupError) as error:
-        raise ValueError(f"{file} is no benchmark that Snakemake wrote ({error}); delete it") from error
+        raise ValueError(
+            f"{file} is no benchmark that Snakemake wrote ({error}); delete it"
+        ) from error
 
 
 def costs(profile: str) -> pd.DataFrame:
-    """What every chapter's run took: chapter, minutes, cpu_minutes, memory_gb (of all its processes) and device.
+    """What every chapter's run took: chapter, minutes, cpu_minutes, memory_gb (of all its
+    processes) and device.
 
-    Minutes come from the manifest, which adds up all runs that made the rows; the next two from the file that
-    Snakemake's `benchmark` left, and are nan unless that is of one run that made most of them.
+    Minutes come from the manifest, which adds up all runs that made the rows; the next two from the
+    file that Snakemake's `benchmark` left, and are nan unless that is of one run that made most of
+    them.
     """
     rows = []
     for file in sorted(paths.results().glob(f"data/*/{profile}/manifest.json")):

@@ -1,4 +1,5 @@
-"""Tables that survive a kill: CSVs filled row by row, keyed, locked and fsynced, and the sweep that fills them."""
+"""Tables that survive a kill: CSVs filled row by row, keyed, locked and fsynced, and the sweep that
+fills them."""
 
 import contextlib
 import csv
@@ -33,7 +34,8 @@ PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks
 
 
 class Table:
-    """A CSV whose rows are identified by key columns and appended one by one under a lock, each fsynced.
+    """A CSV whose rows are identified by key columns and appended one by one under a lock, each
+    fsynced.
 
     Keys are compared as values, as 1.00E-05 is 1e-05 after a spreadsheet. Numbers are written with
     ten significant digits. A row torn by a kill is dropped when the file is next touched; one whose
@@ -42,15 +44,22 @@ class Table:
     Args:
         writing: makes the context in which the file is changed; a lock beside it unless given.
     Raises:
-        ValueError: (any method) the file has been damaged or edited into something else; names it and the remedy.
+        ValueError: (any method) the file has been damaged or edited into something else; names it
+            and the remedy.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str], writing: Callable[[], AbstractContextManager] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        keys: Sequence[str],
+        writing: Callable[[], AbstractContextManager] | None = None,
+    ):
         self.path, self.keys = Path(path), tuple(keys)
         self._writing = writing or partial(FileLock, self.path.with_name(f".{self.path.name}.lock"))
 
     def frame(self) -> pd.DataFrame:
-        """All rows in file order, empty fields as nan; an empty frame with the key columns if there are none."""
+        """All rows in file order, empty fields as nan; an empty frame with the key columns if there
+        are none."""
         lines, _ = self._read()
         if not lines:
             return pd.DataFrame(columns=list(self.keys))
@@ -72,7 +81,8 @@ class Table:
         Raises:
             ValueError: columns other than the file's.
             PermissionError: results are frozen.
-            OSError: not written, for instance because the disk is full; the file keeps its old rows.
+            OSError: not written, for instance because the disk is full; the file keeps its old
+                rows.
         """
         self._refuse_if_frozen()
         if not rows:
@@ -84,9 +94,13 @@ class Table:
             new: dict[tuple[str, ...], str] = {}
             for row in rows:
                 if header != [str(name) for name in row]:
-                    raise ValueError(f"{self.path}: columns are {header}, the new row has {list(row)}")
+                    raise ValueError(
+                        f"{self.path}: columns are {header}, the new row has {list(row)}"
+                    )
                 new.setdefault(self.key(row), _line(row.values()))
-            text = ("" if lines else _line(header)) + "".join(new[key] for key in new if key not in set(keys))
+            text = ("" if lines else _line(header)) + "".join(
+                new[key] for key in new if key not in set(keys)
+            )
             size = sum(len(line.encode()) + 1 for line in lines)
             try:
                 with open(self.path, "ab") as file:
@@ -97,17 +111,22 @@ class Table:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, size)
-                raise OSError(error.errno, f"row not written ({error.strerror})", str(self.path)) from error
+                raise OSError(
+                    error.errno, f"row not written ({error.strerror})", str(self.path)
+                ) from error
 
     def replace(self, frame: pd.DataFrame) -> None:
         """Put a whole frame in place of the rows, atomically."""
         self._refuse_if_frozen()
-        text = "".join(map(_line, [frame.columns, *(record.values() for record in frame.to_dict("records"))]))
+        text = "".join(
+            map(_line, [frame.columns, *(record.values() for record in frame.to_dict("records"))])
+        )
         with self._writing():
             atomic_write(self.path, lambda file: file.write(text.encode()))
 
     def sort(self, order: Sequence[Row] | None = None) -> None:
-        """Put the rows of these keys first, in this order, so that the bytes do not tell which was appended first.
+        """Put the rows of these keys first, in this order, so that the bytes do not tell which was
+        appended first.
 
         Args:
             order: by the key columns themselves unless given.
@@ -140,13 +159,18 @@ class Table:
             if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
                 raise ValueError("not every line is a row with the header's fields")
             kinds = [_kind([row.get(name) for row in like]) for name in self.keys]
-            columns = [_column([row[i] for row in rows], kind) for i, kind in zip(places, kinds, strict=True)]
+            columns = [
+                _column([row[i] for row in rows], kind)
+                for i, kind in zip(places, kinds, strict=True)
+            ]
             keys = list(zip(*columns, strict=True))
             if len(set(keys)) < len(keys):
                 raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")
         except (ValueError, csv.Error) as error:
             remedy = "restore the file, or delete it to compute it again"
-            raise ValueError(f"{self.path} is no table keyed by {', '.join(self.keys)} ({error}); {remedy}") from None
+            raise ValueError(
+                f"{self.path} is no table keyed by {', '.join(self.keys)} ({error}); {remedy}"
+            ) from None
         return lines, keys
 
     def _sorted(self, order: Sequence[Row]) -> list[str]:
@@ -209,19 +233,24 @@ def sweep(
     cost: Callable[[Row], float] | None = None,
     description: str = "",
 ) -> pd.DataFrame:
-    """Fill a table with one row per job, computing only those missing, and return it in the order of the jobs.
+    """Fill a table with one row per job, computing only those missing, and return it in the order
+    of the jobs.
 
-    Each row is in the file as soon as it is computed. Any number of processes, on all machines that share the folder,
-    may fill one table: a job that one of them is at is left to it, and taken over if that process dies.
+    Each row is in the file as soon as it is computed. Any number of processes, on all machines that
+    share the folder, may fill one table: a job that one of them is at is left to it, and taken over
+    if that process dies.
 
     Args:
         table: keyed by columns that every job has.
         compute: job -> row (with the job's keys), run in `workers` processes of one thread each.
-        shard: (i, n): begin with every n-th job from the i-th, then help with the rest, so that n calls share a table.
-        cost: of a job, in any unit; the dearest are begun first, so that no worker ends long after the others.
+        shard: (i, n): begin with every n-th job from the i-th, then help with the rest, so that n
+            calls share a table.
+        cost: of a job, in any unit; the dearest are begun first, so that no worker ends long after
+            the others.
     Raises:
         ValueError: a row does not have its job's keys.
-        Exception: whatever `compute` raised, with a note that names the job; the rows finished so far are kept.
+        Exception: whatever `compute` raised, with a note that names the job; the rows finished so
+            far are kept.
     """
     index, count = shard
     if not 0 <= index < count:
@@ -245,7 +274,8 @@ def sweep(
 
 
 def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) -> bool:
-    """Append one job's row, unless it is there; False if another process is at it for all of `patience` seconds."""
+    """Append one job's row, unless it is there; False if another process is at it for all of
+    `patience` seconds."""
     digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
     path = table.path.with_name(f".{table.path.name}.{digest}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Step size and localisation of a sampler, from a gradient function: nothing here knows a network."""
+"""Step size and localisation of a sampler, from a gradient function: nothing here knows a
+network."""
 
 import math
 from collections.abc import Callable
@@ -30,22 +31,33 @@ def calibrate(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Step size and localisation at which a sampler's estimate is the target, and the way there.
 
-    Localisation sets how far a chain may stray, hence the estimate; samplers are compared where they agree.
-    The step size is relaxation / (gamma max(P A)): localisation alone takes back half of `relaxation` of a deviation
-    per step, and P A = 1 for samplers that localise in their own metric.
+    Localisation sets how far a chain may stray, hence the estimate; samplers are compared where
+    they agree. The step size is relaxation / (gamma max(P A)): localisation alone takes back half
+    of `relaxation` of a deviation per step, and P A = 1 for samplers that localise in their own
+    metric.
 
     Args:
-        gradient: (w (.., chains, D), step) -> (L(w) - L(w*) (.., chains), gradients); `w_star`: (D,).
+        gradient: (w (.., chains, D), step) -> (L(w) - L(w*) (.., chains), gradients); `w_star`:
+            (D,).
         target: of the estimate, below `ceiling`, which is that of a network that guesses.
         slope: (D,) gradient of L at w*, of the first minibatch unless given.
-        curvature: P (D,) -> the largest eigenvalue of P^1/2 H P^1/2, by differences of gradients unless given.
-        n: localisations tried, over six decades around the one at which weights would move by their own size.
+        curvature: P (D,) -> the largest eigenvalue of P^1/2 H P^1/2, by differences of gradients
+            unless given.
+        n: localisations tried, over six decades around the one at which weights would move by their
+            own size.
     Returns:
-        `gamma`, `eps` and `eps_limit`, the stability bound; one row per localisation with gamma, eps and llc.
+        `gamma`, `eps` and `eps_limit`, the stability bound; one row per localisation with gamma,
+        eps and llc.
     Raises:
-        ValueError: the estimates do not pass the target, or the step size is unstable (`sgmcmc.require_stable`).
+        ValueError: the estimates do not pass the target, or the step size is unstable
+            (`sgmcmc.require_stable`).
     """
-    require(w_star.any(), "w_star", "zero everywhere", "weights, whose size sets the localisations tried")
+    require(
+        w_star.any(),
+        "w_star",
+        "zero everywhere",
+        "weights, whose size sets the localisations tried",
+    )
     points = w_star.expand(1, how.chains, -1)
     if slope is None:
         slope = gradient(points, 0)[1].mean((0, 1))
@@ -55,7 +67,9 @@ def calibrate(
     gammas = natural * torch.logspace(-1.5, 4.5, n, dtype=torch.float64)
     epsilons = relaxation / (gammas * stiffest)
     require_stable(float(epsilons[0]), float(gammas[0]) * stiffest)
-    trace = traces(gradient, points.expand(n, -1, -1), build, how, eps=epsilons, gamma=gammas, n_beta=n_beta)
+    trace = traces(
+        gradient, points.expand(n, -1, -1), build, how, eps=epsilons, gamma=gammas, n_beta=n_beta
+    )
     values, _ = llc.estimate(trace.cpu().double(), n_beta=n_beta, burn_in=how.burn_in)
     gamma = crossing(gammas, values, target, ceiling=ceiling)
     eps = relaxation / (gamma * stiffest)
@@ -72,7 +86,9 @@ def _differences(gradient: Gradient, points: Tensor) -> Callable[[Tensor], Tenso
     small = torch.finfo(points.dtype).eps ** (1 / 3) * float(points.square().mean().sqrt())
 
     def product(vector: Tensor) -> Tensor:
-        by = small * vector / vector.square().mean().sqrt().clamp(min=torch.finfo(vector.dtype).tiny)
+        by = (
+            small * vector / vector.square().mean().sqrt().clamp(min=torch.finfo(vector.dtype).tiny)
+        )
         ahead, behind = (gradient(points + sign * by, 0)[1].mean((0, 1)) for sign in (1, -1))
         return (ahead - behind) / 2 * (vector.norm() / by.norm())
 
@@ -89,14 +105,17 @@ def lengthen(
     gamma: float,
     n_beta: float,
 ) -> list[dict[str, float]]:
-    """Estimates over the first T steps, for a quarter, a half and the whole of eps, T up to four times `how`.
+    """Estimates over the first T steps, for a quarter, a half and the whole of eps, T up to four
+    times `how`.
 
     What short chains measure grows with eps T until localisation, not their length, holds them.
     """
     sizes = [share * eps for share in (0.25, 0.5, 1.0)]
     longer = replace(how, steps=4 * how.steps)
     points = w_star.expand(len(sizes), how.chains, -1)
-    trace = traces(gradient, points, build, longer, eps=torch.tensor(sizes), gamma=gamma, n_beta=n_beta)
+    trace = traces(
+        gradient, points, build, longer, eps=torch.tensor(sizes), gamma=gamma, n_beta=n_beta
+    )
     sums = n_beta * trace.double().mean(2).cumsum(0).cpu()
     lengths = sorted({round(4 * (longer.steps / 4) ** (k / 15)) for k in range(16)})
     return [
@@ -107,7 +126,8 @@ def lengthen(
 
 
 def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -> float:
-    """The localisation at which the estimate first passes below a target, interpolated in log gamma and log estimate.
+    """The localisation at which the estimate first passes below a target, interpolated in log gamma
+    and log estimate.
 
     Args:
         gammas: (k,) increasing; `values`: (k,) estimates, which fall with gamma.
@@ -115,7 +135,11 @@ def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -
     Raises:
         ValueError: the estimates do not pass the target; says their range.
     """
-    values = values.double().nan_to_num(nan=ceiling, posinf=ceiling).clamp(min=1e-12 * ceiling, max=ceiling)
+    values = (
+        values.double()
+        .nan_to_num(nan=ceiling, posinf=ceiling)
+        .clamp(min=1e-12 * ceiling, max=ceiling)
+    )
     below = (values < target).nonzero().flatten()
     if not len(below) or below[0] == 0:
         found = f"{values.min():.3g} .. {values.max():.3g} at gamma = {gammas[0]:.3g} .. {gammas[-1]:.3g}"

@@ -1,8 +1,9 @@
-"""The loss landscape around a trained network: its training path, its entropy, and how memorised states relax.
+"""The loss landscape around a trained network: its training path, its entropy, and how memorised
+states relax.
 
-Points are z = theta / s, with s the root mean square of each tensor of the trained network. A standard normal prior on
-z keeps the norm of each tensor near the trained one, up to a share 1 / sqrt(2 size): a fixed norm in all but name,
-tensor by tensor. A tensor of zeros stays zero.
+Points are z = theta / s, with s the root mean square of each tensor of the trained network. A
+standard normal prior on z keeps the norm of each tensor near the trained one, up to a share 1 /
+sqrt(2 size): a fixed norm in all but name, tensor by tensor. A tensor of zeros stays zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +48,9 @@ def loss_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> 
     return energy
 
 
-def accuracy_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
+def accuracy_of(
+    model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor
+) -> Callable[[Tensor], Tensor]:
     """Share of right answers as a function of z (.., D)."""
     outputs = outputs_of(model)
 
@@ -58,12 +61,16 @@ def accuracy_of(model: nn.Module, scale: Tensor, inputs: Tensor, target: Tensor)
     return lambda z: many((z * scale).flatten(0, -2)).double().mean(-1).view(z.shape[:-1])
 
 
-def record_training(settings: networks.Settings, operation: str, table: Table, folder: Path, every: int) -> None:
-    """Train a network as `networks.trained` does, recording full-batch loss and accuracies; a killed call continues.
+def record_training(
+    settings: networks.Settings, operation: str, table: Table, folder: Path, every: int
+) -> None:
+    """Train a network as `networks.trained` does, recording full-batch loss and accuracies; a
+    killed call continues.
 
     Args:
         table: keyed by `op` and `step`; one row per evaluation.
-        folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train accuracy above 99 %.
+        folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train
+            accuracy above 99 %.
         every: updates between evaluations.
     """
     t, where = networks.task_of(settings, operation, settings["seeds"][0]), device()
@@ -75,7 +82,10 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
         right = (logits.argmax(1) == target).double()
         row = {"op": operation, "step": step}
         row["train_loss"] = float(torch.nn.functional.cross_entropy(logits[train], target[train]))
-        row |= {f"{name}_acc": float(right[of].mean()) for name, of in (("train", train), ("test", ~train))}
+        row |= {
+            f"{name}_acc": float(right[of].mean())
+            for name, of in (("train", train), ("test", ~train))
+        }
         if row["train_acc"] > MEMORISED and not memorised.exists():
             save_weights(network, memorised)
         table.append({**row, "test_acc_strict": float(right[strict].mean())})
@@ -87,59 +97,109 @@ def record_training(settings: networks.Settings, operation: str, table: Table, f
 
 
 def sample(
-    settings: networks.Settings, operation: str, file: Path, grid: wl.Grid,
-    *, seeds: int, walkers: int, melt: int, cool: int, steps: int, h: float, friction: float,
-) -> tuple[list[Row], Row]:  # fmt: skip
-    """Entropy and strict test accuracy against log10 train loss: melt the trained network, cool it, then Wang-Landau.
+    settings: networks.Settings,
+    operation: str,
+    file: Path,
+    grid: wl.Grid,
+    *,
+    seeds: int,
+    walkers: int,
+    melt: int,
+    cool: int,
+    steps: int,
+    h: float,
+    friction: float,
+) -> tuple[list[Row], Row]:
+    """Entropy and strict test accuracy against log10 train loss: melt the trained network, cool it,
+    then Wang-Landau.
 
     Args:
         file: weights of the trained network.
-        melt, cool, steps: moves from the trained loss up to the top of the grid; down again, which measures the mean
-            force and so the first S_hat; and of Wang-Landau, with `walkers` per seed taken from all heights of the way.
+        melt, cool, steps: moves from the trained loss up to the top of the grid; down again, which
+            measures the mean force and so the first S_hat; and of Wang-Landau, with `walkers` per
+            seed taken from all heights of the way.
     Returns:
-        One row per seed and bin, and one for the whole run. `reached` is 0 for a seed whose walker did not cool through
+        One row per seed and bin, and one for the whole run. `reached` is 0 for a seed whose walker
+        did not cool through
         the whole grid: its entropy is extrapolated where it never was.
     """
     _, energy, strict, star = _prepare(settings, operation, file)
     generator = torch.Generator(star.device).manual_seed(stream("landscape", operation))
     options = {"h": h, "friction": friction, "observe": strict}
     w = wl.start(energy, wl.heat(energy, star, grid.high - 0.2, seeds, generator), generator)
-    melted, _ = wl.ramp(energy, w, grid, np.linspace(grid.high - 0.2, grid.high, melt), generator, **options)
-    way, every = np.linspace(grid.high, grid.low - grid.width(), cool), range(0, cool, max(cool // 40, 1))
+    melted, _ = wl.ramp(
+        energy, w, grid, np.linspace(grid.high - 0.2, grid.high, melt), generator, **options
+    )
+    way, every = (
+        np.linspace(grid.high, grid.low - grid.width(), cool),
+        range(0, cool, max(cool // 40, 1)),
+    )
     cooled, kept = wl.ramp(energy, melted.walkers, grid, way, generator, keep=every, **options)
     places = [grid.low + (grid.high - grid.low) * (k + 0.5) / walkers for k in range(walkers)]
     w = wl.start(energy, wl.spread(kept, places), generator)
     found = wl.wang_landau(
-        energy, w, grid, generator, steps=steps, first=1.0, entropy=cooled.entropy, **{**options, "h": cooled.h}
+        energy,
+        w,
+        grid,
+        generator,
+        steps=steps,
+        first=1.0,
+        entropy=cooled.entropy,
+        **{**options, "h": cooled.h},
     )
     ends = [cooled.visits[:, part].sum(1) > 0 for part in (slice(3), slice(-3, None))]
     columns = {
-        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape), "entropy": found.entropy,
-        "entropy_cooled": cooled.entropy, "entropy_force": wl.integrate(grid, found.force),
-        "test_acc_mean": found.observed, "test_acc_cooled": cooled.observed, "visits": found.visits.long(),
-    }  # fmt: skip
+        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape),
+        "entropy": found.entropy,
+        "entropy_cooled": cooled.entropy,
+        "entropy_force": wl.integrate(grid, found.force),
+        "test_acc_mean": found.observed,
+        "test_acc_cooled": cooled.observed,
+        "visits": found.visits.long(),
+    }
     rows = [
-        {"op": operation, "seed": seed, "log10_loss": x, **{name: value[seed, b] for name, value in columns.items()}}
-        for seed in range(seeds) for b, x in enumerate(grid.centres().tolist())
-    ]  # fmt: skip
+        {
+            "op": operation,
+            "seed": seed,
+            "log10_loss": x,
+            **{name: value[seed, b] for name, value in columns.items()},
+        }
+        for seed in range(seeds)
+        for b, x in enumerate(grid.centres().tolist())
+    ]
     overlap = torch.nn.functional.cosine_similarity(cooled.walkers.z, star, dim=-1).mean()
     return rows, {
         "lost": int((~(ends[0] & ends[1])).sum()),
-        "parameters": int((star != 0).sum()), "flatness": float(wl.flatness(found.visits).mean()),
-        "h": float(cooled.h.min()), "acceptance_cool": cooled.acceptance, "acceptance": found.acceptance,
-        "overlap_melted": float(torch.nn.functional.cosine_similarity(melted.walkers.z, star, dim=-1).mean()),
+        "parameters": int((star != 0).sum()),
+        "flatness": float(wl.flatness(found.visits).mean()),
+        "h": float(cooled.h.min()),
+        "acceptance_cool": cooled.acceptance,
+        "acceptance": found.acceptance,
+        "overlap_melted": float(
+            torch.nn.functional.cosine_similarity(melted.walkers.z, star, dim=-1).mean()
+        ),
         "overlap_cooled": float(overlap),
-    }  # fmt: skip
+    }
 
 
 def relax(
-    settings: networks.Settings, operation: str, file: Path, memorised: Path,
-    *, seeds: int, steps: int, every: int, h: float, friction: float, stiffness: float = 1e4,
-) -> list[Row]:  # fmt: skip
+    settings: networks.Settings,
+    operation: str,
+    file: Path,
+    memorised: Path,
+    *,
+    seeds: int,
+    steps: int,
+    every: int,
+    h: float,
+    friction: float,
+    stiffness: float = 1e4,
+) -> list[Row]:
     """Let a memorised network move at the loss it has, and watch its strict test accuracy.
 
     Args:
-        file, memorised: weights of the trained network, which sets the prior, and of the memorised one.
+        file, memorised: weights of the trained network, which sets the prior, and of the memorised
+            one.
         stiffness: of the spring that holds log10 of the loss, nats per decade squared.
     Returns:
         One row per seed and `every` moves: mean log10 of the loss since the last row, accuracy now.
@@ -153,23 +213,40 @@ def relax(
     def watch(step: int, x: Sequence[float]) -> None:
         found = zip(x, strict(w.z)[:, 0].tolist(), w.z.square().mean((1, 2)).tolist(), strict=True)
         rows.extend(
-            {"op": operation, "seed": seed, "step": step, "log10_loss": a, "test_acc_strict": b, "norm2": c}
+            {
+                "op": operation,
+                "seed": seed,
+                "step": step,
+                "log10_loss": a,
+                "test_acc_strict": b,
+                "norm2": c,
+            }
             for seed, (a, b, c) in enumerate(found)
         )
 
     watch(0, w.x[:, 0].tolist())
     for step in range(every, steps + 1, every):
         held, kept = wl.ramp(
-            energy, w, wl.Grid(hold - 1, hold + 1, 2), [hold] * every, generator,
-            h=h, friction=friction, stiffness=stiffness, keep=range(every),
-        )  # fmt: skip
+            energy,
+            w,
+            wl.Grid(hold - 1, hold + 1, 2),
+            [hold] * every,
+            generator,
+            h=h,
+            friction=friction,
+            stiffness=stiffness,
+            keep=range(every),
+        )
         w = held.walkers
         watch(step, torch.stack([k.x[:, 0] for k in kept]).mean(0).tolist())
     return rows
 
 
-def first_passage(loss: Sequence[float], values: Sequence[float], levels: Sequence[float]) -> np.ndarray:
-    """What a training path shows when its loss first comes down to each level, nan for levels it never reaches."""
+def first_passage(
+    loss: Sequence[float], values: Sequence[float], levels: Sequence[float]
+) -> np.ndarray:
+    """What a training path shows when its loss first comes down to each level, nan for levels it
+    never reaches."""
     below = np.minimum.accumulate(np.asarray(loss, float))[:, None] <= np.asarray(levels, float)
     return np.where(below.any(0), np.asarray(values, float)[below.argmax(0)], np.nan)
 
@@ -177,9 +254,17 @@ def first_passage(loss: Sequence[float], values: Sequence[float], levels: Sequen
 def _prepare(
     settings: networks.Settings, operation: str, file: Path
 ) -> tuple[nn.Module, wl.Energy, Callable[[Tensor], Tensor], Tensor]:
-    """The trained network, its train loss and strict test accuracy as functions of z, and its own z."""
+    """The trained network, its train loss and strict test accuracy as functions of z, and its own
+    z."""
     model = networks.load(settings, file).to(device())
     t: Task = networks.task_of(settings, operation, settings["seeds"][0])
     scale = scales(model)
-    split: list[Any] = [(t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)]
-    return model, loss_of(model, scale, *split[0]), accuracy_of(model, scale, *split[1]), whitened(model, scale)
+    split: list[Any] = [
+        (t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)
+    ]
+    return (
+        model,
+        loss_of(model, scale, *split[0]),
+        accuracy_of(model, scale, *split[1]),
+        whitened(model, scale),
+    )

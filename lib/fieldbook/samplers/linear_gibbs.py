@@ -1,7 +1,7 @@
 """Gibbs sampling of linear networks: a reference without step size for their posterior mean loss.
 
-L = |W_L .. W_1 - M|^2 / 2 is quadratic in each layer, so that under exp(-n_beta L - sum_i a_i (w_i - w*_i)^2 / 2) each
-layer is Gaussian given the others, and is drawn exactly.
+L = |W_L .. W_1 - M|^2 / 2 is quadratic in each layer, so that under exp(-n_beta L - sum_i a_i (w_i
+- w*_i)^2 / 2) each layer is Gaussian given the others, and is drawn exactly.
 """
 
 import math
@@ -16,26 +16,36 @@ from fieldbook.nn.checks import numbers, positive, require
 
 
 def product(layers: Sequence[Tensor], inputs: int) -> Tensor:
-    """W_L .. W_1 of layers (..., outputs, inputs), first layer first; the identity of `inputs` for no layer."""
+    """W_L .. W_1 of layers (..., outputs, inputs), first layer first; the identity of `inputs` for
+    no layer."""
     return reduce(lambda below, layer: layer @ below, layers) if layers else torch.eye(inputs)
 
 
 def curvature(layers: Sequence[Tensor], l: int) -> Tensor:
-    """Second derivatives of L in the entries of layer l, row by row: (U^T U) kron (V V^T) where the map is U W_l V."""
+    """Second derivatives of L in the entries of layer l, row by row: (U^T U) kron (V V^T) where the
+    map is U W_l V."""
     above, below = _sides(layers, l)
     left, right = above.mT @ above, below @ below.mT
-    return (left[..., :, None, :, None] * right[..., None, :, None, :]).flatten(-4, -3).flatten(-2, -1)
+    return (
+        (left[..., :, None, :, None] * right[..., None, :, None, :]).flatten(-4, -3).flatten(-2, -1)
+    )
 
 
 def mean_loss(
-    stars: Sequence[Tensor], strength: Sequence[Tensor], *, n_beta: float, chains: int = 400, sweeps: int = 150,
+    stars: Sequence[Tensor],
+    strength: Sequence[Tensor],
+    *,
+    n_beta: float,
+    chains: int = 400,
+    sweeps: int = 150,
     seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """n_beta E[L] with its standard error over chains, averaged over the last layer in closed form.
 
     Args:
-        stars: layers (outputs, inputs) of w*, where the chains start, with M their product; `strength`: a of each
-            layer's entries, row by row; `sweeps`: over the layers, of which a third is burn-in.
+        stars: layers (outputs, inputs) of w*, where the chains start, with M their product;
+            `strength`: a of each layer's entries, row by row; `sweeps`: over the layers, of which a
+                third is burn-in.
     Raises:
         ValueError: layers that do not follow one another, or a strength that is not positive: what
             the loss leaves open would be drawn from anywhere.
@@ -46,10 +56,16 @@ def mean_loss(
     stars = [numbers(w, "stars", ndim=2).double() for w in stars]
     shapes = [tuple(w.shape) for w in stars]
     follow = all(below[0] == above[1] for below, above in pairwise(shapes))
-    require(follow, "shapes of stars", shapes, "(outputs, inputs) of layers that follow one another")
+    require(
+        follow, "shapes of stars", shapes, "(outputs, inputs) of layers that follow one another"
+    )
     sizes = zip(strength, stars, strict=True)
     strength = [positive(a, "strength", shape=(w.numel(),)).double() for a, w in sizes]
-    target, generator, values = product(stars, stars[0].shape[-1]), torch.Generator().manual_seed(seed), []
+    target, generator, values = (
+        product(stars, stars[0].shape[-1]),
+        torch.Generator().manual_seed(seed),
+        [],
+    )
     layers = [w.expand(chains, *w.shape) for w in stars]
     for _ in range(sweeps):
         for l, (star, a) in enumerate(zip(stars, strength, strict=True)):

@@ -1,6 +1,7 @@
 """Energies whose Boltzmann entropy is known: what `wang_landau` must find, with a flat prior.
 
-Each energy maps z (.., d) to E (..) and its gradient (.., d); each entropy is that of x = log10 E, without constant.
+Each energy maps z (.., d) to E (..) and its gradient (.., d); each entropy is that of x = log10 E,
+without constant.
 """
 
 import math
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from fieldbook.nn.checks import numbers, require
 
-BARRIER, TILT = 4.0, 0.15  # of the two wells: the ridge at a = 0, and what raises the well at a = -1
+BARRIER, TILT = (
+    4.0,
+    0.15,
+)  # of the two wells: the ridge at a = 0, and what raises the well at a = -1
 
 
 def harmonic(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,15 +23,18 @@ def harmonic(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def harmonic_entropy(x: Tensor, d: int) -> Tensor:
-    """S = d/2 ln E: the volume of the ball E < E' grows as E'^(d/2), and S_x is the log of its derivative by x."""
+    """S = d/2 ln E: the volume of the ball E < E' grows as E'^(d/2), and S_x is the log of its
+    derivative by x."""
     require(d >= 1, "d", d, "at least 1 dimension")
     return d / 2 * math.log(10) * numbers(x, "x")
 
 
 def two_wells(z: Tensor) -> tuple[Tensor, Tensor]:
-    """E = V(a) + |b|^2 / 2, V = 4 (a^2 - 1)^2 + 0.15 (a - 1)^2, a the first coordinate and b the others.
+    """E = V(a) + |b|^2 / 2, V = 4 (a^2 - 1)^2 + 0.15 (a - 1)^2, a the first coordinate and b the
+    others.
 
-    The well at a = 1 ends at 0, the one near a = -1 at about 0.6, and a ridge of about 4.1 lies between them.
+    The well at a = 1 ends at 0, the one near a = -1 at about 0.6, and a ridge of about 4.1 lies
+    between them.
     """
     a, b = z[..., 0], z[..., 1:]
     slope = 4 * BARRIER * a * (a**2 - 1) + 2 * TILT * (a - 1)
@@ -35,7 +42,8 @@ def two_wells(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_wells_entropy(x: Tensor, d: int, points: int = 200_001) -> Tensor:
-    """S (bins,) by quadrature: the d - 1 harmonic coordinates leave E int da (E - V)_+^((d - 3) / 2).
+    """S (bins,) by quadrature: the d - 1 harmonic coordinates leave E int da (E - V)_+^((d - 3) /
+    2).
 
     Where V < E, |a^2 - 1| < sqrt(E) / 2: the points lie there, on either side of a = 0, so that the
     lowest energies are resolved like all others.

@@ -1,9 +1,11 @@
-"""Preconditioners of Langevin samplers, each a build -> (init, update) pair over flat parameter vectors.
+"""Preconditioners of Langevin samplers, each a build -> (init, update) pair over flat parameter
+vectors.
 
-`update(state, w, g)` sees the current point and the minibatch gradient, and returns what one step of
-`fieldbook.samplers.sgmcmc` needs: the preconditioner P, the metric A of the localisation, and the drift Gamma = div P.
-When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2: SGLD's step then shrinks as c^-2, pSGLD's as
-c^-1, that of the rule that divides by the squared norm as c^-4, and those of `rsgld` and `si_sgld` not at all.
+`update(state, w, g)` sees the current point and the minibatch gradient, and returns what one step
+of `fieldbook.samplers.sgmcmc` needs: the preconditioner P, the metric A of the localisation, and
+the drift Gamma = div P. When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2:
+SGLD's step then shrinks as c^-2, pSGLD's as c^-1, that of the rule that divides by the squared norm
+as c^-4, and those of `rsgld` and `si_sgld` not at all.
 """
 
 import warnings
@@ -52,13 +54,16 @@ def sgld() -> Preconditioner:
 def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
     """P = 1 / (sqrt(V) + damping) with V the bias-corrected moving average of g^2, A = 1.
 
-    Gamma is dropped, as the paper recommends. Source: Li et al. 2016 (arXiv:1512.07666), algorithm 1.
+    Gamma is dropped, as the paper recommends. Source: Li et al. 2016 (arXiv:1512.07666), algorithm
+    1.
     """
 
     def init(w: Tensor) -> tuple[Tensor, float]:
         return torch.zeros_like(w), 0.0  # moving average of g^2, and the total weight in it
 
-    def update(state: tuple[Tensor, float], w: Tensor, g: Tensor) -> tuple[Metric, tuple[Tensor, float]]:
+    def update(
+        state: tuple[Tensor, float], w: Tensor, g: Tensor
+    ) -> tuple[Metric, tuple[Tensor, float]]:
         average, weight = state
         average, weight = torch.lerp(g.square(), average, decay), decay * weight + 1 - decay
         preconditioner = 1 / ((average / weight).sqrt() + damping)
@@ -70,20 +75,24 @@ def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
 def rsgld(fisher: Tensor, orbits: Sequence[Tensor], *, damping: float = 1.0) -> Preconditioner:
     """P = 1 / (F + damping * mean of F over the orbit), frozen, A = 1 / P.
 
-    The damping is covariant: it scales with the Fisher information of the coordinates that scale together.
+    The damping is covariant: it scales with the Fisher information of the coordinates that scale
+    together.
 
     Args:
-        fisher: (..., D) mean squared per-example gradients at the start, in the coordinates sampled.
-        orbits: index tensors that partition 0 .. D-1 into the tensors that a symmetry scales together. One without
-            information, on which the loss does not depend, stays where it is.
-    Source: Patterson & Teh 2013, *Stochastic gradient Riemannian Langevin dynamics on the probability simplex*.
+        fisher: (..., D) mean squared per-example gradients at the start, in the coordinates
+            sampled.
+        orbits: index tensors that partition 0 .. D-1 into the tensors that a symmetry scales
+            together. One without information, on which the loss does not depend, stays where it is.
+    Source: Patterson & Teh 2013, *Stochastic gradient Riemannian Langevin dynamics on the
+    probability simplex*.
     """
     _require_partition(orbits, fisher.shape[-1])
     return _frozen(_inverse(fisher + damping * _over_orbits(fisher, orbits)))
 
 
 def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
-    """P = mean squared weight of the orbit at w*, frozen, A = 1 / P: steps stretch with the size of what they move.
+    """P = mean squared weight of the orbit at w*, frozen, A = 1 / P: steps stretch with the size of
+    what they move.
 
     Args:
         w_star: (..., D) where the chain starts; `orbits`: as in `rsgld`.
@@ -94,12 +103,16 @@ def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
     still = [k for k, orbit in enumerate(orbits) if not w_star[..., orbit].any()]
     if still:
         size = sum(len(orbits[k]) for k in still)
-        warnings.warn(f"w_star is zero in orbits {still}: {size} coordinates will not be sampled", stacklevel=2)
+        warnings.warn(
+            f"w_star is zero in orbits {still}: {size} coordinates will not be sampled",
+            stacklevel=2,
+        )
     return _frozen(_over_orbits(w_star.square(), orbits))
 
 
 def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
-    """P = mean squared weight of the orbit at the current point, A = 1 / P(w*), Gamma = div P = 2 w / (orbit size)."""
+    """P = mean squared weight of the orbit at the current point, A = 1 / P(w*), Gamma = div P = 2 w
+    / (orbit size)."""
     _require_partition(orbits, w_star.shape[-1])
     start = _over_orbits(w_star.square(), orbits)
     size = torch.empty_like(w_star)
@@ -113,7 +126,8 @@ def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
 
 
 def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner:
-    """P = 1 / (squared norm of the orbit + damping), A = 1: the source log's rule, kept as the negative control."""
+    """P = 1 / (squared norm of the orbit + damping), A = 1: the source log's rule, kept as the
+    negative control."""
 
     def init(w: Tensor) -> State:
         _require_partition(orbits, w.shape[-1])
@@ -149,8 +163,8 @@ def named(
 def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
     """A preconditioner of scaled coordinates c w, seen from the unscaled w.
 
-    With w' = c w the gradient is g / c, and a step of w' is a step of w with P / c^2, A c^2 and Gamma / c: a cell of a
-    rescaling grid is the unscaled network with another metric.
+    With w' = c w the gradient is g / c, and a step of w' is a step of w with P / c^2, A c^2 and
+    Gamma / c: a cell of a rescaling grid is the unscaled network with another metric.
 
     Args:
         factors: (..., D) c, one row per cell.
@@ -158,7 +172,9 @@ def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
     init, update = build
     if isinstance(update, Constant):
         p, a, drift = update.metric
-        return init, Constant(Metric(p / factors**2, a * factors**2, drift / factors if drift.any() else drift))
+        return init, Constant(
+            Metric(p / factors**2, a * factors**2, drift / factors if drift.any() else drift)
+        )
 
     def framed(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
         metric, state = update(state, factors * w, g / factors)
@@ -187,7 +203,9 @@ def _require_partition(orbits: Sequence[Tensor], size: int) -> None:
     require(whole, "orbits", f"{len(found)} indices", f"each of 0 .. {size - 1} once")
 
 
-def _over_orbits(x: Tensor, orbits: Sequence[Tensor], reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
+def _over_orbits(
+    x: Tensor, orbits: Sequence[Tensor], reduce: Callable[..., Tensor] = torch.mean
+) -> Tensor:
     result = torch.empty_like(x)
     for orbit in orbits:
         result[..., orbit] = reduce(x[..., orbit], -1, keepdim=True)

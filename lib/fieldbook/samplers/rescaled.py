@@ -1,7 +1,9 @@
-"""The local learning coefficient of one network in many exact rescalings, all of them one stack of chains.
+"""The local learning coefficient of one network in many exact rescalings, all of them one stack of
+chains.
 
-A cell (alpha, beta) is the unscaled network with another metric (`preconditioners.in_frame`), so that the cells of a
-grid differ by two scalars per tensor; noise and minibatches are the same in all of them.
+A cell (alpha, beta) is the unscaled network with another metric (`preconditioners.in_frame`), so
+that the cells of a grid differ by two scalars per tensor; noise and minibatches are the same in all
+of them.
 """
 
 import math
@@ -54,7 +56,8 @@ def traces(
     gamma: float | Tensor,
     n_beta: float | None = None,
 ) -> Tensor:
-    """L(w_t) - L(w*) on the minibatch of each step, (steps, cells, chains), in the unscaled network's frame.
+    """L(w_t) - L(w*) on the minibatch of each step, (steps, cells, chains), in the unscaled
+    network's frame.
 
     Args:
         eps, gamma: numbers, or (cells,) tensors; `n_beta`: that of `start` unless given.
@@ -67,8 +70,11 @@ def traces(
     return llc.traces(gradient, points, framed, how, eps=eps, gamma=gamma, n_beta=n_beta)
 
 
-def direct_trace(start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: float, gamma: float) -> Tensor:
-    """The trace (steps, chains) of one cell, sampled in the rescaled network itself: the check of `traces`."""
+def direct_trace(
+    start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: float, gamma: float
+) -> Tensor:
+    """The trace (steps, chains) of one cell, sampled in the rescaled network itself: the check of
+    `traces`."""
     model = symmetry.rescale(start.model, *cell)
     w, orbits = llc.flatten(model), symmetry.orbits(model)
     fisher = start.fisher / symmetry.grid_factors(start.model, [cell])[0].to(w) ** 2
@@ -80,7 +86,8 @@ def direct_trace(start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: f
 def calibrate(
     start: Minimum, name: str, how: Sampling, *, relaxation: float, target: float, n: int = 18
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared; a guess has log(classes) nats."""
+    """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared; a guess has
+    log(classes) nats."""
     w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
     _, slope = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
     return calibration.calibrate(
@@ -98,7 +105,9 @@ def calibrate(
     )
 
 
-def lengthen(start: Minimum, name: str, how: Sampling, *, eps: float, gamma: float) -> list[dict[str, float]]:
+def lengthen(
+    start: Minimum, name: str, how: Sampling, *, eps: float, gamma: float
+) -> list[dict[str, float]]:
     """`calibration.lengthen` for a sampler at (1, 1)."""
     w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
     gradient, build = _gradient(start, start.model, how), _named(name, w, start.fisher, orbits)
@@ -108,7 +117,9 @@ def lengthen(start: Minimum, name: str, how: Sampling, *, eps: float, gamma: flo
 
 def _gradient(start: Minimum, model: Grokker, how: Sampling) -> Gradient:
     seeds = llc.chain_seeds(how)
-    return llc.minibatch_gradient(model, start.pairs, start.target, batch_size=how.batch_size, seeds=seeds)
+    return llc.minibatch_gradient(
+        model, start.pairs, start.target, batch_size=how.batch_size, seeds=seeds
+    )
 
 
 @torch.no_grad()
@@ -126,8 +137,11 @@ def gate(start: Minimum, cells: Sequence[Cell]) -> list[dict[str, float]]:
     return found
 
 
-def rows(start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, *, eps: float, gamma: float) -> list[dict]:
-    """One row per cell: the estimate, its standard error over chains, the settings, and what is wrong with it.
+def rows(
+    start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, *, eps: float, gamma: float
+) -> list[dict]:
+    """One row per cell: the estimate, its standard error over chains, the settings, and what is
+    wrong with it.
 
     Raises:
         ValueError: as `gate`, before anything is sampled.
@@ -137,15 +151,33 @@ def rows(start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, *, eps
     values, errors = llc.estimate(trace, n_beta=start.n_beta, burn_in=how.burn_in)
     size = {"classes": start.model.p, "dimension": start.fisher.numel()}
     health = llc.health(trace, n_beta=start.n_beta, burn_in=how.burn_in, **size)
-    settings = {"n_chains": how.chains, "n_steps": how.steps, "eps": eps, "gamma": gamma, "n_beta": start.n_beta}
+    settings = {
+        "n_chains": how.chains,
+        "n_steps": how.steps,
+        "eps": eps,
+        "gamma": gamma,
+        "n_beta": start.n_beta,
+    }
     return [
-        {"alpha": cell[0], "beta": cell[1], "llc": float(value), "llc_se": float(error), **settings,
-         **exact, "health": flags}
-        for cell, value, error, exact, flags in zip(cells, values, errors, passed, health, strict=True)
-    ]  # fmt: skip
+        {
+            "alpha": cell[0],
+            "beta": cell[1],
+            "llc": float(value),
+            "llc_se": float(error),
+            **settings,
+            **exact,
+            "health": flags,
+        }
+        for cell, value, error, exact, flags in zip(
+            cells, values, errors, passed, health, strict=True
+        )
+    ]
 
 
-def plain_losses(start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, eps: float) -> Tensor:
-    """Mean loss of a few steps without inverse temperature, localisation or burn-in, (cells,): the log's "LLC"."""
+def plain_losses(
+    start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, eps: float
+) -> Tensor:
+    """Mean loss of a few steps without inverse temperature, localisation or burn-in, (cells,): the
+    log's "LLC"."""
     at_star, _ = llc.loss_and_gradient_norm(start.model, start.pairs, start.target)
     return at_star + traces(start, name, cells, how, eps=eps, gamma=0.0, n_beta=1.0).mean((0, 2))

@@ -2,8 +2,8 @@
 
 w <- w - eps/2 [P (n_beta g + gamma A (w - w*)) - Gamma] + sqrt(eps P) xi,  xi ~ N(0, 1)
 
-targets exp(-n_beta L(w) - gamma/2 |w - w*|_A^2) as eps -> 0. Source: Ma, Chen & Fox 2015 (arXiv:1506.04696), equation
-9, with localisation as in Lau et al. 2023 (arXiv:2308.12108).
+targets exp(-n_beta L(w) - gamma/2 |w - w*|_A^2) as eps -> 0. Source: Ma, Chen & Fox 2015
+(arXiv:1506.04696), equation 9, with localisation as in Lau et al. 2023 (arXiv:2308.12108).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,8 @@ Gradient = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Coefficients(NamedTuple):
-    """A metric with the settings of a chain multiplied in: w <- w + push g + pull (w* - w) + drift + spread xi."""
+    """A metric with the settings of a chain multiplied in: w <- w + push g + pull (w* - w) + drift
+    + spread xi."""
 
     push: Tensor
     pull: Tensor
@@ -31,15 +32,21 @@ class Coefficients(NamedTuple):
 def coefficients(
     metric: Metric, like: Tensor, *, eps: float | Tensor, n_beta: float, gamma: float | Tensor
 ) -> Coefficients:
-    """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like` and where it is."""
+    """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like` and
+    where it is."""
     p, a, drift = metric
     scaled, drift = eps * p, eps / 2 * drift
-    push, pull, spread = (part.to(like) for part in (-n_beta / 2 * scaled, gamma / 2 * scaled * a, scaled.sqrt()))
-    return Coefficients(push, pull, drift.to(like) if drift.ndim else drift, spread)  # `step` reads a 0-d one
+    push, pull, spread = (
+        part.to(like) for part in (-n_beta / 2 * scaled, gamma / 2 * scaled * a, scaled.sqrt())
+    )
+    return Coefficients(
+        push, pull, drift.to(like) if drift.ndim else drift, spread
+    )  # `step` reads a 0-d one
 
 
 def step(w: Tensor, g: Tensor, w_star: Tensor, noise: Tensor, by: Coefficients) -> Tensor:
-    """One update of (..., D) points in few passes; `g` is the gradient of the mean loss, `noise` standard normal."""
+    """One update of (..., D) points in few passes; `g` is the gradient of the mean loss, `noise`
+    standard normal."""
     w = torch.lerp(w, w_star, by.pull).addcmul_(by.push, g).addcmul_(by.spread, noise)
     return w if by.drift.ndim == 0 and not by.drift else w.add_(by.drift)
 
@@ -56,25 +63,28 @@ def chain(
     steps: int,
     common_noise: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run stacked chains from w*, yielding (losses, points) at the points where gradients are taken.
+    """Run stacked chains from w*, yielding (losses, points) at the points where gradients are
+    taken.
 
     Args:
         gradient: (w, step) -> (losses (..), gradient of their mean, shaped like w).
         w_star: (.., D) start and centre of localisation, sampled in float32 or wider.
         generator: on the device of w_star.
         eps, gamma: numbers, or tensors that broadcast against w, such as (cells, 1, 1).
-        common_noise: the same noise for every index of the first of three or more axes (common random numbers), so that
-            cells (cells, chains, D) differ by their metric alone.
+        common_noise: the same noise for every index of the first of three or more axes (common
+            random numbers), so that cells (cells, chains, D) differ by their metric alone.
     Raises:
-        ValueError: eps, n_beta or steps is not positive; gamma is negative; noise that is common to all chains; or the
-            gradient's losses or gradients have another shape.
+        ValueError: eps, n_beta or steps is not positive; gamma is negative; noise that is common to
+            all chains; or the gradient's losses or gradients have another shape.
     """
     w_star = numbers(w_star, "w_star")
     alone = "False for (chains, D), which would all be one chain; True takes (cells, chains, D)"
     require(w_star.ndim > 2 or not common_noise or len(w_star) == 1, "common_noise", True, alone)
     for name, value in (("eps", eps), ("n_beta", n_beta), ("steps", steps)):
         positive = torch.as_tensor(value)
-        require((positive > 0).all() and positive.isfinite().all(), name, value, "a positive number")
+        require(
+            (positive > 0).all() and positive.isfinite().all(), name, value, "a positive number"
+        )
     require((torch.as_tensor(gamma) >= 0).all(), "gamma", gamma, "0 or more")
     init, update = preconditioner
     w, state, previous = w_star.clone(), init(w_star), None
@@ -83,7 +93,9 @@ def chain(
         losses, g = gradient(w, t)
         shapes = tuple(losses.shape), tuple(g.shape)
         expected = f"{tuple(w.shape[:-1])}, one loss per chain, and {tuple(w.shape)}"
-        require(shapes == (w.shape[:-1], w.shape), "shapes of losses and gradient", shapes, expected)
+        require(
+            shapes == (w.shape[:-1], w.shape), "shapes of losses and gradient", shapes, expected
+        )
         yield losses, w
         metric, state = update(state, w, g)
         if metric is not previous:
@@ -96,7 +108,8 @@ def require_stable(eps: float, stiffness: float | Tensor | np.ndarray) -> None:
     """Check that Euler's scheme contracts: eps P a < 4 in every direction.
 
     Args:
-        stiffness: P a of each direction (...), or the largest; a = n_beta h + gamma A, h the curvature of the loss.
+        stiffness: P a of each direction (...), or the largest; a = n_beta h + gamma A, h the
+            curvature of the loss.
     Raises:
         ValueError: it does not; names the largest step size that would.
     """

@@ -1,7 +1,8 @@
 """Learning coefficients that are known exactly: what an estimator must find.
 
-The learning coefficient (real log canonical threshold) of a loss L at its minimum is the exponent lambda in
-volume{L < t} ~ t^lambda (log 1/t)^(m-1). Source: Watanabe 2009, *Algebraic Geometry and Statistical Learning Theory*.
+The learning coefficient (real log canonical threshold) of a loss L at its minimum is the exponent
+lambda in volume{L < t} ~ t^lambda (log 1/t)^(m-1). Source: Watanabe 2009, *Algebraic Geometry and
+Statistical Learning Theory*.
 """
 
 import math
@@ -17,7 +18,8 @@ from fieldbook.samplers.sgmcmc import require_stable
 def monomial_sum(powers: Sequence[int]) -> float:
     """lambda = sum_i 1/p_i of L = sum_i |w_i|^p_i.
 
-    At every n beta, n beta E[L] equals it exactly under the density exp(-n beta L), with a flat prior.
+    At every n beta, n beta E[L] equals it exactly under the density exp(-n beta L), with a flat
+    prior.
     """
     powers = list(powers)
     require(powers and min(powers) > 0, "powers", powers, "positive powers, at least one")
@@ -38,8 +40,8 @@ def normal_crossing(exponents: Sequence[int]) -> tuple[float, int]:
 def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> float:
     """lambda of two linear layers, inputs -> hidden -> outputs, at a map of the given rank.
 
-    Source: Aoyagi & Watanabe 2005, *Stochastic complexities of reduced rank regression in Bayesian estimation*, Neural
-    Networks 18:924, main theorem.
+    Source: Aoyagi & Watanabe 2005, *Stochastic complexities of reduced rank regression in Bayesian
+    estimation*, Neural Networks 18:924, main theorem.
     """
     m, h, n, r = inputs, hidden, outputs, rank
     _require_rank(r, (m, h, n))
@@ -58,8 +60,9 @@ def deep_linear(widths: Sequence[int], rank: int) -> float:
 
     Args:
         widths: H_0, .., H_L, inputs first; at least two.
-    Source: Aoyagi 2024, *Consideration on the learning efficiency of multiple-layered neural networks with linear
-    units*, Neural Networks 172:106132, theorem 1; S are the layers with the smallest excess widths M_s = H_s - r.
+    Source: Aoyagi 2024, *Consideration on the learning efficiency of multiple-layered neural
+    networks with linear units*, Neural Networks 172:106132, theorem 1; S are the layers with the
+    smallest excess widths M_s = H_s - r.
     """
     _require_rank(rank, widths)
     base = (rank * (widths[0] + widths[-1]) - rank**2) / 2
@@ -94,16 +97,24 @@ def _split(chosen: Sequence[int]) -> tuple[int, int, int]:
 
 
 def quadratic_estimate(
-    curvature: np.ndarray, *, eps: float, preconditioner: np.ndarray, n_beta: float, gamma: np.ndarray, steps: int
+    curvature: np.ndarray,
+    *,
+    eps: float,
+    preconditioner: np.ndarray,
+    n_beta: float,
+    gamma: np.ndarray,
+    steps: int,
 ) -> float:
-    """What Langevin sampling of L = sum_i h_i w_i^2 / 2 returns on average, at finite step size and length.
+    """What Langevin sampling of L = sum_i h_i w_i^2 / 2 returns on average, at finite step size and
+    length.
 
-    Each coordinate is an AR(1) process with r_i = 1 - eps P_i a_i / 2, a_i = n_beta h_i + gamma_i, started at the
-    minimum and averaged over steps 1 .. T; as eps -> 0 and T -> infinity this is 1/2 sum_i n_beta h_i / a_i, and d/2
-    without localisation.
+    Each coordinate is an AR(1) process with r_i = 1 - eps P_i a_i / 2, a_i = n_beta h_i + gamma_i,
+    started at the minimum and averaged over steps 1 .. T; as eps -> 0 and T -> infinity this is 1/2
+    sum_i n_beta h_i / a_i, and d/2 without localisation.
 
     Args:
-        curvature: (d,) h_i; `preconditioner`: (d,) P_i; `gamma`: (d,) localisation times its metric.
+        curvature: (d,) h_i; `preconditioner`: (d,) P_i; `gamma`: (d,) localisation times its
+            metric.
     Raises:
         ValueError: a step size at or beyond the stability bound eps P a < 4.
     """

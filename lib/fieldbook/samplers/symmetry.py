@@ -1,9 +1,11 @@
-"""Exact rescalings of a transformer: parameters change by orders of magnitude, the function does not.
+"""Exact rescalings of a transformer: parameters change by orders of magnitude, the function does
+not.
 
-`alpha` scales everything that writes into the residual stream (embeddings, attention outputs, feed-forward outputs);
-the layer norms that read the stream undo it exactly if their eps is scaled by alpha^2. `beta` scales the inputs of the
-feed-forward ReLU, which is positively homogeneous, and its output weights undo it. Source: Dinh et al. 2017
-(arXiv:1703.04933), section 3, for networks with ReLU.
+`alpha` scales everything that writes into the residual stream (embeddings, attention outputs,
+feed-forward outputs); the layer norms that read the stream undo it exactly if their eps is scaled
+by alpha^2. `beta` scales the inputs of the feed-forward ReLU, which is positively homogeneous, and
+its output weights undo it. Source: Dinh et al. 2017 (arXiv:1703.04933), section 3, for networks
+with ReLU.
 """
 
 import copy
@@ -30,10 +32,12 @@ _EXPONENTS = {  # parameter -> (power of alpha, power of beta)
 
 
 def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
-    """Powers (of alpha, of beta) by which the combined rescaling multiplies each parameter, by name.
+    """Powers (of alpha, of beta) by which the combined rescaling multiplies each parameter, by
+    name.
 
     Raises:
-        ValueError: the network lacks what is rescaled: without it a rescaling would be the identity, and exact.
+        ValueError: the network lacks what is rescaled: without it a rescaling would be the
+            identity, and exact.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in _EXPONENTS:
@@ -42,17 +46,22 @@ def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
         require(there, "model", type(model).__name__, accepted)
 
     def powers(name: str) -> tuple[int, int]:
-        return next((powers for pattern, powers in _EXPONENTS.items() if re.fullmatch(pattern, name)), (0, 0))
+        return next(
+            (powers for pattern, powers in _EXPONENTS.items() if re.fullmatch(pattern, name)),
+            (0, 0),
+        )
 
     return {name: powers(name) for name in names}
 
 
 def orbits(model: Grokker) -> list[Tensor]:
-    """Indices into the flat parameter vector, one tensor per group that every exact rescaling scales together.
+    """Indices into the flat parameter vector, one tensor per group that every exact rescaling
+    scales together.
 
-    These are the weight and bias of each module, but for the biases of attention and feed-forward outputs: they do not
-    change when their weights are traded against what feeds them. (Trading a norm's gain would also split the linear
-    maps that read it; kept whole, the key's bias, to which softmax is blind, shares the scale of the key's weight.)
+    These are the weight and bias of each module, but for the biases of attention and feed-forward
+    outputs: they do not change when their weights are traded against what feeds them. (Trading a
+    norm's gain would also split the linear maps that read it; kept whole, the key's bias, to which
+    softmax is blind, shares the scale of the key's weight.)
     """
     return functional.orbits(model, r"blocks\.\d+\.(attn\.out|ffn\.down)\.bias")
 
@@ -69,12 +78,15 @@ def _scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float
     return {name: alpha**a * beta**b for name, (a, b) in exponents(model).items()}
 
 
-def rescale(model: Grokker, alpha: float = 1.0, beta: float = 1.0, *, eps_mode: str = "coscaled") -> Grokker:
+def rescale(
+    model: Grokker, alpha: float = 1.0, beta: float = 1.0, *, eps_mode: str = "coscaled"
+) -> Grokker:
     """A copy of a network with alpha and beta applied.
 
     Args:
-        eps_mode: `coscaled` multiplies the eps of each layer norm by alpha^2, which makes the rescaling exact; `fixed`
-            leaves it, which is what goes wrong when weight decay has shrunk the residual stream to the size of eps.
+        eps_mode: `coscaled` multiplies the eps of each layer norm by alpha^2, which makes the
+            rescaling exact; `fixed` leaves it, which is what goes wrong when weight decay has
+            shrunk the residual stream to the size of eps.
     Raises:
         ValueError: an unknown eps_mode; alpha or beta not positive.
     """

@@ -1,24 +1,31 @@
 """Boltzmann entropy of a loss landscape: Wang-Landau molecular dynamics in x = log10 E.
 
-Parameters are the degrees of freedom, the loss E is the energy, and S(x) = ln of the density of x under a prior w(z),
-standard normal or flat. Walkers move by generalised hybrid Monte Carlo (Horowitz 1991, Phys. Lett. B 268:247) in the
-potential S_hat(x) - ln w: refresh part of the momentum, kick, follow the prior's own motion (a rotation of z and p or
-a straight line) for a time h, kick, accept or reverse. The Metropolis test removes the bias of a finite step; proposals
-beyond the range of x are refused, so that its ends are reflecting walls. Where S_hat = S, all x are equally likely.
+Parameters are the degrees of freedom, the loss E is the energy, and S(x) = ln of the density of x
+under a prior w(z), standard normal or flat. Walkers move by generalised hybrid Monte Carlo
+(Horowitz 1991, Phys. Lett. B 268:247) in the potential S_hat(x) - ln w: refresh part of the
+momentum, kick, follow the prior's own motion (a rotation of z and p or a straight line) for a time
+h, kick, accept or reverse. The Metropolis test removes the bias of a finite step; proposals beyond
+the range of x are refused, so that its ends are reflecting walls. Where S_hat = S, all x are
+equally likely.
 
-Density in x or in E: dE = E ln(10) dx, hence S_x(x) = S_E(E) + ln E + ln ln 10. For E = |z|^2 / 2 in d dimensions, flat
-prior, S_E = (d/2 - 1) ln E + c and S_x = d/2 ln E + c'.
+Density in x or in E: dE = E ln(10) dx, hence S_x(x) = S_E(E) + ln E + ln ln 10. For E = |z|^2 / 2
+in d dimensions, flat prior, S_E = (d/2 - 1) ln E + c and S_x = d/2 ln E + c'.
 
 The same moves give two estimates of S.
 
-- Histogram: S_hat grows by f times a smooth kernel where walkers are. f halves whenever all bins have been visited, and
-  is 1/t, with t visits per bin, once that is larger (Belardinelli & Pereyra 2007, Phys. Rev. E 75:046701).
-- Mean force: for a field y with y . grad x = 1, dS/dx = <div y + y . grad ln w> at fixed x (Darve, Rodriguez-Gomez &
-  Pohorille 2008, J. Chem. Phys. 128:144120). With y = grad x / |grad x|^2 and the standard normal momentum p as probe,
-  div y = <p . (y' - y)> / h, y' at the proposal: no second derivative is needed, and the error does not grow with the
-  entropy to be climbed. p is taken before the kick, which would add (h kick)^2 / 4.
+- Histogram: S_hat grows by f times a smooth kernel where walkers are. f halves whenever all bins
+have been visited, and
+  is 1/t, with t visits per bin, once that is larger (Belardinelli & Pereyra 2007, Phys. Rev. E
+  75:046701).
+- Mean force: for a field y with y . grad x = 1, dS/dx = <div y + y . grad ln w> at fixed x (Darve,
+Rodriguez-Gomez &
+  Pohorille 2008, J. Chem. Phys. 128:144120). With y = grad x / |grad x|^2 and the standard normal
+  momentum p as probe, div y = <p . (y' - y)> / h, y' at the proposal: no second derivative is
+  needed, and the error does not grow with the entropy to be climbed. p is taken before the kick,
+  which would add (h kick)^2 / 4.
 
-Source of the idea: "Is grokking a computational glass relaxation?" (arXiv:2505.11411); force and test are added here.
+Source of the idea: "Is grokking a computational glass relaxation?" (arXiv:2505.11411); force and
+test are added here.
 """
 
 import math
@@ -58,7 +65,8 @@ class Grid(NamedTuple):
 
 
 class Walkers(NamedTuple):
-    """Points z and momenta p, (seeds, walkers, D), x = log10 E (seeds, walkers), and grad x (seeds, walkers, D)."""
+    """Points z and momenta p, (seeds, walkers, D), x = log10 E (seeds, walkers), and grad x (seeds,
+    walkers, D)."""
 
     z: Tensor
     p: Tensor
@@ -70,10 +78,11 @@ class Landscape(NamedTuple):
     """What a run found, (seeds, bins) on the CPU unless noted.
 
     Attributes:
-        entropy: nats, mean zero over the bins, since its constant is arbitrary; `force`: mean force dS/dx, nats per
-            decade, nan where nothing was measured; `visits`: histogram of x; `observed`: mean of what `observe` gave.
-        factor: (seeds,) last modification factor; `acceptance`: share of moves taken; `walkers`: where they are now;
-            `h`: the time step that they ended with.
+        entropy: nats, mean zero over the bins, since its constant is arbitrary; `force`: mean force
+            dS/dx, nats per decade, nan where nothing was measured; `visits`: histogram of x;
+            `observed`: mean of what `observe` gave.
+        factor: (seeds,) last modification factor; `acceptance`: share of moves taken; `walkers`:
+            where they are now; `h`: the time step that they ended with.
     """
 
     entropy: Tensor
@@ -87,17 +96,21 @@ class Landscape(NamedTuple):
 
 
 def start(energy: Energy, z: Tensor, generator: torch.Generator) -> Walkers:
-    """Walkers at z (seeds, walkers, D) with fresh momenta; ValueError for another shape or an energy not above 0."""
+    """Walkers at z (seeds, walkers, D) with fresh momenta; ValueError for another shape or an
+    energy not above 0."""
     if z.ndim != 3:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected (seeds, walkers, D)")
     x, slope = _log10(energy, z)
     if not x.isfinite().all():
-        raise ValueError(f"log10 of the energy at z = {x.flatten().tolist()}: expected finite, positive energies")
+        raise ValueError(
+            f"log10 of the energy at z = {x.flatten().tolist()}: expected finite, positive energies"
+        )
     return Walkers(z, _noise(z, generator), x, slope)
 
 
 def heat(energy: Energy, star: Tensor, x: float, seeds: int, generator: torch.Generator) -> Tensor:
-    """Points (seeds, 1, D) on the way from z = `star` (D,) to random draws of the normal prior, where log10 E = x.
+    """Points (seeds, 1, D) on the way from z = `star` (D,) to random draws of the normal prior,
+    where log10 E = x.
 
     Each is cos(a) star + sin(a) noise, which keeps the norm, at an angle a found by bisection.
     """
@@ -111,9 +124,16 @@ def heat(energy: Energy, star: Tensor, x: float, seeds: int, generator: torch.Ge
 
 
 def move(
-    w: Walkers, energy: Energy, potential: Potential, generator: torch.Generator, h: Step, friction: float, flat: bool
+    w: Walkers,
+    energy: Energy,
+    potential: Potential,
+    generator: torch.Generator,
+    h: Step,
+    friction: float,
+    flat: bool,
 ) -> tuple[Walkers, Tensor, Tensor]:
-    """One step of every walker: where they are then, which proposals were taken, and the forces measured at w.x."""
+    """One step of every walker: where they are then, which proposals were taken, and the forces
+    measured at w.x."""
     h = torch.as_tensor(h, dtype=torch.float64).to(w.x)
     keep = (-friction * h).exp()[..., None]
     p = keep * w.p + (1 - keep**2).sqrt() * _noise(w.p, generator)
@@ -126,24 +146,46 @@ def move(
     u1, pull1 = potential(x1)
     force = (p * (_field(slope1) - y0)).sum(-1) / s - (0.0 if flat else (w.z * y0).sum(-1))
     p1, gain1 = _kick(turned, pull1, slope1, h)
-    chance = (u0 - u1 - gain0 - gain1).clamp(max=0).exp()  # nan, from beyond all numbers, is never taken
+    chance = (
+        (u0 - u1 - gain0 - gain1).clamp(max=0).exp()
+    )  # nan, from beyond all numbers, is never taken
     taken = torch.rand(chance.shape, generator=generator, device=p.device, dtype=p.dtype) < chance
-    there, here = (z1, p1, x1, slope1), (w.z, -p, w.x, w.slope)  # a refused move is reversible if p turns round
+    there, here = (
+        (z1, p1, x1, slope1),
+        (w.z, -p, w.x, w.slope),
+    )  # a refused move is reversible if p turns round
     pairs = zip(there, here, strict=True)
-    return Walkers(*(torch.where(taken if a.ndim == 2 else taken[..., None], a, b) for a, b in pairs)), taken, force
+    return (
+        Walkers(*(torch.where(taken if a.ndim == 2 else taken[..., None], a, b) for a, b in pairs)),
+        taken,
+        force,
+    )
 
 
 def ramp(
-    energy: Energy, w: Walkers, grid: Grid, targets: Sequence[float], generator: torch.Generator, *, h: float,
-    friction: float = 1.0, stiffness: float = 5e3, flat: bool = False, observe: Observe | None = None,
-    observe_every: int = 10, keep: Collection[int] = (),
-) -> tuple[Landscape, list[Walkers]]:  # fmt: skip
-    """Pull walkers by a spring along x = `targets`, one a step, measuring the mean force on the way.
+    energy: Energy,
+    w: Walkers,
+    grid: Grid,
+    targets: Sequence[float],
+    generator: torch.Generator,
+    *,
+    h: float,
+    friction: float = 1.0,
+    stiffness: float = 5e3,
+    flat: bool = False,
+    observe: Observe | None = None,
+    observe_every: int = 10,
+    keep: Collection[int] = (),
+) -> tuple[Landscape, list[Walkers]]:
+    """Pull walkers by a spring along x = `targets`, one a step, measuring the mean force on the
+    way.
 
-    The time step of each seed starts at `h` and is shortened while fewer than nine in ten moves are taken.
+    The time step of each seed starts at `h` and is shortened while fewer than nine in ten moves are
+    taken.
 
-    The spring (nats per decade squared) does not enter the estimate. It is that of equilibrium if the pull is slow;
-    whether it was, the way back tells. `entropy` is the integrated force; walkers after the steps `keep` come with it.
+    The spring (nats per decade squared) does not enter the estimate. It is that of equilibrium if
+    the pull is slow; whether it was, the way back tells. `entropy` is the integrated force; walkers
+    after the steps `keep` come with it.
     """
     _require(grid, h=h, friction=friction, stiffness=stiffness, steps=len(targets))
     sums, kept = _Sums(grid, w, observe, observe_every), []
@@ -158,34 +200,53 @@ def ramp(
 
 
 def wang_landau(
-    energy: Energy, w: Walkers, grid: Grid, generator: torch.Generator, *, steps: int, h: Step, friction: float = 1.0,
-    first: float | None = None, entropy: Tensor | None = None, flat: bool = False, observe: Observe | None = None,
+    energy: Energy,
+    w: Walkers,
+    grid: Grid,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    h: Step,
+    friction: float = 1.0,
+    first: float | None = None,
+    entropy: Tensor | None = None,
+    flat: bool = False,
+    observe: Observe | None = None,
     observe_every: int = 10,
-) -> Landscape:  # fmt: skip
+) -> Landscape:
     """Visit all x of a grid alike, and return the entropy that this took.
 
     Args:
         w: from `start`, inside the grid. Walkers of one seed share S_hat; seeds are independent.
         h: time step; `friction`: rate at which momenta are refreshed, per unit of time.
-        first: modification factor at the start, nats per visit of one walker; 0 leaves S_hat as it is. Unless given,
-            S_hat is the integrated mean force for the first quarter of the steps (or `entropy`, if that is given),
-            and the factor 1/t from there on, which suits any number of walkers.
+        first: modification factor at the start, nats per visit of one walker; 0 leaves S_hat as it
+            is. Unless given, S_hat is the integrated mean force for the first quarter of the steps
+            (or `entropy`, if that is given), and the factor 1/t from there on, which suits any
+            number of walkers.
         entropy: (seeds, bins) S_hat at the start, for instance from `ramp`; zero unless given.
         flat: a flat prior in place of the standard normal.
         observe: averaged per bin every `observe_every` steps.
     Raises:
-        ValueError: a walker outside the grid, low >= high, or a number that is not positive (`first`: negative).
-        RuntimeError: without `first`, S_hat did not settle: bins were hardly visited, or its two estimates differ.
+        ValueError: a walker outside the grid, low >= high, or a number that is not positive
+            (`first`: negative).
+        RuntimeError: without `first`, S_hat did not settle: bins were hardly visited, or its two
+            estimates differ.
     Warns:
         UserWarning: with `first`, they differ by more than S_hat itself.
     """
-    _require(grid, h=float(torch.as_tensor(h).min()), friction=friction, steps=steps, first=first or 1)
+    _require(
+        grid, h=float(torch.as_tensor(h).min()), friction=friction, steps=steps, first=first or 1
+    )
     if not grid.inside(w.x).all():
-        raise ValueError(f"w starts at log10 E = {w.x.flatten().tolist()}: expected all in {list(grid[:2])}")
+        raise ValueError(
+            f"w starts at log10 E = {w.x.flatten().tolist()}: expected all in {list(grid[:2])}"
+        )
     seeds, walkers = w.x.shape
     sums, kernel = _Sums(grid, w, observe, observe_every), _kernel(grid, w.x.device)
     s = torch.zeros_like(sums.visits) if entropy is None else entropy.to(sums.visits, copy=True)
-    learn = steps // 4 if first is None and entropy is None else 0  # steps that measure the force first
+    learn = (
+        steps // 4 if first is None and entropy is None else 0
+    )  # steps that measure the force first
     largest = grid.count / (max(learn, 1) * walkers) if first is None else float(first)
     factor = s.new_full((seeds,), largest)
     fresh = torch.zeros_like(s, dtype=torch.bool)
@@ -214,7 +275,9 @@ def _require_settled(found: Landscape, grid: Grid, first: float | None) -> None:
     if first is None:
         rare = flatness(found.visits)
         wrong = (apart > 2) | (rare < 0.05)
-        remedy = "more steps or walkers, another step h, or a narrower grid; with `first` it is kept"
+        remedy = (
+            "more steps or walkers, another step h, or a narrower grid; with `first` it is kept"
+        )
     else:
         wrong = apart > (force.amax(1) - force.amin(1)).clamp(min=2)
         remedy = f"first = {first:g} left out, or smaller"
@@ -231,32 +294,39 @@ def _require_settled(found: Landscape, grid: Grid, first: float | None) -> None:
 
 
 def spread(kept: Sequence[Walkers], places: Sequence[float]) -> Tensor:
-    """Points (seeds, places, D) for `start`: of the walkers that `ramp` kept, for each seed those nearest to places."""
+    """Points (seeds, places, D) for `start`: of the walkers that `ramp` kept, for each seed those
+    nearest to places."""
     x, z = (torch.cat([getattr(w, name) for w in kept], 1) for name in ("x", "z"))
     nearest = (x[:, :, None] - x.new_tensor(places)).abs().argmin(1)
     return torch.stack([points[chosen] for points, chosen in zip(z, nearest, strict=True)])
 
 
 def integrate(grid: Grid, force: Tensor) -> Tensor:
-    """S (seeds, bins), mean zero, from its derivative; a bin without one (nan) takes that of its neighbours."""
+    """S (seeds, bins), mean zero, from its derivative; a bin without one (nan) takes that of its
+    neighbours."""
     places, f = np.arange(grid.count), force.double().numpy()
     known = [np.flatnonzero(np.isfinite(row)) for row in f]
-    rows = [np.interp(places, k, row[k]) if len(k) else 0.0 * places for k, row in zip(known, f, strict=True)]
+    rows = [
+        np.interp(places, k, row[k]) if len(k) else 0.0 * places
+        for k, row in zip(known, f, strict=True)
+    ]
     steps = torch.from_numpy(np.stack(rows)).unfold(1, 2, 1).mean(-1) * grid.width()
     s = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
     return s - s.mean(1, keepdim=True)
 
 
 def flatness(visits: Tensor) -> Tensor:
-    """Smallest over mean count of a histogram (.., bins): 1 if flat, 0 if a bin was never visited."""
+    """Smallest over mean count of a histogram (.., bins): 1 if flat, 0 if a bin was never
+    visited."""
     return visits.min(-1).values / visits.mean(-1).clamp(min=1e-9)  # less than any count gives
 
 
 def offline_histogram(losses: Sequence[float], grid: Grid) -> Tensor:
-    """Diagnostic, not an entropy: ln of the number of checkpoints of a training run in each bin (bins,), or -inf.
+    """Diagnostic, not an entropy: ln of the number of checkpoints of a training run in each bin
+    (bins,), or -inf.
 
-    It tells how long the optimiser stayed at a loss and how often it was recorded there. Losses outside the grid are
-    left out; ValueError if one is not a positive number.
+    It tells how long the optimiser stayed at a loss and how often it was recorded there. Losses
+    outside the grid are left out; ValueError if one is not a positive number.
     """
     values = torch.as_tensor(losses, dtype=torch.float64)
     if not (values.isfinite() & (values > 0)).all():
@@ -266,12 +336,15 @@ def offline_histogram(losses: Sequence[float], grid: Grid) -> Tensor:
 
 
 class _Sums:
-    """Sums per bin of what the moves measured, where the walkers are: no move waits for the device."""
+    """Sums per bin of what the moves measured, where the walkers are: no move waits for the
+    device."""
 
     def __init__(self, grid: Grid, w: Walkers, observe: Observe | None, every: int):
         self.grid, self.observe, self.every, self.moves, self.taken = grid, observe, every, 0, 0.0
         zeros = torch.zeros(len(w.x), grid.count, dtype=torch.float64, device=w.x.device)
-        self.visits, self.weight, self.pull, self.seen, self.total = (zeros.clone() for _ in range(5))
+        self.visits, self.weight, self.pull, self.seen, self.total = (
+            zeros.clone() for _ in range(5)
+        )
 
     def add(self, t: int, w: Walkers, taken: Tensor, at: Tensor, force: Tensor) -> None:
         now, before = (self.grid.bins(x) for x in (w.x, at))
@@ -290,7 +363,9 @@ class _Sums:
 
     def landscape(self, entropy: Tensor, factor: Tensor, w: Walkers, h: Tensor) -> Landscape:
         found = (entropy, self.force(), self.visits, self.total / self.seen, factor)
-        return Landscape(*(part.cpu() for part in found), float(self.taken) / self.moves, w, h.cpu())
+        return Landscape(
+            *(part.cpu() for part in found), float(self.taken) / self.moves, w, h.cpu()
+        )
 
 
 def _log10(energy: Energy, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,7 +382,8 @@ def _field(slope: Tensor) -> Tensor:
 
 
 def _kick(p: Tensor, pull: Tensor, slope: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Momentum after half a kick and the kinetic energy gained, without a difference of large sums."""
+    """Momentum after half a kick and the kinetic energy gained, without a difference of large
+    sums."""
     impulse = -h / 2 * pull
     gain = impulse * (p * slope).sum(-1) + impulse**2 * slope.square().sum(-1) / 2
     return p + impulse[..., None] * slope, gain
@@ -329,8 +405,8 @@ def _table(grid: Grid, s: Tensor) -> Potential:
 def _kernel(grid: Grid, device: torch.device) -> Callable[[Tensor], Tensor]:
     """x (..) -> (.., bins): Gaussians half a bin wide, each divided by its mass between the walls.
 
-    A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel would hardly see, hence
-    hardly correct, what differs between neighbouring bins.
+    A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel
+    would hardly see, hence hardly correct, what differs between neighbouring bins.
     """
     centres, sigma, walls = (
         grid.centres().to(device),

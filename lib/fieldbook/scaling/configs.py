@@ -1,9 +1,11 @@
-"""The sixteen configurations of the tick experiments: their schema, and the generator that writes them.
+"""The sixteen configurations of the tick experiments: their schema, and the generator that writes
+them.
 
     python -m fieldbook.scaling.configs [folder]
 
-writes eleven for scaling (models MS1, MS3, MS4 and data DS1, DS2, each in two stages, and the large factor model FS1)
-and five to start from, of which `level1_pretrain` and `level2_finetune` are MS2 and DS3.
+writes eleven for scaling (models MS1, MS3, MS4 and data DS1, DS2, each in two stages, and the large
+factor model FS1) and five to start from, of which `level1_pretrain` and `level2_finetune` are MS2
+and DS3.
 """
 
 import sys
@@ -23,25 +25,38 @@ from fieldbook.scaling.transformer import WINDOW, build, count
 from fieldbook.scaling.transforms import columns
 
 Layers = Annotated[int, Field(ge=0, le=48)]
-SIZES = {16: (1, 1), 32: (1, 1), 64: (1, 1), 128: (1, 1), 256: (2, 2), 512: (4, 4)}  # d_model: layers of each level
+SIZES = {
+    16: (1, 1),
+    32: (1, 1),
+    64: (1, 1),
+    128: (1, 1),
+    256: (2, 2),
+    512: (4, 4),
+}  # d_model: layers of each level
 NAMES = {64: "MS1", 128: "MS2", 256: "MS3", 512: "MS4"}
 FIXED = ("name", "mode", "d_model", "n_l1", "n_l2", "n_params")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid", "strict": True})
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config={"extra": "forbid", "strict": True}
+)
 class Config:
     """What one run is, beside its seed and the days that make a year.
 
     Attributes:
-        mode: `pretrain` level 1 on short horizons; `finetune` level 2 on its frozen embeddings; `end2end`, both at
-            once; `factor`, level 2 on hand-made statistics; `linear`, a linear map of patch means.
+        mode: `pretrain` level 1 on short horizons; `finetune` level 2 on its frozen embeddings;
+            `end2end`, both at once; `factor`, level 2 on hand-made statistics; `linear`, a linear
+            map of patch means.
         d_model: the width; of the linear map, that of its input.
         parent: the configuration whose level 1 is taken, in mode `finetune`.
-        n_params: of all that a prediction passes through, the pretraining head included; checked against the network.
+        n_params: of all that a prediction passes through, the pretraining head included; checked
+            against the network.
         years, instruments: of the training data; `epochs`: passes over them.
-        batch_size: examples per update; `warmup`: share of the updates; the learning rate falls to `lr_min_share`.
+        batch_size: examples per update; `warmup`: share of the updates; the learning rate falls to
+            `lr_min_share`.
     Raises:
-        ValueError: an unknown name, a wrong type, a value out of range, or a count that is not the network's.
+        ValueError: an unknown name, a wrong type, a value out of range, or a count that is not the
+            network's.
     """
 
     name: str
@@ -66,17 +81,31 @@ class Config:
 
     def __post_init__(self) -> None:
         if (self.mode == "finetune") != (self.parent is not None):
-            raise ValueError(f"parent = {self.parent!r}: expected a name in mode finetune, and in no other")
+            raise ValueError(
+                f"parent = {self.parent!r}: expected a name in mode finetune, and in no other"
+            )
         size = (self.mode, self.d_model, self.n_l1, self.n_l2)
-        if self.n_params != (counted := parameters_of(*size, include_skew_norm=self.include_skew_norm)):
-            raise ValueError(f"n_params = {self.n_params} of {self.name}: the network has {counted}")
+        if self.n_params != (
+            counted := parameters_of(*size, include_skew_norm=self.include_skew_norm)
+        ):
+            raise ValueError(
+                f"n_params = {self.n_params} of {self.name}: the network has {counted}"
+            )
 
 
-def parameters_of(mode: str, d: int, n_l1: int, n_l2: int, *, include_skew_norm: bool = True) -> int:
-    """Parameters of the network that a mode trains, or of both stages of `pretrain` and `finetune`."""
+def parameters_of(
+    mode: str, d: int, n_l1: int, n_l2: int, *, include_skew_norm: bool = True
+) -> int:
+    """Parameters of the network that a mode trains, or of both stages of `pretrain` and
+    `finetune`."""
     stages = ("pretrain", "finetune") if mode in ("pretrain", "finetune") else (mode,)
     with torch.device("meta"):
-        return count(*(build(stage, d, n_l1, n_l2, n_features=len(columns(include_skew_norm))) for stage in stages))
+        return count(
+            *(
+                build(stage, d, n_l1, n_l2, n_features=len(columns(include_skew_norm)))
+                for stage in stages
+            )
+        )
 
 
 def _configure(name: str, mode: str, d: int, n_l1: int, n_l2: int, **other: Any) -> Config:
@@ -86,7 +115,8 @@ def _configure(name: str, mode: str, d: int, n_l1: int, n_l2: int, **other: Any)
 
 
 def resized(config: Config, d: int, **other: Any) -> Config:
-    """The same run at another width, with other changes; with a level 1, both levels get the layers of that width."""
+    """The same run at another width, with other changes; with a level 1, both levels get the layers
+    of that width."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     if config.n_l1 and d != config.d_model:
         values["n_l1"], values["n_l2"] = SIZES[d]
@@ -105,11 +135,15 @@ def generate() -> list[Config]:
         _configure("linear_baseline", "linear", WINDOW * len(columns()), 0, 0),
     ]
     models = {f"ms{k}": {"d": d} for k, d in ((1, 64), (3, 256), (4, 512))}
-    data = {f"ds{k}": {"d": 128, "instruments": i, "years": y} for k, i, y in ((1, 2, 2), (2, 5, 4))}
+    data = {
+        f"ds{k}": {"d": 128, "instruments": i, "years": y} for k, i, y in ((1, 2, 2), (2, 5, 4))
+    }
     scaling = []
     for name, changes in (models | data).items():
         scaling.append(resized(base[0], name=f"{name}_pretrain", **changes))
-        scaling.append(resized(base[1], name=f"{name}_finetune", parent=f"{name}_pretrain", **changes))
+        scaling.append(
+            resized(base[1], name=f"{name}_finetune", parent=f"{name}_pretrain", **changes)
+        )
     return base + scaling + [_configure("fs1", "factor", 256, 0, 4, dropout=0.1)]
 
 
@@ -123,7 +157,9 @@ def write(folder: Path) -> list[Path]:
     """Write all sixteen files."""
     folder = Path(folder)
     for config in generate():
-        atomic_write(folder / f"{config.name}.yaml", lambda file, c=config: file.write(text(c).encode()))
+        atomic_write(
+            folder / f"{config.name}.yaml", lambda file, c=config: file.write(text(c).encode())
+        )
     return sorted(folder.glob("*.yaml"))
 
 
@@ -131,27 +167,34 @@ def read(file: Path) -> Config:
     """Read and validate one file.
 
     Raises:
-        ValueError: not YAML, or not a valid configuration; names the file, the field, and what was found.
+        ValueError: not YAML, or not a valid configuration; names the file, the field, and what was
+            found.
     """
     try:
         return Config(**yaml.safe_load(Path(file).read_text(encoding="utf-8")))
     except OSError:
         raise
-    except Exception as error:  # PyYAML, pydantic and torch refuse what is not a configuration in many ways
+    except (
+        Exception
+    ) as error:  # PyYAML, pydantic and torch refuse what is not a configuration in many ways
         raise ValueError(f"{file}: not a valid configuration: {error}") from error
 
 
 def read_all(folder: Path | None = None) -> dict[str, Config]:
-    """All configurations of a folder by name, by default those of the book; parents must be among them.
+    """All configurations of a folder by name, by default those of the book; parents must be among
+    them.
 
     Raises:
-        ValueError: a file is not valid, is not named after its configuration, or its parent is missing.
+        ValueError: a file is not valid, is not named after its configuration, or its parent is
+            missing.
     """
     folder = folder or paths.ROOT / "parameters" / "scaling" / "configs"
     configs = {file.stem: read(file) for file in sorted(Path(folder).glob("*.yaml"))}
     for stem, config in configs.items():
         if stem != config.name or config.parent not in (None, *configs):
-            raise ValueError(f"{folder}/{stem}.yaml: name {config.name!r}, parent {config.parent!r}: not in the folder")
+            raise ValueError(
+                f"{folder}/{stem}.yaml: name {config.name!r}, parent {config.parent!r}: not in the folder"
+            )
     return configs
 
 

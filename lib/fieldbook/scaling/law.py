@@ -1,8 +1,9 @@
-"""The scaling law L = E + A / N^a + B / D^b: fit, bootstrap, prediction, and the frontier of compute.
+"""The scaling law L = E + A / N^a + B / D^b: fit, bootstrap, prediction, and the frontier of
+compute.
 
-Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 3, with its Huber loss on log L. For given exponents the law
-is linear in (E, A, B) >= 0, so that only two parameters are searched for: variable projection, Golub & Pereyra 1973
-(SIAM J. Numer. Anal. 10, 413).
+Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 3, with its Huber loss on log L. For given
+exponents the law is linear in (E, A, B) >= 0, so that only two parameters are searched for:
+variable projection, Golub & Pereyra 1973 (SIAM J. Numer. Anal. 10, 413).
 """
 
 import warnings
@@ -15,7 +16,10 @@ from scipy.optimize import minimize, nnls
 from fieldbook.nn.checks import numbers, positive, require
 
 EXPONENTS = np.array([0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8])  # where the search starts
-LIMITS = (1e-3, 3.0)  # of an exponent: beyond, a term is a constant or a step over the sizes at hand
+LIMITS = (
+    1e-3,
+    3.0,
+)  # of an exponent: beyond, a term is a constant or a step over the sizes at hand
 CONDITION = (100.0, 1000.0)  # largest of log n and log d, and of what the parameters do to the loss
 
 
@@ -34,7 +38,8 @@ class Law(NamedTuple):
         return self.E + self.A * n**-self.a + self.B * d**-self.b
 
     def frontier(self, product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Parameters and examples of least loss, given their product (that is, compute by the rule C = 6 N D).
+        """Parameters and examples of least loss, given their product (that is, compute by the rule
+        C = 6 N D).
 
         Raises:
             ValueError: A, B, a or b is 0, where ever more of n or of d alone is best.
@@ -47,7 +52,9 @@ class Law(NamedTuple):
         return g * product ** (self.b / total), product ** (self.a / total) / g
 
 
-def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, delta: float = 0.02) -> Law:
+def fit_law(
+    n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, delta: float = 0.02
+) -> Law:
     """Fit the five parameters by Huber loss on the logarithm of the loss.
 
     Args:
@@ -68,7 +75,13 @@ def fit_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, de
 
 
 def bootstrap(
-    n: Sequence[float], d: Sequence[float], loss: Sequence[float], *, seed: int, repeats: int = 200, delta: float = 0.02
+    n: Sequence[float],
+    d: Sequence[float],
+    loss: Sequence[float],
+    *,
+    seed: int,
+    repeats: int = 200,
+    delta: float = 0.02,
 ) -> list[Law]:
     """Laws fitted to runs drawn with replacement; draws that `fit_law` would refuse are redrawn."""
     law = fit_law(n, d, loss, delta=delta)
@@ -82,9 +95,16 @@ def bootstrap(
 
 
 def prediction_interval(
-    laws: Sequence[Law], residuals: np.ndarray, n: float, d: float, *, seed: int, level: float = 0.95
+    laws: Sequence[Law],
+    residuals: np.ndarray,
+    n: float,
+    d: float,
+    *,
+    seed: int,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Where the loss of one further run is expected: the spread of the bootstrapped laws, and that of single runs.
+    """Where the loss of one further run is expected: the spread of the bootstrapped laws, and that
+    of single runs.
 
     Args:
         residuals: (runs,) log(loss / fitted) of the runs that were fitted.
@@ -99,7 +119,13 @@ def prediction_interval(
     return float(low), float(high)
 
 
-def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float, starts: Sequence[tuple[float, float]]) -> Law:
+def _fit(
+    n: np.ndarray,
+    d: np.ndarray,
+    loss: np.ndarray,
+    delta: float,
+    starts: Sequence[tuple[float, float]],
+) -> Law:
     """Search for the exponents from the better two of some starts."""
     n_0, d_0 = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
     x, y = np.log(n / n_0), np.log(d / d_0)
@@ -120,19 +146,29 @@ def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray, delta: float, starts: S
 def _project(x: np.ndarray, y: np.ndarray, loss: np.ndarray, a: float, b: float, delta: float):
     """The best (E, A, B) >= 0 for given exponents, and the mean Huber loss of log(loss / fitted).
 
-    Gauss-Newton on the logarithm, each step a non-negative least squares problem with Huber's weights.
+    Gauss-Newton on the logarithm, each step a non-negative least squares problem with Huber's
+    weights.
     """
-    basis, fitted, weight = np.stack([np.ones_like(x), np.exp(-a * x), np.exp(-b * y)], 1), loss, np.ones_like(loss)
+    basis, fitted, weight = (
+        np.stack([np.ones_like(x), np.exp(-a * x), np.exp(-b * y)], 1),
+        loss,
+        np.ones_like(loss),
+    )
     best = None
     for _ in range(6):
         aim = 1 + np.log(loss / fitted)
         coefficients, _ = nnls(basis * (weight / fitted)[:, None], aim * weight)
         fitted = np.maximum(basis @ coefficients, 1e-3 * loss)
         deviation = np.abs(np.log(loss / fitted))
-        huber = np.where(deviation <= delta, deviation**2 / 2, delta * (deviation - delta / 2)).mean()
+        huber = np.where(
+            deviation <= delta, deviation**2 / 2, delta * (deviation - delta / 2)
+        ).mean()
         if best is not None and huber > best[1] * (1 - 1e-6):
             return best if best[1] <= huber else (coefficients, huber)
-        best, weight = (coefficients, huber), np.sqrt(np.minimum(1, delta / np.maximum(deviation, 1e-12)))
+        best, weight = (
+            (coefficients, huber),
+            np.sqrt(np.minimum(1, delta / np.maximum(deviation, 1e-12))),
+        )
     return best
 
 

@@ -1,11 +1,14 @@
-"""A synthetic order book whose conditional mean return is known, so that what a model has yet to learn can be measured.
+"""A synthetic order book whose conditional mean return is known, so that what a model has yet to
+learn can be measured.
 
-Five latent AR(1) signals drive thirteen order-book channels and, through g = linear + tanh + product, the returns:
+Five latent AR(1) signals drive thirteen order-book channels and, through g = linear + tanh +
+product, the returns:
 
     r_{t+1} = sigma_t (g(s_t) + noise),    s_k with half-lives 5, 20, 60, 300, 1200 ticks,
 
-with a slow log-AR(1) volatility sigma that is higher at both ends of a day. Without `obs_noise` the channels determine
-the signals, hence f*(t, h) = E[return over h ticks | all up to t] is exact; E (f - f*)^2 is a model's excess risk.
+with a slow log-AR(1) volatility sigma that is higher at both ends of a day. Without `obs_noise` the
+channels determine the signals, hence f*(t, h) = E[return over h ticks | all up to t] is exact; E (f
+- f*)^2 is a model's excess risk.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,11 +26,16 @@ from fieldbook.nn.seeds import stream
 from fieldbook.scaling.transforms import CHANNELS
 
 HALF_LIVES = np.array([5.0, 20.0, 60.0, 300.0, 1200.0])  # ticks
-LINEAR = np.array([1.0, 0.2, 0.05, 0.03, 0.02])  # weights of the signals; the slow two are scaled to give `best_long`
+LINEAR = np.array(
+    [1.0, 0.2, 0.05, 0.03, 0.02]
+)  # weights of the signals; the slow two are scaled to give `best_long`
 BEND, STEEP, BENT = 0.3, 2.0, 1  # weight and slope of tanh(2 s_2), and its signal
 PRODUCT, PAIR = 0.5, (1, 2)  # weight of s_2 s_3
 VOLATILITY = (4000.0, 0.3)  # half-life in ticks and standard deviation of log sigma
-TICK_SIZE, RETURN = 0.01, 1e-4  # spread at rest, in price; standard deviation of a one-tick return at sigma 1
+TICK_SIZE, RETURN = (
+    0.01,
+    1e-4,
+)  # spread at rest, in price; standard deviation of a one-tick return at sigma 1
 TRAILING = 300.0  # half-life, in ticks, of the realised volatility that targets are measured in
 SLOWEST = 30.0  # largest factor on the weights of the slow signals
 SHORT, LONG = 10, 1800  # horizons in ticks at which the best possible correlation is set
@@ -42,13 +50,16 @@ class World:
     """What all days are drawn from.
 
     Attributes:
-        best_short, best_long: correlation of f* with the target over 10 and over 1800 ticks, at constant volatility.
+        best_short, best_long: correlation of f* with the target over 10 and over 1800 ticks, at
+            constant volatility.
         tau: spread of the instruments' weights about the common ones, relative to them.
-        obs_noise: standard deviation of what is added to the log of each observed quantity; 0 keeps f* exact.
+        obs_noise: standard deviation of what is added to the log of each observed quantity; 0 keeps
+            f* exact.
         seed: of everything.
         scale: (noise, weight of the slow signals), which follow from the correlations.
     Raises:
-        ValueError: a value out of range, or a pair of correlations that no noise and no weight give.
+        ValueError: a value out of range, or a pair of correlations that no noise and no weight
+            give.
     """
 
     best_short: float = 0.30
@@ -59,7 +70,9 @@ class World:
 
     def __post_init__(self) -> None:
         for name in ("best_short", "best_long"):
-            require(0 < getattr(self, name) < 1, name, getattr(self, name), "a correlation in (0, 1)")
+            require(
+                0 < getattr(self, name) < 1, name, getattr(self, name), "a correlation in (0, 1)"
+            )
         for name in ("tau", "obs_noise"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         object.__setattr__(self, "scale", _solve(self))
@@ -72,7 +85,8 @@ class World:
 
 @dataclass(frozen=True)
 class Day:
-    """One instrument's day: `raw` (tick, 13), mid-price log-returns up to each tick, and the hidden state."""
+    """One instrument's day: `raw` (tick, 13), mid-price log-returns up to each tick, and the hidden
+    state."""
 
     raw: np.ndarray
     returns: np.ndarray  # (tick,), the one that ends at this tick
@@ -91,13 +105,16 @@ def generate(world: World, instrument: int, day: int, ticks: int) -> Day:
     drive = _g(signals, w) + world.scale[0] * rng.standard_normal(ticks)
     returns = np.zeros(ticks)
     returns[1:] = RETURN * (sigma * drive)[:-1]
-    noise = world.obs_noise * rng.standard_normal((5, ticks)) if world.obs_noise else np.zeros((5, 1))
+    noise = (
+        world.obs_noise * rng.standard_normal((5, ticks)) if world.obs_noise else np.zeros((5, 1))
+    )
     raw = _channels(100 * np.exp(np.cumsum(returns)), signals, noise)
     return Day(raw, returns, signals, log_sigma, w)
 
 
 def targets(day: Day, at: np.ndarray, horizons: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns over each horizon in units of trailing volatility times sqrt(horizon), and their conditional means f*.
+    """Returns over each horizon in units of trailing volatility times sqrt(horizon), and their
+    conditional means f*.
 
     Args:
         at: (n,) ticks; `horizons`: in ticks, ascending.
@@ -107,7 +124,12 @@ def targets(day: Day, at: np.ndarray, horizons: Sequence[int]) -> tuple[np.ndarr
         ValueError: a horizon reaches beyond the day.
     """
     ticks, last = len(day.returns), max(horizons)
-    require(len(at) == 0 or at.max() + last < ticks, "horizons", list(horizons), f"to end within the day of {ticks}")
+    require(
+        len(at) == 0 or at.max() + last < ticks,
+        "horizons",
+        list(horizons),
+        f"to end within the day of {ticks}",
+    )
     price = np.cumsum(day.returns)
     decay = _rho(TRAILING)
     sums = [lfilter([1 - decay], [1, -decay], x) for x in (day.returns**2, np.ones(ticks))]
@@ -116,17 +138,22 @@ def targets(day: Day, at: np.ndarray, horizons: Sequence[int]) -> tuple[np.ndarr
     lag, (s, x) = np.arange(last)[:, None], (day.signals[:, at], day.log_sigma[at])
     keep = _rho(VOLATILITY[0]) ** lag
     sigma = np.exp(keep * x + VOLATILITY[1] ** 2 * (1 - keep**2) / 2) * _course(at + lag, ticks)
-    ahead = np.cumsum(sigma * _expected_g(s, lag, day.weights), 0)  # volatility and signals are independent
+    ahead = np.cumsum(
+        sigma * _expected_g(s, lag, day.weights), 0
+    )  # volatility and signals are independent
     mean = RETURN * ahead[np.array(horizons) - 1].T
     return y.astype(np.float32), (mean / unit).astype(np.float32)
 
 
 def best_correlation(slow: float, noise: float, horizon: int, tau: float = 0.0) -> float:
-    """Correlation of f* with the target at constant volatility, from the Hermite expansion of each term of g."""
+    """Correlation of f* with the target at constant volatility, from the Hermite expansion of each
+    term of g."""
     known, future = 0.0, horizon * noise**2
     for variance, rho in _modes(slow):
         powers = rho ** np.arange(horizon)
-        ahead = np.cumsum(powers)  # what an innovation adds to the rest of the sum, by the ticks that are left
+        ahead = np.cumsum(
+            powers
+        )  # what an innovation adds to the rest of the sum, by the ticks that are left
         known += variance * ahead[-1] ** 2
         future += variance * (1 - rho**2) * (ahead[:-1] ** 2).sum()
     both = (1 + tau**2) * np.array([known, future - horizon * noise**2])
@@ -134,14 +161,24 @@ def best_correlation(slow: float, noise: float, horizon: int, tau: float = 0.0) 
 
 
 def split_days(days: int, test: int, validation: int) -> dict[str, range]:
-    """Days in order: train, then validation, then test; no sample crosses a day, so that none reaches the next split.
+    """Days in order: train, then validation, then test; no sample crosses a day, so that none
+    reaches the next split.
 
     Raises:
         ValueError: no day is left to train on.
     """
     train = days - test - validation
-    require(train > 0 and test > 0 and validation > 0, "days", days, f"more than {test} + {validation}, each positive")
-    return {"train": range(train), "val": range(train, train + validation), "test": range(days - test, days)}
+    require(
+        train > 0 and test > 0 and validation > 0,
+        "days",
+        days,
+        f"more than {test} + {validation}, each positive",
+    )
+    return {
+        "train": range(train),
+        "val": range(train, train + validation),
+        "test": range(days - test, days),
+    }
 
 
 def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.ndarray]:
@@ -157,10 +194,17 @@ def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.nda
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
     files = sorted(file for file in Path(folder).glob("*") if file.suffix in readers)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no .parquet or .csv file; expected one per instrument and day")
+        raise FileNotFoundError(
+            f"{folder} holds no .parquet or .csv file; expected one per instrument and day"
+        )
     days = {}
     for file in files:
-        require(file.stem not in days, "file", str(file), "one file per instrument and day; another has this name")
+        require(
+            file.stem not in days,
+            "file",
+            str(file),
+            "one file per instrument and day; another has this name",
+        )
         try:
             frame = readers[file.suffix](file)
         except PermissionError:
@@ -171,7 +215,9 @@ def read_days(folder: Path, names: Iterable[str] = CHANNELS) -> dict[str, np.nda
             raise ValueError(f"{file} lacks the columns {missing}; expected {', '.join(names)}")
         require(frame.columns.is_unique, f"columns of {file}", [*frame.columns], "no name twice")
         times = frame.get("time", frame.index)
-        require(times.is_monotonic_increasing, f"time in {file}", "not rising", "ticks in their order")
+        require(
+            times.is_monotonic_increasing, f"time in {file}", "not rising", "ticks in their order"
+        )
         for name in names:
             _check_channel(frame[name], name, file)
         days[file.stem] = frame[list(names)].astype(float).to_numpy()
@@ -199,7 +245,9 @@ def _channels(mid: np.ndarray, s: np.ndarray, noise: np.ndarray) -> np.ndarray:
     obi = np.tanh(imbalance)
     vwap, micro = mid + 0.5 * spread * np.tanh(s[2] + noise[1]), mid + 0.5 * spread * obi
     last = mid + 0.5 * spread * np.tanh(s[0] + noise[3])
-    moves = [np.diff(np.log(price), prepend=np.log(price[:1])) for price in (mid, last, vwap, micro)]
+    moves = [
+        np.diff(np.log(price), prepend=np.log(price[:1])) for price in (mid, last, vwap, micro)
+    ]
     volumes = [volume, depth * np.exp(-imbalance), depth * np.exp(imbalance)]
     return np.stack([mid, vwap, micro, *moves, *volumes, obi, spread, interest], 1)
 
@@ -223,14 +271,20 @@ def _bends(lags: int) -> np.ndarray:
     """E tanh(2 s_{t+j}) for s_t on `GRID`, (lag, point), by Gauss-Hermite quadrature."""
     rho, out = _rho(HALF_LIVES[BENT]), np.empty((lags, len(GRID)))
     for j, row in enumerate(out):
-        row[:] = np.tanh(STEEP * (rho**j * GRID[:, None] + np.sqrt(1 - rho ** (2 * j)) * NODES)) @ WEIGHTS
+        row[:] = (
+            np.tanh(STEEP * (rho**j * GRID[:, None] + np.sqrt(1 - rho ** (2 * j)) * NODES))
+            @ WEIGHTS
+        )
     return out / WEIGHTS.sum()
 
 
 def _modes(slow: float) -> list[tuple[float, float]]:
-    """(variance, one-tick autocorrelation) of the uncorrelated parts of g: Hermite functions of the signals."""
+    """(variance, one-tick autocorrelation) of the uncorrelated parts of g: Hermite functions of the
+    signals."""
     w, rho = _weights(slow), _rho(HALF_LIVES)
-    modes = [(w[k] ** 2, rho[k]) for k in range(5) if k != BENT] + [(w[6] ** 2, rho[PAIR[0]] * rho[PAIR[1]])]
+    modes = [(w[k] ** 2, rho[k]) for k in range(5) if k != BENT] + [
+        (w[6] ** 2, rho[PAIR[0]] * rho[PAIR[1]])
+    ]
     curve, square = np.tanh(STEEP * NODES), 1.0
     for order in range(1, 20, 2):
         square *= max(order * (order - 1), 1)
@@ -243,7 +297,12 @@ def _modes(slow: float) -> list[tuple[float, float]]:
 def _solve(world: World) -> tuple[float, float]:
     """Noise and weight of the slow signals that give the two correlations asked for."""
     most = min(best_correlation(slow, 1e-9, SHORT, world.tau) for slow in (0.0, SLOWEST))
-    require(world.best_short < most, "best_short", world.best_short, f"below {most:.3f}, where there is no noise")
+    require(
+        world.best_short < most,
+        "best_short",
+        world.best_short,
+        f"below {most:.3f}, where there is no noise",
+    )
 
     def noise_for(slow: float) -> float:
         def excess(log_noise: float) -> float:
@@ -255,7 +314,9 @@ def _solve(world: World) -> tuple[float, float]:
         return best_correlation(slow, noise_for(slow), LONG, world.tau) - world.best_long
 
     low, high = (excess(slow) for slow in (0.0, SLOWEST))
-    accepted = f"between {low + world.best_long:.3f} and {high + world.best_long:.3f}, given best_short"
+    accepted = (
+        f"between {low + world.best_long:.3f} and {high + world.best_long:.3f}, given best_short"
+    )
     require(low < 0 < high, "best_long", world.best_long, accepted)
     slow = brentq(excess, 0.0, SLOWEST)
     return noise_for(slow), slow

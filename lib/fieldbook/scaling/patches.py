@@ -1,4 +1,5 @@
-"""Days of ticks, transformed and cut into patches of 60, on disk once and read by every run through memory mapping."""
+"""Days of ticks, transformed and cut into patches of 60, on disk once and read by every run through
+memory mapping."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -46,7 +47,12 @@ class Layout:
         least = PATCH * (self.warm_up + WINDOW) + max(LONG_HORIZONS)
         accepted = f"a multiple of {PATCH}, above {least}"
         require(self.ticks % PATCH == 0 and self.ticks > least, "ticks", self.ticks, accepted)
-        require(0 < self.core <= self.instruments, "core", self.core, f"in [1, {self.instruments}], the instruments")
+        require(
+            0 < self.core <= self.instruments,
+            "core",
+            self.core,
+            f"in [1, {self.instruments}], the instruments",
+        )
 
     def items(self) -> pd.DataFrame:
         """One row per instrument and day: instrument, day, split."""
@@ -54,7 +60,9 @@ class Layout:
         days = market.split_days(total, self.test_days, self.val_days)
         new = range(self.instruments, self.instruments + self.unseen)
         who = {"train": range(self.instruments), "val": range(self.core), "test": range(self.core)}
-        rows = [(i, d, split) for split, names in who.items() for i, d in product(names, days[split])]
+        rows = [
+            (i, d, split) for split, names in who.items() for i, d in product(names, days[split])
+        ]
         rows += [(i, d, "unseen") for i, d in product(new, days["test"])]
         return pd.DataFrame(rows, columns=["instrument", "day", "split"])
 
@@ -65,8 +73,8 @@ class Patches:
 
     Attributes:
         features: (item, patch, tick, column) float16, mapped from the disk.
-        target, mean: level -> (item, patch, horizon) float32 at each patch's last tick: returns, and
-            f*; NaN where a sample would touch the warm-up or the end of the day.
+        target, mean: level -> (item, patch, horizon) float32 at each patch's last tick: returns,
+            and f*; NaN where a sample would touch the warm-up or the end of the day.
     """
 
     items: pd.DataFrame
@@ -85,9 +93,16 @@ class Patches:
             require(found[:2] == shape, f"targets of level {level}", found, f"{shape} and horizons")
 
     def examples(
-        self, level: int, split: str, *, instruments: int | None = None, days: int | None = None, stride: int = 1
+        self,
+        level: int,
+        split: str,
+        *,
+        instruments: int | None = None,
+        days: int | None = None,
+        stride: int = 1,
     ) -> np.ndarray:
-        """(n, 2) item and last patch of the samples of a split, of its first instruments and days only if given."""
+        """(n, 2) item and last patch of the samples of a split, of its first instruments and days
+        only if given."""
         chosen = self.items.split == split
         if instruments is not None:
             chosen &= self.items.instrument < instruments
@@ -105,8 +120,11 @@ class Patches:
         found = whole(self.features)[at[:, :1], at[:, 1:] + np.arange(1 - WINDOW, 1)]
         return torch.from_numpy(found).float()[..., :n_features]
 
-    def represent(self, function: Callable[[Tensor], Tensor], width: int, n_features: int = 52) -> Tensor:
-        """Apply (patch, 60, features) -> (patch, width) to all patches: (item, patch, width) float32 on the CPU."""
+    def represent(
+        self, function: Callable[[Tensor], Tensor], width: int, n_features: int = 52
+    ) -> Tensor:
+        """Apply (patch, 60, features) -> (patch, width) to all patches: (item, patch, width)
+        float32 on the CPU."""
         out = torch.empty(*self.features.shape[:2], width)
         with torch.no_grad():
             for day, row in zip(whole(self.features), out, strict=True):
@@ -121,12 +139,15 @@ class Patches:
 
 
 def write_patches(folder: Path, world: market.World, layout: Layout) -> None:
-    """Generate, transform and store all days, unless these have been; a killed call leaves nothing half done."""
+    """Generate, transform and store all days, unless these have been; a killed call leaves nothing
+    half done."""
     folder, items = Path(folder), layout.items()
     key = json.dumps(data_key(world, layout))
     if _key_in(folder) == key:
         return
-    (folder / "targets.npz").unlink(missing_ok=True)  # before the features that it would not belong to
+    (folder / "targets.npz").unlink(
+        missing_ok=True
+    )  # before the features that it would not belong to
     count = layout.ticks // PATCH
     shape = (len(items), count, PATCH, len(columns()))
     arrays = {f"{kind}{level}": [] for kind in ("target", "mean") for level in HORIZONS}
@@ -150,7 +171,8 @@ def write_patches(folder: Path, world: market.World, layout: Layout) -> None:
 
 
 def _key_in(folder: Path) -> str | None:
-    """What the patches in a folder are a function of; None if there are none, or a file is damaged."""
+    """What the patches in a folder are a function of; None if there are none, or a file is
+    damaged."""
     try:
         open_patches(folder)
         return str(np.load(folder / "targets.npz")["key"])
@@ -171,12 +193,16 @@ def open_patches(folder: Path) -> Patches:
     try:
         facts = np.load(folder / "targets.npz")
         items = pd.DataFrame({name: facts[name] for name in ("instrument", "day", "split")})
-        target, mean = ({level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean"))
+        target, mean = (
+            {level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean")
+        )
         return Patches(items, np.load(folder / "features.npy", mmap_mode="r"), target, mean)
     except PermissionError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"{folder} is damaged ({error}); delete it, and write_patches makes it anew") from error
+        raise ValueError(
+            f"{folder} is damaged ({error}); delete it, and write_patches makes it anew"
+        ) from error
 
 
 def data_key(world: market.World, layout: Layout) -> dict[str, float]:

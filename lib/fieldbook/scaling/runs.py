@@ -1,4 +1,5 @@
-"""Runs of the patch transformer: train one configuration on ticks, and score it with its baselines, one row each."""
+"""Runs of the patch transformer: train one configuration on ticks, and score it with its baselines,
+one row each."""
 
 import hashlib
 import json
@@ -34,7 +35,8 @@ class Run:
     """A configuration with all that it leaves open.
 
     Attributes:
-        data: what the data are a function of (`patches.data_key`); `days`: to train on; `stride`: between windows.
+        data: what the data are a function of (`patches.data_key`); `days`: to train on; `stride`:
+            between windows.
         limit: examples to train on, drawn from all; None takes all. `micro_batch`: to begin with.
         parent: whose level 1 is taken, in mode `finetune`.
     """
@@ -62,8 +64,19 @@ class Run:
     @property
     def run_id(self) -> str:
         """`r` and twelve hexadecimal digits, a function of what determines the weights."""
-        spec = {name: value for name, value in asdict(self.config).items() if name not in ("name", "parent")}
-        other = [self.seed, self.days, self.limit, self.stride, self.data, self.parent and self.parent.run_id]
+        spec = {
+            name: value
+            for name, value in asdict(self.config).items()
+            if name not in ("name", "parent")
+        }
+        other = [
+            self.seed,
+            self.days,
+            self.limit,
+            self.stride,
+            self.data,
+            self.parent and self.parent.run_id,
+        ]
         return run_id([spec, *other])
 
 
@@ -71,8 +84,8 @@ class Run:
 class Baseline:
     """A forecast that is no network: `zero`, `oracle` (f* itself), `ridge` or `lightgbm`.
 
-    The last two see, for level 1, the hand-made statistics of the patch; for level 2 also their means over the last 10
-    and 60 patches.
+    The last two see, for level 1, the hand-made statistics of the patch; for level 2 also their
+    means over the last 10 and 60 patches.
     """
 
     name: str
@@ -97,32 +110,53 @@ def run_id(spec: object) -> str:
     return "r" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def execute(run: Run | Baseline, patches: Patches, folder: Path, device: torch.device) -> dict[str, pd.DataFrame]:
-    """Train or fit one run and score it; a run that fails leaves rows without scores, which say why.
+def execute(
+    run: Run | Baseline, patches: Patches, folder: Path, device: torch.device
+) -> dict[str, pd.DataFrame]:
+    """Train or fit one run and score it; a run that fails leaves rows without scores, which say
+    why.
 
     Args:
-        folder: of checkpoints while it runs, and of the weights of level 1, which others may start from.
+        folder: of checkpoints while it runs, and of the weights of level 1, which others may start
+            from.
     Returns:
-        `scores`, one row per split and horizon; `curves`, one per evaluation; `days`, one per test day and horizon.
+        `scores`, one row per split and horizon; `curves`, one per evaluation; `days`, one per test
+        day and horizon.
     """
     if isinstance(run, Baseline):
         return _execute_baseline(run, patches)
     started = time.monotonic()
     model, samples = _network(run).to(device), _samples(run, patches)
-    recipe, state, status, predictions = _recipe(run, len(samples)), Fit(run.config.batch_size, 0), "ok", {}
+    recipe, state, status, predictions = (
+        _recipe(run, len(samples)),
+        Fit(run.config.batch_size, 0),
+        "ok",
+        {},
+    )
     try:
         read = _reader(run, patches, folder, device)
         state = _train(run, model, patches, samples, read, recipe, folder / run.run_id, device)
-        predictions = {split: _predict(model, read, _evaluated(patches, run, split), recipe) for split in SPLITS}
+        predictions = {
+            split: _predict(model, read, _evaluated(patches, run, split), recipe)
+            for split in SPLITS
+        }
     except (FloatingPointError, RuntimeError) as error:
         status, state = _failure(error), getattr(error, "fit", state)
     if run.level == 1 and status == "ok":
         save_weights(model, folder / f"{run.run_id}.safetensors")
     shutil.rmtree(folder / run.run_id, ignore_errors=True)
     facts = _facts(run, model, recipe, len(samples)) | {"micro_batch": state.micro_batch}
-    end = {"n_skipped": state.skipped, "wall_s": time.monotonic() - started, "device": device.type, "status": status}
+    end = {
+        "n_skipped": state.skipped,
+        "wall_s": time.monotonic() - started,
+        "device": device.type,
+        "status": status,
+    }
     curves = [{"run_id": run.run_id, **row} for row in state.history]
-    return {"curves": pd.DataFrame(curves), **_scored(facts, end, run.level, run.stride, patches, predictions)}
+    return {
+        "curves": pd.DataFrame(curves),
+        **_scored(facts, end, run.level, run.stride, patches, predictions),
+    }
 
 
 def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame]:
@@ -142,20 +176,32 @@ def _execute_baseline(run: Baseline, patches: Patches) -> dict[str, pd.DataFrame
             else boosted_trees(x["train"], y["train"][:, h], seed=run.seed, trees=100, leaves=15)
             for h in range(len(HORIZONS[level]))
         ]
-        predictions = {split: np.stack([model.predict(x[split]) for model in fitted], 1) for split in SPLITS}
+        predictions = {
+            split: np.stack([model.predict(x[split]) for model in fitted], 1) for split in SPLITS
+        }
     train = patches.items[patches.items.split == "train"]
     names = list(SCHEMA.columns)
     facts = dict.fromkeys(names[: names.index("split")], 0) | {
-        "run_id": run.run_id, "parent_run_id": None, "name": name, "group": run.group, "mode": name, "seed": run.seed,
-        "n_instruments": train.instrument.nunique(), "n_days": train.day.nunique(), "d_unique": len(at["train"]),
-        "d_seen": len(at["train"]), "epochs": 1, "precision": "fp32",
-    }  # fmt: skip
+        "run_id": run.run_id,
+        "parent_run_id": None,
+        "name": name,
+        "group": run.group,
+        "mode": name,
+        "seed": run.seed,
+        "n_instruments": train.instrument.nunique(),
+        "n_days": train.day.nunique(),
+        "d_unique": len(at["train"]),
+        "d_seen": len(at["train"]),
+        "epochs": 1,
+        "precision": "fp32",
+    }
     end = {"n_skipped": 0, "wall_s": time.monotonic() - started, "device": "cpu", "status": "ok"}
     return _scored(facts, end, level, run.stride, patches, predictions)
 
 
 def _failure(error: Exception) -> str:
-    """The status of a run that failed in a way that belongs in the table; other errors are raised."""
+    """The status of a run that failed in a way that belongs in the table; other errors are
+    raised."""
     if isinstance(error, FloatingPointError):
         return "diverged"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -165,7 +211,11 @@ def _failure(error: Exception) -> str:
 
 def _network(run: Run, mode: str | None = None) -> nn.Module:
     c = run.config
-    other = {"n_features": len(columns(c.include_skew_norm)), "dropout": c.dropout, "seed": run.seed}
+    other = {
+        "n_features": len(columns(c.include_skew_norm)),
+        "dropout": c.dropout,
+        "seed": run.seed,
+    }
     return build(mode or c.mode, c.d_model, c.n_l1, c.n_l2, **other)
 
 
@@ -185,14 +235,32 @@ def _facts(run: Run, model: nn.Module, recipe: Recipe, unique: int) -> dict[str,
     frozen = count(_network(run, "pretrain")) if c.mode == "finetune" else 0
     tokens = {"pretrain": PATCH, "end2end": WINDOW * PATCH}.get(c.mode, WINDOW)
     return {
-        "run_id": run.run_id, "parent_run_id": run.parent.run_id if run.parent else None, "name": c.name,
-        "group": run.group, "mode": c.mode, "seed": run.seed, "d_model": c.d_model, "n_l1": c.n_l1, "n_l2": c.n_l2,
-        "n_params_total": trainable + frozen, "n_params_trainable": trainable,
-        "n_params_nonemb": _without_embedding(model), "n_instruments": c.instruments, "n_days": run.days,
-        "d_unique": unique, "d_seen": seen, "epochs": c.epochs, "steps": recipe.steps,
-        "batch_eff": recipe.batch_size, "micro_batch": 0, "lr": c.lr, "wd": c.weight_decay,
-        "flops_6nd": 6 * trainable * tokens * seen, "flops_exact": 3 * sum(_flops(c)) * seen, "precision": c.precision,
-    }  # fmt: skip
+        "run_id": run.run_id,
+        "parent_run_id": run.parent.run_id if run.parent else None,
+        "name": c.name,
+        "group": run.group,
+        "mode": c.mode,
+        "seed": run.seed,
+        "d_model": c.d_model,
+        "n_l1": c.n_l1,
+        "n_l2": c.n_l2,
+        "n_params_total": trainable + frozen,
+        "n_params_trainable": trainable,
+        "n_params_nonemb": _without_embedding(model),
+        "n_instruments": c.instruments,
+        "n_days": run.days,
+        "d_unique": unique,
+        "d_seen": seen,
+        "epochs": c.epochs,
+        "steps": recipe.steps,
+        "batch_eff": recipe.batch_size,
+        "micro_batch": 0,
+        "lr": c.lr,
+        "wd": c.weight_decay,
+        "flops_6nd": 6 * trainable * tokens * seen,
+        "flops_exact": 3 * sum(_flops(c)) * seen,
+        "precision": c.precision,
+    }
 
 
 def _flops(c: Config) -> tuple[int, int]:
@@ -204,14 +272,25 @@ def _recipe(run: Run, n: int) -> Recipe:
     batch = min(config.batch_size, n)
     steps = max(config.epochs * n // batch, 1)
     return Recipe(
-        steps=steps, batch_size=batch, lr=config.lr, seed=run.seed, weight_decay=config.weight_decay,
-        betas=(0.9, 0.95), clip=config.clip, warmup=min(max(round(config.warmup * steps), 1), steps),
-        schedule="cosine", lr_min=config.lr * config.lr_min_share, precision=config.precision,
-        micro_batch=run.micro_batch, eval_every=max(steps // 8, 1),
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch,
+        lr=config.lr,
+        seed=run.seed,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.95),
+        clip=config.clip,
+        warmup=min(max(round(config.warmup * steps), 1), steps),
+        schedule="cosine",
+        lr_min=config.lr * config.lr_min_share,
+        precision=config.precision,
+        micro_batch=run.micro_batch,
+        eval_every=max(steps // 8, 1),
+    )
 
 
-def _reader(run: Run, patches: Patches, folder: Path, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+def _reader(
+    run: Run, patches: Patches, folder: Path, device: torch.device
+) -> Callable[[np.ndarray], Tensor]:
     """Samples (batch, 2) -> what the mode's network takes, on the device."""
     width, mode = len(columns(run.config.include_skew_norm)), run.config.mode
     if mode in ("pretrain", "end2end"):
@@ -221,11 +300,19 @@ def _reader(run: Run, patches: Patches, folder: Path, device: torch.device) -> C
         level1 = _network(run, "pretrain")
         load_weights(level1, folder / f"{run.parent.run_id}.safetensors")
         level1.to(device).eval()
-        tokens = patches.represent(lambda x: level1.embed(x.to(device)).cpu(), run.config.d_model, width)
+        tokens = patches.represent(
+            lambda x: level1.embed(x.to(device)).cpu(), run.config.d_model, width
+        )
     else:
-        tokens = patches.factors() if mode == "factor" else patches.represent(lambda x: x.mean(-2), width, width)
+        tokens = (
+            patches.factors()
+            if mode == "factor"
+            else patches.represent(lambda x: x.mean(-2), width, width)
+        )
     window = torch.arange(1 - WINDOW, 1)
-    return lambda at: tokens[torch.from_numpy(at[:, :1]), torch.from_numpy(at[:, 1:]) + window].to(device)
+    return lambda at: tokens[torch.from_numpy(at[:, :1]), torch.from_numpy(at[:, 1:]) + window].to(
+        device
+    )
 
 
 def _train(run, model, patches, samples, read, recipe, folder, device) -> Fit:
@@ -234,26 +321,41 @@ def _train(run, model, patches, samples, read, recipe, folder, device) -> Fit:
     watched = watched[:: max(len(watched) // 512, 1)]
 
     def loss(network: nn.Module, index: Tensor, _: torch.Generator) -> Tensor:
-        return (network(read(samples[index.numpy()])).float() - target[index].to(device)).square().mean()
+        return (
+            (network(read(samples[index.numpy()])).float() - target[index].to(device))
+            .square()
+            .mean()
+        )
 
     def evaluate(network: nn.Module, _: int) -> dict[str, float]:
         predicted = _predict(network, read, watched, recipe)
         y, f = (values[run.level][tuple(watched.T)] for values in (patches.target, patches.mean))
-        return {"val_mse": np.square(predicted - y).mean(), "val_excess": np.square(predicted - f).mean()}
+        return {
+            "val_mse": np.square(predicted - y).mean(),
+            "val_excess": np.square(predicted - f).mean(),
+        }
 
     every = max(recipe.steps // 8, 1) if recipe.steps > 400 else None
     return fit(
-        model, loss, len(samples), recipe,
-        evaluate=evaluate, checkpoint=folder, checkpoint_every=every, progress=False,
+        model,
+        loss,
+        len(samples),
+        recipe,
+        evaluate=evaluate,
+        checkpoint=folder,
+        checkpoint_every=every,
+        progress=False,
         facts={"features": patches.features},
-    )  # fmt: skip
+    )
 
 
 def _evaluated(patches: Patches, run: Run, split: str) -> np.ndarray:
     return patches.examples(run.level, split, stride=run.stride)
 
 
-def _predict(model: nn.Module, read: Callable, at: np.ndarray, recipe: Recipe, size: int = 256) -> np.ndarray:
+def _predict(
+    model: nn.Module, read: Callable, at: np.ndarray, recipe: Recipe, size: int = 256
+) -> np.ndarray:
     """(n, horizon) float32, in eval mode and under the precision of the training."""
     device, training = next(model.parameters()).device, model.training
     low = AUTOCAST[recipe.precision]
@@ -276,39 +378,67 @@ def _summaries(factors: np.ndarray, at: np.ndarray, level: int) -> np.ndarray:
 
 def _without_embedding(model: nn.Module) -> int:
     """Parameters without input projections and positions."""
-    left_out = [p for name, p in model.named_parameters() if "project" in name or "position" in name]
+    left_out = [
+        p for name, p in model.named_parameters() if "project" in name or "position" in name
+    ]
     return count(model) - sum(p.numel() for p in left_out)
 
 
-def _scored(facts: dict, end: dict, level: int, stride: int, patches: Patches, predictions: dict[str, np.ndarray]):
+def _scored(
+    facts: dict,
+    end: dict,
+    level: int,
+    stride: int,
+    patches: Patches,
+    predictions: dict[str, np.ndarray],
+):
     """Rows of `scores` and `days`; without predictions, rows without scores."""
     rows, days = [], []
     for split in SPLITS:
         at = patches.examples(level, split, stride=stride)
-        y, f = (values[level][tuple(at.T)].astype(float) for values in (patches.target, patches.mean))
+        y, f = (
+            values[level][tuple(at.T)].astype(float) for values in (patches.target, patches.mean)
+        )
         for h, horizon in enumerate(HORIZONS[level]):
-            found = predictions[split][:, h].astype(float) if predictions else np.full(len(at), np.nan)
+            found = (
+                predictions[split][:, h].astype(float) if predictions else np.full(len(at), np.nan)
+            )
             scores = score(y[:, h], f[:, h], found)
-            rows.append({**facts, "split": split, "horizon": horizon, **scores, "n_eval": len(at), **end})
+            rows.append(
+                {**facts, "split": split, "horizon": horizon, **scores, "n_eval": len(at), **end}
+            )
             if split == "test":
-                frame = pd.DataFrame({"mse": (found - y[:, h]) ** 2, "excess_risk": (found - f[:, h]) ** 2})
+                frame = pd.DataFrame(
+                    {"mse": (found - y[:, h]) ** 2, "excess_risk": (found - f[:, h]) ** 2}
+                )
                 daily = frame.groupby(patches.items.day.to_numpy()[at[:, 0]]).mean()
                 key = {"run_id": facts["run_id"], "horizon": horizon}
-                days += [{**key, "day": day, **values} for day, values in daily.to_dict("index").items()]
+                days += [
+                    {**key, "day": day, **values} for day, values in daily.to_dict("index").items()
+                ]
     return {"scores": pd.DataFrame(rows), "days": pd.DataFrame(days)}
 
 
 def score(y: np.ndarray, f: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Mean squared error, excess risk, that of the oracle, and correlation with the target and of their ranks.
+    """Mean squared error, excess risk, that of the oracle, and correlation with the target and of
+    their ranks.
 
     Args:
         y, f, prediction: (n,) returns, their conditional means, and the forecast.
     Returns:
         The correlations of a constant forecast are 0.
     """
-    ic, rank_ic = (_correlation(*pair) for pair in ((y, prediction), (rankdata(y), rankdata(prediction))))
+    ic, rank_ic = (
+        _correlation(*pair) for pair in ((y, prediction), (rankdata(y), rankdata(prediction)))
+    )
     risks = [float(np.mean(gap**2)) for gap in (prediction - y, prediction - f, f - y)]
-    return dict(zip(("mse", "excess_risk", "oracle_mse", "ic", "rank_ic"), (*risks, ic, rank_ic), strict=True))
+    return dict(
+        zip(
+            ("mse", "excess_risk", "oracle_mse", "ic", "rank_ic"),
+            (*risks, ic, rank_ic),
+            strict=True,
+        )
+    )
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -323,21 +453,44 @@ _whole, _share = pa.Check.ge(0), pa.Check.in_range(-1, 1)
 SCHEMA = pa.DataFrameSchema(
     {
         "run_id": pa.Column(str, pa.Check.str_matches(r"^r[0-9a-f]{12}$")),
-        "parent_run_id": pa.Column(str, pa.Check.str_matches(r"^r[0-9a-f]{12}$"), nullable=True, coerce=True),
+        "parent_run_id": pa.Column(
+            str, pa.Check.str_matches(r"^r[0-9a-f]{12}$"), nullable=True, coerce=True
+        ),
         **{name: pa.Column(str) for name in ("name", "group", "mode")},
         **{
             name: pa.Column(int, _whole)
             for name in (
-                "seed", "d_model", "n_l1", "n_l2", "n_params_total", "n_params_trainable", "n_params_nonemb",
-                "n_instruments", "n_days", "d_unique", "d_seen", "epochs", "steps", "batch_eff", "micro_batch",
+                "seed",
+                "d_model",
+                "n_l1",
+                "n_l2",
+                "n_params_total",
+                "n_params_trainable",
+                "n_params_nonemb",
+                "n_instruments",
+                "n_days",
+                "d_unique",
+                "d_seen",
+                "epochs",
+                "steps",
+                "batch_eff",
+                "micro_batch",
             )
         },
-        **{name: pa.Column(float, _whole, coerce=True) for name in ("lr", "wd", "flops_6nd", "flops_exact")},
+        **{
+            name: pa.Column(float, _whole, coerce=True)
+            for name in ("lr", "wd", "flops_6nd", "flops_exact")
+        },
         "precision": pa.Column(str),
         "split": pa.Column(str, pa.Check.isin(SPLITS)),
         "horizon": pa.Column(int, pa.Check.isin([h for level in HORIZONS.values() for h in level])),
-        **{name: pa.Column(float, _whole, nullable=True, coerce=True) for name in ("mse", "excess_risk", "oracle_mse")},
-        **{name: pa.Column(float, _share, nullable=True, coerce=True) for name in ("ic", "rank_ic")},
+        **{
+            name: pa.Column(float, _whole, nullable=True, coerce=True)
+            for name in ("mse", "excess_risk", "oracle_mse")
+        },
+        **{
+            name: pa.Column(float, _share, nullable=True, coerce=True) for name in ("ic", "rank_ic")
+        },
         **{name: pa.Column(int, _whole) for name in ("n_eval", "n_skipped")},
         "wall_s": pa.Column(float, _whole, coerce=True),
         "device": pa.Column(str),
@@ -345,11 +498,12 @@ SCHEMA = pa.DataFrameSchema(
     },
     strict=True,
     ordered=True,
-)  # fmt: skip
+)
 
 
 def checked(frame: pd.DataFrame, path: Path | str) -> pd.DataFrame:
-    """A table of runs, if it is one: every column with its type and range, and scores wherever a run is `ok`.
+    """A table of runs, if it is one: every column with its type and range, and scores wherever a
+    run is `ok`.
 
     Raises:
         ValueError: it is not; names the file, the row and the column.
@@ -363,7 +517,9 @@ def checked(frame: pd.DataFrame, path: Path | str) -> pd.DataFrame:
         raise ValueError(f"{path}: {what} ({len(error.failure_cases)} faults in all)") from None
     for name in ("mse", "excess_risk", "ic"):
         if len(bad := frame.index[frame[name].isna() & (frame.status == "ok")]):
-            raise ValueError(f"{path}: row {bad[0]}, column {name}: no value, though the run's status is ok")
+            raise ValueError(
+                f"{path}: row {bad[0]}, column {name}: no value, though the run's status is ok"
+            )
     return frame
 
 

@@ -1,6 +1,8 @@
-"""Two-level patch transformer for ticks: level 1 reads the 60 ticks of a patch, level 2 the 60 patches of a window.
+"""Two-level patch transformer for ticks: level 1 reads the 60 ticks of a patch, level 2 the 60
+patches of a window.
 
-The source gives its parameter counts alone; this architecture reproduces all of them (`tests/unit/test_patches.py`).
+The source gives its parameter counts alone; this architecture reproduces all of them
+(`tests/unit/test_patches.py`).
 """
 
 import torch
@@ -12,16 +14,20 @@ from fieldbook.scaling.patches import FACTORS, LONG_HORIZONS, PATCH, SHORT_HORIZ
 
 
 class Stack(nn.Module):
-    """Learned positions, causal encoder blocks with feed-forward parts twice as wide, final norm; the last token."""
+    """Learned positions, causal encoder blocks with feed-forward parts twice as wide, final norm;
+    the last token."""
 
     def __init__(self, d: int, n_layers: int):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(PATCH, d))
-        self.layers = nn.ModuleList(EncoderBlock(d, heads(d), 2 * d, causal=True) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            EncoderBlock(d, heads(d), 2 * d, causal=True) for _ in range(n_layers)
+        )
         self.norm = nn.LayerNorm(d)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, token, d) -> (batch, d); of the last layer only the last token is computed, which is exact."""
+        """(batch, token, d) -> (batch, d); of the last layer only the last token is computed, which
+        is exact."""
         x = x + self.position
         for place, layer in enumerate(self.layers, 1):
             x = layer(x, only=-1 if place == len(self.layers) else None)
@@ -50,16 +56,21 @@ class Level2(nn.Module):
     """The embeddings of a window's patches to returns over six long horizons.
 
     Args:
-        d_patch: width of the embeddings; `project`: False leaves the input projection out where the widths agree.
+        d_patch: width of the embeddings; `project`: False leaves the input projection out where the
+            widths agree.
         dropout: in the head.
     Raises:
         ValueError: the projection is left out and the widths differ.
     """
 
-    def __init__(self, d: int, n_layers: int, *, d_patch: int, project: bool = True, dropout: float = 0.0):
+    def __init__(
+        self, d: int, n_layers: int, *, d_patch: int, project: bool = True, dropout: float = 0.0
+    ):
         super().__init__()
         if not project and d_patch != d:
-            raise ValueError(f"d_patch = {d_patch}: expected d = {d} where there is no input projection")
+            raise ValueError(
+                f"d_patch = {d_patch}: expected d = {d} where there is no input projection"
+            )
         self.project = nn.Linear(d_patch, d) if project else nn.Identity()
         self.stack = Stack(d, n_layers)
         head = (nn.Linear(d, d), nn.GELU(), nn.Dropout(dropout), nn.Linear(d, len(LONG_HORIZONS)))
@@ -109,13 +120,21 @@ class PatchMeans(nn.Module):
 
 
 def build(
-    mode: str, d: int, n_l1: int, n_l2: int, *, n_features: int = 52, dropout: float = 0.0, seed: int = 0
-) -> nn.Module:  # fmt: skip
-    """The network that a mode trains, from a seed; its last linear layer starts at zero, hence at the zero forecast.
+    mode: str,
+    d: int,
+    n_l1: int,
+    n_l2: int,
+    *,
+    n_features: int = 52,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """The network that a mode trains, from a seed; its last linear layer starts at zero, hence at
+    the zero forecast.
 
     Args:
-        mode: `pretrain` (level 1 and its head), `finetune` (level 2 on frozen embeddings), `end2end`, `factor` or
-            `linear`.
+        mode: `pretrain` (level 1 and its head), `finetune` (level 2 on frozen embeddings),
+            `end2end`, `factor` or `linear`.
     Raises:
         ValueError: another mode.
     """
@@ -146,11 +165,14 @@ def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def flops(mode: str, d: int, n_l1: int, n_l2: int, *, n_features: int = 52, last_only: bool = False) -> tuple[int, int]:
-    """Floating-point operations of one example's forward pass: in matrices of weights, and in attention.
+def flops(
+    mode: str, d: int, n_l1: int, n_l2: int, *, n_features: int = 52, last_only: bool = False
+) -> tuple[int, int]:
+    """Floating-point operations of one example's forward pass: in matrices of weights, and in
+    attention.
 
-    An update takes three times their sum. The first is close to the rule 2 N per token; the second is what that rule
-    leaves out. Attention is not halved for its causal mask.
+    An update takes three times their sum. The first is close to the rule 2 N per token; the second
+    is what that rule leaves out. Attention is not halved for its causal mask.
 
     Args:
         last_only: count what `Stack` does, which of the last layer computes the last token alone.

@@ -1,6 +1,8 @@
-"""Four causal transforms of thirteen order-book channels: 13 columns in, 52 comparable ones out, without a NaN.
+"""Four causal transforms of thirteen order-book channels: 13 columns in, 52 comparable ones out,
+without a NaN.
 
-Every column is a rolling z-score against the past alone, so that no unit, price level or instrument shows through.
+Every column is a rolling z-score against the past alone, so that no unit, price level or instrument
+shows through.
 """
 
 import numpy as np
@@ -8,11 +10,24 @@ import numpy as np
 from fieldbook.nn.checks import require
 
 CHANNELS = (
-    "mid_price", "vwap", "micro_price", "mid_return", "last_return", "vwap_return", "micro_return", "vol_diff",
-    "ask_volume_1", "bid_volume_1", "obi_1", "spread_1", "open_interest",
-)  # fmt: skip
+    "mid_price",
+    "vwap",
+    "micro_price",
+    "mid_return",
+    "last_return",
+    "vwap_return",
+    "micro_return",
+    "vol_diff",
+    "ask_volume_1",
+    "bid_volume_1",
+    "obi_1",
+    "spread_1",
+    "open_interest",
+)
 TRANSFORMS = ("norm", "std_norm", "mean_norm", "skew_norm")
-LOGARITHMIC = [CHANNELS.index(name) for name in ("vol_diff", "ask_volume_1", "bid_volume_1", "open_interest")]
+LOGARITHMIC = [
+    CHANNELS.index(name) for name in ("vol_diff", "ask_volume_1", "bid_volume_1", "open_interest")
+]
 MIN_PERIODS, LIMIT = 60, 5.0
 
 
@@ -23,15 +38,17 @@ def columns(include_skew_norm: bool = True) -> list[str]:
 
 def transform(
     raw: np.ndarray, *, inner: int = 60, outer: int = 1800, include_skew_norm: bool = True
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Rolling z-scores of each channel and of its rolling standard deviation, mean and skewness.
 
-    Volumes and the open interest pass through sign(x) log(1 + |x|) first. The z-score at t is taken against the
-    `outer` ticks before t, and is 0 where fewer than 60 of them have a value, where their spread is no more than 1e-6
-    of their mean, or where the value at t is missing. Moments need all of their `inner` ticks, t among them.
+    Volumes and the open interest pass through sign(x) log(1 + |x|) first. The z-score at t is taken
+    against the `outer` ticks before t, and is 0 where fewer than 60 of them have a value, where
+    their spread is no more than 1e-6 of their mean, or where the value at t is missing. Moments
+    need all of their `inner` ticks, t among them.
 
     Args:
-        raw: (..., tick, 13), in the order of `CHANNELS`; each leading index is a day of its own. NaN is missing.
+        raw: (..., tick, 13), in the order of `CHANNELS`; each leading index is a day of its own.
+            NaN is missing.
         inner, outer: windows in ticks.
     Returns:
         (..., tick, 52) float32 in [-5, 5], or 39 columns without the skewness.
@@ -57,15 +74,22 @@ def _one_day(x: np.ndarray, result: np.ndarray, inner: int, outer: int) -> None:
     x[LOGARITHMIC] = np.sign(x[LOGARITHMIC]) * np.log1p(np.abs(x[LOGARITHMIC]))
     present = np.isfinite(x)
     # sums are taken of distances to the first value: a price far from zero would cost digits
-    first = np.where(present.any(1), np.take_along_axis(x, present.argmax(1)[:, None], 1)[:, 0], 0)[:, None]
+    first = np.where(present.any(1), np.take_along_axis(x, present.argmax(1)[:, None], 1)[:, 0], 0)[
+        :, None
+    ]
     if gaps := not present.all():
         x = np.where(present, x, first)
     x -= first
     parts = [(x, first, present)]
     if x.shape[1] >= inner:
-        whole = _last(present.astype(float), inner) > inner - 0.5 if gaps else present[:, inner - 1 :]
+        whole = (
+            _last(present.astype(float), inner) > inner - 0.5 if gaps else present[:, inner - 1 :]
+        )
         with_skew = result.shape[1] == len(x) * len(TRANSFORMS)
-        parts += [(m, origin, whole) for m, origin in zip(_moments(x, inner, with_skew), (0, first, 0), strict=False)]
+        parts += [
+            (m, origin, whole)
+            for m, origin in zip(_moments(x, inner, with_skew), (0, first, 0), strict=False)
+        ]
     result[:] = 0
     for place, (values, origin, valid) in enumerate(parts):
         late = result.shape[0] - values.shape[1]
@@ -91,8 +115,11 @@ def _moments(x: np.ndarray, inner: int, with_skew: bool) -> list[np.ndarray]:
     return [std, mean, np.divide(third, scale, out=np.zeros_like(third), where=scale > 0)]
 
 
-def _z_score(values: np.ndarray, origin: np.ndarray | float, valid: np.ndarray | None, outer: int) -> np.ndarray:
-    """(value - mean) / standard deviation of the `outer` ticks before each; 0 where that says nothing."""
+def _z_score(
+    values: np.ndarray, origin: np.ndarray | float, valid: np.ndarray | None, outer: int
+) -> np.ndarray:
+    """(value - mean) / standard deviation of the `outer` ticks before each; 0 where that says
+    nothing."""
     if valid is None:
         count = np.minimum(np.arange(values.shape[1]), outer).astype(float)
     else:

@@ -1,4 +1,5 @@
-"""How much closer to the clean spectrum an estimate is than the noisy one, and whether its uncertainty is right."""
+"""How much closer to the clean spectrum an estimate is than the noisy one, and whether its
+uncertainty is right."""
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ COVERAGE = {"coverage_1_sigma": 1.0, "coverage_2_sigma": 2.0}
 
 
 def snr_gain(estimate: Tensor, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-    """Factor by which the signal-to-noise ratio of each spectrum grows: 1 for the noisy flux itself.
+    """Factor by which the signal-to-noise ratio of each spectrum grows: 1 for the noisy flux
+    itself.
 
     Args:
         estimate, noisy, clean, sigma: (n, pixel) flux, and standard deviation of the noise.
@@ -26,7 +28,10 @@ def snr_gain(estimate: Tensor, noisy: Tensor, clean: Tensor, sigma: Tensor) -> T
     shape = tuple(clean.shape)
     sigma = positive(sigma, "sigma", shape=shape)
     flux = {"noisy": noisy, "estimate": estimate}
-    noise, left = (((numbers(f, name, shape=shape) - clean) / sigma).square().mean(-1) for name, f in flux.items())
+    noise, left = (
+        ((numbers(f, name, shape=shape) - clean) / sigma).square().mean(-1)
+        for name, f in flux.items()
+    )
     row = int(noise.argmin())
     accepted = "flux with noise, which clean has none of"
     require(noise[row] > 0, f"noise of noisy[{row}]", 0.0, accepted)
@@ -34,14 +39,16 @@ def snr_gain(estimate: Tensor, noisy: Tensor, clean: Tensor, sigma: Tensor) -> T
 
 
 def calibration(mu: Tensor, sigma_x: Tensor, noisy: Tensor, sigma_n: Tensor) -> dict[str, float]:
-    """Whether noisy pixels scatter about a blind prediction as it says: no clean spectrum is needed.
+    """Whether noisy pixels scatter about a blind prediction as it says: no clean spectrum is
+    needed.
 
     Args:
-        mu, sigma_x: (n, pixel) of the prediction, which must not have seen its pixel; `noisy`, `sigma_n`: (n, pixel).
-            With the clean flux and sigma_n = 0 it is the uncertainty of the signal that is tested.
+        mu, sigma_x: (n, pixel) of the prediction, which must not have seen its pixel; `noisy`,
+            `sigma_n`: (n, pixel). With the clean flux and sigma_n = 0 it is the uncertainty of the
+                signal that is tested.
     Returns:
-        chi2, reduced, 1 if the variances are right; and the shares of pixels within 1 and 2 standard deviations, 0.683
-        and 0.954 if the errors are Gaussian too.
+        chi2, reduced, 1 if the variances are right; and the shares of pixels within 1 and 2
+        standard deviations, 0.683 and 0.954 if the errors are Gaussian too.
     """
     mu = numbers(mu, "mu", ndim=2)
     shape = tuple(mu.shape)

@@ -12,14 +12,21 @@ HIDDEN_LAYERS = {"linear": 0, "mlp_1": 1, "mlp_2": 2}
 
 
 def head(
-    name: str, features: Tensor, labels: Tensor, *, hidden: int = 256, dropout: float = 0.1, standardise: bool = True,
+    name: str,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    hidden: int = 256,
+    dropout: float = 0.1,
+    standardise: bool = True,
     seed: int = 0,
-) -> nn.Sequential:  # fmt: skip
+) -> nn.Sequential:
     """A head (batch, features) -> (batch,) that answers in the labels' unit.
 
     Args:
         name: `linear`; `mlp_1`, one hidden layer with GELU and dropout; `mlp_2`, two of them.
-        features: (n, features) and `labels`: (n,) for training, whose mean and spread the head keeps.
+        features: (n, features) and `labels`: (n,) for training, whose mean and spread the head
+            keeps.
         standardise: the features; without it they enter as they come.
         seed: of the initial weights.
     Raises:
@@ -36,5 +43,7 @@ def head(
             layers += [nn.Linear(n_in, n_out), nn.GELU(), nn.Dropout(dropout)]
         layers += [nn.Linear(widths[-1], 1), nn.Flatten(0)]
     spread = labels.std(keepdim=True)
-    layers.append(preprocess.Affine(-labels.mean() / spread, spread))  # from mean 0, deviation 1 to the labels' unit
+    layers.append(
+        preprocess.Affine(-labels.mean() / spread, spread)
+    )  # from mean 0, deviation 1 to the labels' unit
     return nn.Sequential(*layers).to(features.device)

@@ -1,9 +1,11 @@
-"""How well a label can be known from noisy data: Fisher information, the bounds it sets, and a fit that reaches them.
+"""How well a label can be known from noisy data: Fisher information, the bounds it sets, and a fit
+that reaches them.
 
-Data d = f(theta) + error * N(0, 1) in each pixel, the errors known. Then I(theta) = J^T diag(1 / error^2) J with
-J = df/dtheta, and no unbiased estimator of theta_g has a variance below inv(I)_gg when the others are unknown too
-(Cramer 1946, Rao 1945). An estimator that knows the labels' distribution is biased towards its centre and may pass this
-bound where the data say little; van Trees's inequality (1968, vol. I, eq. 2.206; Gill & Levit 1995) holds for it.
+Data d = f(theta) + error * N(0, 1) in each pixel, the errors known. Then I(theta) = J^T diag(1 /
+error^2) J with J = df/dtheta, and no unbiased estimator of theta_g has a variance below inv(I)_gg
+when the others are unknown too (Cramer 1946, Rao 1945). An estimator that knows the labels'
+distribution is biased towards its centre and may pass this bound where the data say little; van
+Trees's inequality (1968, vol. I, eq. 2.206; Gill & Levit 1995) holds for it.
 """
 
 import math
@@ -33,15 +35,17 @@ def fisher(jacobian: Tensor, error: Tensor) -> Tensor:
 
 
 def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) -> Tensor:
-    """Least variance with which one parameter can be known when the others are unknown: inv(I + diag(1/v))_gg.
+    """Least variance with which one parameter can be known when the others are unknown: inv(I +
+    diag(1/v))_gg.
 
-    Without a prior this is the Cramer-Rao bound. With one it is van Trees's at the star; averaging the bound over stars
-    gives the error to expect, inserting the average of I gives the strict inequality, which is lower.
+    Without a prior this is the Cramer-Rao bound. With one it is van Trees's at the star; averaging
+    the bound over stars gives the error to expect, inserting the average of I gives the strict
+    inequality, which is lower.
 
-    A uniform distribution has no information in van Trees's sense, as its density jumps at the ends. Pass its variance,
-    width^2 / 12: the Gaussian of that variance has the least information of all priors with it, 1/v, and in a linear
-    model the largest error, which the best linear estimator attains whatever the prior. `uniform_error` is the error
-    of the best one.
+    A uniform distribution has no information in van Trees's sense, as its density jumps at the
+    ends. Pass its variance, width^2 / 12: the Gaussian of that variance has the least information
+    of all priors with it, 1/v, and in a linear model the largest error, which the best linear
+    estimator attains whatever the prior. `uniform_error` is the error of the best one.
 
     Args:
         fisher: (star, parameter, parameter); `parameter`: g, counted from 0.
@@ -49,7 +53,8 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     Returns:
         (star,) float64, unit of the parameter squared.
     Raises:
-        ValueError: the information is singular: a parameter has no influence, or two have the same; names the star.
+        ValueError: the information is singular: a parameter has no influence, or two have the same;
+            names the star.
     """
     fisher = numbers(fisher, "fisher", ndim=3)
     k = fisher.shape[-1]
@@ -58,12 +63,19 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     information = fisher.double()
     if prior_variance is not None:
         v = numbers(prior_variance, "prior_variance", shape=(k,), finite=False).to(information)
-        require(bool((v >= 0).all()) and v[parameter] > 0, "prior_variance", v.tolist(), "0 or more, positive at g")
+        require(
+            bool((v >= 0).all()) and v[parameter] > 0,
+            "prior_variance",
+            v.tolist(),
+            "0 or more, positive at g",
+        )
         kept = torch.nonzero(v > 0).flatten()  # what is known is no unknown
         information = information[:, kept][:, :, kept] + torch.diag(1 / v[kept])
         parameter = int((kept == parameter).nonzero())
     size = information.diagonal(dim1=-2, dim2=-1).sqrt()
-    correlation = information / (size[:, :, None] * size[:, None, :])  # units apart by 1e3 would cost digits
+    correlation = information / (
+        size[:, :, None] * size[:, None, :]
+    )  # units apart by 1e3 would cost digits
     factor, failed = torch.linalg.cholesky_ex(correlation)
     singular = (failed > 0) | ~(factor.diagonal(dim1=-2, dim2=-1).amin(-1) > 1e-7)
     _require_known(singular, "fisher", information.diagonal(dim1=-2, dim2=-1))
@@ -74,10 +86,11 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
 
 
 def score_density(jacobian: Tensor, error: Tensor, parameter: int) -> Tensor:
-    """What each pixel tells of one parameter when the others are unknown; the sum over pixels is 1 / `bound`.
+    """What each pixel tells of one parameter when the others are unknown; the sum over pixels is 1
+    / `bound`.
 
-    The derivative by the parameter, less its projection on those by the others, both in units of the error, squared:
-    what another parameter could imitate does not count.
+    The derivative by the parameter, less its projection on those by the others, both in units of
+    the error, squared: what another parameter could imitate does not count.
 
     Args:
         jacobian: (star, pixel, parameter); `error`: (star, pixel); `parameter`: counted from 0.
@@ -117,21 +130,24 @@ def _require_known(singular: Tensor, name: str, sizes: Tensor) -> None:
 
 
 def ceiling(bound: Tensor, variance: float) -> float:
-    """R2 that a bound allows for the typical star, 1 - median(bound) / variance of the label; negative where the bound
-    is weaker than what is known beforehand."""
+    """R2 that a bound allows for the typical star, 1 - median(bound) / variance of the label;
+    negative where the bound is weaker than what is known beforehand."""
     bound = numbers(bound, "bound", ndim=1)
     require(0 < variance < math.inf, "variance", variance, "a positive number")
     return 1 - float(bound.median()) / variance
 
 
 def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
-    """Mean squared error of the best estimator of a label that is uniform, from one measurement with Gaussian noise.
+    """Mean squared error of the best estimator of a label that is uniform, from one measurement
+    with Gaussian noise.
 
-    With `variance` = `bound` (others' priors given, none for the label itself) this is the linearised problem's least
-    error; 1 - mean(uniform_error) / (width^2 / 12) is then the R2 that no estimator passes.
+    With `variance` = `bound` (others' priors given, none for the label itself) this is the
+    linearised problem's least error; 1 - mean(uniform_error) / (width^2 / 12) is then the R2 that
+    no estimator passes.
 
     Args:
-        variance: (star,) of the noise; `width`: of the label's distribution; `points`: of the quadrature.
+        variance: (star,) of the noise; `width`: of the label's distribution; `points`: of the
+            quadrature.
     Returns:
         (star,) E[(x - E[x | x + noise])^2], from 0 to width^2 / 12, which infinite noise leaves.
     """
@@ -155,7 +171,8 @@ def uniform_error(variance: Tensor, width: float, points: int = 801) -> Tensor:
 
 
 def _log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
-    """ln of the standard normal's probability of [low, high], without cancellation in either tail."""
+    """ln of the standard normal's probability of [low, high], without cancellation in either
+    tail."""
     flip = low > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     upper, lower = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
@@ -179,7 +196,8 @@ def best_template(data: Tensor, error: Tensor, templates: Tensor) -> Tensor:
 
 
 class Fit(NamedTuple):
-    """Maximum-likelihood estimates, (star, parameter), their chi-square (star,), and whether each has settled."""
+    """Maximum-likelihood estimates, (star, parameter), their chi-square (star,), and whether each
+    has settled."""
 
     estimate: Tensor
     chi2: Tensor
@@ -187,9 +205,16 @@ class Fit(NamedTuple):
 
 
 def maximum_likelihood(
-    model: Model, data: Tensor, error: Tensor, start: Tensor, *, lower: Tensor, upper: Tensor, steps: int = 50,
+    model: Model,
+    data: Tensor,
+    error: Tensor,
+    start: Tensor,
+    *,
+    lower: Tensor,
+    upper: Tensor,
+    steps: int = 50,
     tolerance: float = 1e-3,
-) -> Fit:  # fmt: skip
+) -> Fit:
     """Fit every star's parameters within a box by damped Gauss-Newton steps, all stars at once.
 
     Args:
@@ -214,7 +239,9 @@ def maximum_likelihood(
         both = free[:, :, None] & free[:, None, :]
         size = curvature.diagonal(dim1=-2, dim2=-1)
         size = size.where(size > 0, 1.0)  # of a parameter without influence, which stays
-        system = torch.where(both, curvature, 0.0) + torch.diag_embed(torch.where(free, damping * size, size))
+        system = torch.where(both, curvature, 0.0) + torch.diag_embed(
+            torch.where(free, damping * size, size)
+        )
         move = torch.linalg.solve(system, torch.where(free, gradient, 0.0))
         gain = (move * torch.where(free, gradient, 0.0)).sum(-1)
         converged |= (gain < tolerance) & (damping[:, 0] < 1)
@@ -231,9 +258,15 @@ def maximum_likelihood(
     return Fit(theta, chi2, converged)
 
 
-def _expand(model: Model, theta: Tensor, data: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _expand(
+    model: Model, theta: Tensor, data: Tensor, error: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """chi-square, -1/2 its gradient, and 1/2 its Gauss-Newton curvature."""
     prediction, jacobian = model(theta)
     residual = ((data - prediction) / error).double()
     scaled = (jacobian / error[..., None]).double()
-    return residual.square().sum(-1), torch.einsum("npk,np->nk", scaled, residual), scaled.mT @ scaled
+    return (
+        residual.square().sum(-1),
+        torch.einsum("npk,np->nk", scaled, residual),
+        scaled.mT @ scaled,
+    )

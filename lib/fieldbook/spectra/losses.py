@@ -1,4 +1,5 @@
-"""Losses by name: squared, absolute and Huber errors, their versions weighted by the label's error, cross entropy."""
+"""Losses by name: squared, absolute and Huber errors, their versions weighted by the label's error,
+cross entropy."""
 
 from collections.abc import Callable
 
@@ -13,19 +14,22 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def loss(name: str) -> Loss:
     """The function (prediction, target, error = None) -> 0-d mean loss.
 
-    The heteroscedastic ones divide each residual by its label's standard error before taking its absolute value or
-    its square, which is optimal for Laplace or Gaussian label errors of known size (Aitken 1935). Dividing by anything
-    else, such as the error of the flux, weights the stars by a quantity without relation to what is being fitted.
+    The heteroscedastic ones divide each residual by its label's standard error before taking its
+    absolute value or its square, which is optimal for Laplace or Gaussian label errors of known
+    size (Aitken 1935). Dividing by anything else, such as the error of the flux, weights the stars
+    by a quantity without relation to what is being fitted.
 
     Args:
-        name: `mse`, `l1`, `huber` (quadratic up to 1), `heteroscedastic_l1`, `heteroscedastic_mse`, `cross_entropy`.
+        name: `mse`, `l1`, `huber` (quadratic up to 1), `heteroscedastic_l1`, `heteroscedastic_mse`,
+            `cross_entropy`.
     Returns:
-        A loss of prediction (batch,), target (batch,) in the same unit, and error (batch,) > 0 in that unit too, which
-        only the heteroscedastic ones take; for `cross_entropy` of logits (batch, class) and class indices (batch,).
+        A loss of prediction (batch,), target (batch,) in the same unit, and error (batch,) > 0 in
+        that unit too, which only the heteroscedastic ones take; for `cross_entropy` of logits
+        (batch, class) and class indices (batch,).
     Raises:
-        ValueError: the name is unknown; or, from the loss, shapes differ, numbers are complex, or an
-            error is missing or not wanted. Values are not looked at, which would cost each training
-            step a wait for the device.
+        ValueError: the name is unknown; or, from the loss, shapes differ, numbers are complex, or
+            an error is missing or not wanted. Values are not looked at, which would cost each
+            training step a wait for the device.
     """
     require(name in LOSSES, "loss", name, f"one of {', '.join(LOSSES)}")
     function, weighted = LOSSES[name], name.startswith("heteroscedastic")

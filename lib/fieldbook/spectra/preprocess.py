@@ -26,7 +26,8 @@ class Affine(nn.Module):
 
 
 def standardise(examples: Tensor) -> Affine:
-    """Mean 0 and standard deviation 1 for each feature of (n, feature); a constant feature becomes 0."""
+    """Mean 0 and standard deviation 1 for each feature of (n, feature); a constant feature becomes
+    0."""
     examples = numbers(examples, "examples", ndim=2, least=2)
     spread, mean = torch.std_mean(examples, 0)
     least, most = examples.aminmax(dim=0)
@@ -36,7 +37,8 @@ def standardise(examples: Tensor) -> Affine:
 
 
 def principal_components(examples: Tensor, n_components: int) -> Affine:
-    """The first principal components of (n, feature), strongest first, each scaled to standard deviation 1.
+    """The first principal components of (n, feature), strongest first, each scaled to standard
+    deviation 1.
 
     Raises:
         ValueError: more components than the examples vary in, fewer than two examples, or one that
@@ -48,6 +50,11 @@ def principal_components(examples: Tensor, n_components: int) -> Affine:
     pca = PCA(n_components, random_state=0).fit(examples.numpy(force=True))
     spread = pca.singular_values_ / (len(examples) - 1) ** 0.5
     rank = int((spread > 1e-6 * spread[0]).sum())
-    require(n_components <= rank, "n_components", n_components, f"at most {rank}, in which the examples vary")
+    require(
+        n_components <= rank,
+        "n_components",
+        n_components,
+        f"at most {rank}, in which the examples vary",
+    )
     parts = (pca.mean_, pca.components_.T / spread)
     return Affine(*(torch.from_numpy(part).to(examples) for part in parts))

@@ -1,4 +1,5 @@
-"""What frozen or fine-tuned latents know about a label: pooling, probes, and guards against the usual mistakes."""
+"""What frozen or fine-tuned latents know about a label: pooling, probes, and guards against the
+usual mistakes."""
 
 import contextlib
 import hashlib
@@ -42,8 +43,8 @@ def pool(latents: Tensor, pooling: str) -> Tensor:
 
     Args:
         latents: (batch, channel, position).
-        pooling: `global_mean`, `global_max`, `mean_max` (both), `flatten`, or `seg_mean_K<k>`: the means of k segments,
-            each position in one of them, the lengths differing by one at most.
+        pooling: `global_mean`, `global_max`, `mean_max` (both), `flatten`, or `seg_mean_K<k>`: the
+            means of k segments, each position in one of them, the lengths differing by one at most.
     Returns:
         (batch, features), channel by channel.
     Raises:
@@ -58,12 +59,24 @@ def pool(latents: Tensor, pooling: str) -> Tensor:
     match = re.fullmatch(r"seg_mean_K([1-9]\d*)", pooling)
     require(match, "pooling", pooling, f"one of {', '.join(POOLINGS)} or seg_mean_K<segments>")
     segments, positions = int(match[1]), latents.shape[-1]
-    require(segments <= positions, "pooling", pooling, f"at most as many segments as positions, {positions}")
-    return torch.stack([part.mean(-1) for part in latents.tensor_split(segments, -1)], -1).flatten(1)
+    require(
+        segments <= positions,
+        "pooling",
+        pooling,
+        f"at most as many segments as positions, {positions}",
+    )
+    return torch.stack([part.mean(-1) for part in latents.tensor_split(segments, -1)], -1).flatten(
+        1
+    )
 
 
 def features(
-    encoder: BlindSpotUNet, noisy: Tensor, sigma: Tensor | None, views: Sequence[View], *, batch: int = 64
+    encoder: BlindSpotUNet,
+    noisy: Tensor,
+    sigma: Tensor | None,
+    views: Sequence[View],
+    *,
+    batch: int = 64,
 ) -> list[Tensor]:
     """Features of a frozen encoder, all views in one pass.
 
@@ -79,7 +92,9 @@ def features(
         for rows in torch.arange(len(noisy)).split(batch):
             x, s = (None if t is None else t[rows].to(device) for t in (noisy, sigma))
             latents = encoder.latents(x, s, wanted)
-            parts.append([pool(z, v.pooling).float().cpu() for z, v in zip(latents, views, strict=True)])
+            parts.append(
+                [pool(z, v.pooling).float().cpu() for z, v in zip(latents, views, strict=True)]
+            )
     return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 
@@ -87,13 +102,17 @@ def fingerprint(module: nn.Module) -> str:
     """Hash of a module's parameters and buffers, moving averages included."""
     digest = hashlib.sha256()
     for name, t in module.state_dict().items():
-        digest.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode()
+            + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Within the context a module is in eval mode and takes no gradient; after it, it is as it was before.
+    """Within the context a module is in eval mode and takes no gradient; after it, it is as it was
+    before.
 
     Raises:
         RuntimeError: its weights or moving averages changed nevertheless.
@@ -109,11 +128,14 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         for p, grad in wanted.items():
             p.requires_grad_(grad)
     if fingerprint(module) != before:
-        raise RuntimeError("the frozen encoder changed; is it, or a part of it, among what is trained?")
+        raise RuntimeError(
+            "the frozen encoder changed; is it, or a part of it, among what is trained?"
+        )
 
 
 class Probe(nn.Module):
-    """An encoder and a head as one network (noisy, sigma) -> (batch,), for fine-tuning or for noise drawn anew."""
+    """An encoder and a head as one network (noisy, sigma) -> (batch,), for fine-tuning or for noise
+    drawn anew."""
 
     def __init__(self, encoder: BlindSpotUNet, head: nn.Module, view: View):
         super().__init__()
@@ -125,34 +147,51 @@ class Probe(nn.Module):
 
 
 def probe_recipe(n: int, *, epochs: int = 100, batch_size: int = 256, **changes: Any) -> Recipe:
-    """AdamW at 1e-3, halved after five epochs on the plateau, stopped after fifteen, on the R2 of validation.
+    """AdamW at 1e-3, halved after five epochs on the plateau, stopped after fifteen, on the R2 of
+    validation.
 
     Args:
-        n: training examples; `changes`: of the recipe, for instance `lr_scale={"encoder.": 0.1}` to fine-tune.
+        n: training examples; `changes`: of the recipe, for instance `lr_scale={"encoder.": 0.1}` to
+            fine-tune.
     """
     epoch = math.ceil(n / batch_size)
     defaults = {
-        "steps": epochs * epoch, "eval_every": epoch, "batch_size": batch_size, "lr": 1e-3, "weight_decay": 1e-4,
-        "clip": 0.5, "schedule": "plateau", "plateau_patience": 5, "monitor": "r2", "mode": "max", "patience": 15,
-    }  # fmt: skip
+        "steps": epochs * epoch,
+        "eval_every": epoch,
+        "batch_size": batch_size,
+        "lr": 1e-3,
+        "weight_decay": 1e-4,
+        "clip": 0.5,
+        "schedule": "plateau",
+        "plateau_patience": 5,
+        "monitor": "r2",
+        "mode": "max",
+        "patience": 15,
+    }
     return Recipe(**defaults | changes)
 
 
 def train(
-    model: nn.Module, inputs: Sequence[Tensor], labels: Tensor, validation: tuple[Sequence[Tensor], Tensor],
-    recipe: Recipe, **options: Any,
-) -> training.Fit:  # fmt: skip
-    """Train a head on features, or a `Probe` on spectra, by squared error; keep the weights that validate best.
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    labels: Tensor,
+    validation: tuple[Sequence[Tensor], Tensor],
+    recipe: Recipe,
+    **options: Any,
+) -> training.Fit:
+    """Train a head on features, or a `Probe` on spectra, by squared error; keep the weights that
+    validate best.
 
     Args:
         model: (*inputs) -> (batch,) in the labels' unit; `inputs`: each (n, ...); `labels`: (n,).
         validation: the same two, for the R2 to watch and for the RMSE and MAE beside it.
         options: of `fieldbook.nn.training.fit`.
     Raises:
-        ValueError: labels are absent, not finite, all the same, or not one for each example; or the encoder of a
-            `Probe` would be trained and `recipe.lr_scale` does not say so.
+        ValueError: labels are absent, not finite, all the same, or not one for each example; or the
+            encoder of a `Probe` would be trained and `recipe.lr_scale` does not say so.
     Warns:
-        UserWarning: R2 is still negative after three epochs and 50 updates, which names what to look for.
+        UserWarning: R2 is still negative after three epochs and 50 updates, which names what to
+            look for.
     """
     labels = checked(labels, len(inputs[0]), "labels")
     held_out = checked(validation[1], len(validation[0][0]), "validation labels")
@@ -173,7 +212,10 @@ def train(
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         arrays, target = validation[0], held_out
         rows = torch.arange(len(target)).split(recipe.batch_size)
-        found = scores(target.cpu().numpy(), torch.cat([predict(network, r, arrays) for r in rows]).cpu().numpy())
+        found = scores(
+            target.cpu().numpy(),
+            torch.cat([predict(network, r, arrays) for r in rows]).cpu().numpy(),
+        )
         if step == begun and found["r2"] < 0:
             warnings.warn(
                 f"R2 = {found['r2']:.2f} on validation after {step} updates: are the labels those of these spectra, "
@@ -194,17 +236,26 @@ def train(
 
 
 def probe(
-    kind: str, fitting: Split, validation: Split, test: Split, *, seed: int = 0, recipe: Recipe | None = None,
+    kind: str,
+    fitting: Split,
+    validation: Split,
+    test: Split,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
     standardise: bool = True,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Fit one probe to features and score it on a test split.
 
     Args:
-        kind: `ridge`, `trees`, or a name of `fieldbook.spectra.heads.head`, trained by `recipe` or `probe_recipe`.
-        fitting, validation, test: features (n, features) and labels (n,); validation chooses the penalty or the epoch.
+        kind: `ridge`, `trees`, or a name of `fieldbook.spectra.heads.head`, trained by `recipe` or
+            `probe_recipe`.
+        fitting, validation, test: features (n, features) and labels (n,); validation chooses the
+            penalty or the epoch.
         standardise: what a head sees; ridge always does, to trees it is the same.
     Returns:
-        r2, rmse and mae in the labels' unit, n_features, n_trainable (0 for trees), and seconds of fitting.
+        r2, rmse and mae in the labels' unit, n_features, n_trainable (0 for trees), and seconds of
+        fitting.
     Raises:
         ValueError: as `train`, or an unknown kind.
     """

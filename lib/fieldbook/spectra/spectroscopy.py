@@ -1,4 +1,5 @@
-"""Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer trained on them."""
+"""Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer
+trained on them."""
 
 import itertools
 import math
@@ -21,7 +22,13 @@ from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.seeds import stream
 from fieldbook.run import paths
 from fieldbook.run.provenance import source_hash
-from fieldbook.spectra.information import bound, fisher, maximum_likelihood, score_density, uniform_error
+from fieldbook.spectra.information import (
+    bound,
+    fisher,
+    maximum_likelihood,
+    score_density,
+    uniform_error,
+)
 from fieldbook.spectra.losses import loss as loss_of
 from fieldbook.spectra.preprocess import principal_components, standardise
 from fieldbook.spectra.vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
@@ -39,21 +46,34 @@ COMPONENTS = 256
 Settings = Mapping[str, Any]
 Range = tuple[float, float]
 OPTIONS = {
-    "tokenizer": "C1D", "position": "learned", "pooling": "cls", "preprocess": "standardise", "start": "ours",
-    "loss": "mse", "norm": "standard",
-}  # fmt: skip
-"""What may be chosen about a network beside its size, with the choices of the first run of the seed experiment."""
+    "tokenizer": "C1D",
+    "position": "learned",
+    "pooling": "cls",
+    "preprocess": "standardise",
+    "start": "ours",
+    "loss": "mse",
+    "norm": "standard",
+}
+"""What may be chosen about a network beside its size, with the choices of the first run of the seed
+experiment."""
 
 
 def provide(
-    sizes: Mapping[str, int], *, data_dir: str = "", grid: str = "full", lowest_M_H: float = -1.9,
-    rv_kms: float = 100.0, workers: int = 1,
-) -> tuple[Emulator, dict[str, Spectra]]:  # fmt: skip
-    """The emulator and the spectra of each split, made on first use and kept under the results' `inputs`.
+    sizes: Mapping[str, int],
+    *,
+    data_dir: str = "",
+    grid: str = "full",
+    lowest_M_H: float = -1.9,
+    rv_kms: float = 100.0,
+    workers: int = 1,
+) -> tuple[Emulator, dict[str, Spectra]]:
+    """The emulator and the spectra of each split, made on first use and kept under the results'
+    `inputs`.
 
     Args:
         sizes: split -> stars, for `train`, `val` and `test`.
-        data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed 0.
+        data_dir: folder of HDF5 files in the source's layout; empty to synthesise them, with seed
+            0.
         grid: `full` or `small`, nodes of the emulator; `lowest_M_H`: lower ones are left out, as
             such stars say little of their gravity; `rv_kms`: largest radial velocity.
     Raises:
@@ -62,7 +82,9 @@ def provide(
     require(grid in ("full", "small"), "grid", grid, "full or small")
     nodes = NODES if grid == "full" else SMALL
     kept = [m for m in nodes["M_H"] if m >= lowest_M_H]
-    require(len(kept) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes['M_H'][-1]}")
+    require(
+        len(kept) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes['M_H'][-1]}"
+    )
     stars = build_emulator(paths.inputs("starlight", grid), {**nodes, "M_H": kept}, workers=workers)
     folder = Path(data_dir)
     if not data_dir:
@@ -72,12 +94,18 @@ def provide(
 
 
 def sizes_of(data_dir: str) -> dict[str, list[str]]:
-    """What each file of real spectra holds, through links, {} for synthetic ones: what results are tied to."""
+    """What each file of real spectra holds, through links, {} for synthetic ones: what results are
+    tied to."""
     files = sorted(Path(data_dir).glob("*/dataset.h5")) if data_dir else []
-    return {str(f.relative_to(data_dir)): [*spectra_hdf5.identity_of(f)["files"].values()] for f in files}
+    return {
+        str(f.relative_to(data_dir)): [*spectra_hdf5.identity_of(f)["files"].values()]
+        for f in files
+    }
 
 
-def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, seed: int, rv_kms: float) -> Path:
+def synthesise(
+    folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, seed: int, rv_kms: float
+) -> Path:
     """Write noise-free spectra as `<split>_<i>/dataset.h5`, unless they are there.
 
     Args:
@@ -100,7 +128,8 @@ def synthesise(folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, se
 
 
 def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spectra]:
-    """The first stars of each split in a folder of HDF5 files, converted to memory maps on first use.
+    """The first stars of each split in a folder of HDF5 files, converted to memory maps on first
+    use.
 
     Args:
         cache: folder of the memory maps; `sizes`: split -> stars.
@@ -108,16 +137,25 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
         FileNotFoundError: a split has no file.
         ValueError: a file is damaged, or a split has too few stars; names it.
     """
-    sets = {split: spectra_hdf5.convert(files, cache / split) for split, files in spectra_hdf5.splits(folder).items()}
+    sets = {
+        split: spectra_hdf5.convert(files, cache / split)
+        for split, files in spectra_hdf5.splits(folder).items()
+    }
     for split, size in sizes.items():
-        require(size <= len(sets[split]), f"number of {split} spectra", size, f"at most {len(sets[split])} of {folder}")
+        require(
+            size <= len(sets[split]),
+            f"number of {split} spectra",
+            size,
+            f"at most {len(sets[split])} of {folder}",
+        )
     return {split: sets[split][:size] for split, size in sizes.items()}
 
 
 def limits(
     emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = observation.MAGNITUDES
 ) -> pd.DataFrame:
-    """How well the noise lets log_g be known, star by star, the other labels and the velocity being unknown.
+    """How well the noise lets log_g be known, star by star, the other labels and the velocity being
+    unknown.
 
     Args:
         n: stars, drawn as `synthesise` draws them; `rv_kms`: 0 makes the velocity known.
@@ -128,7 +166,9 @@ def limits(
     """
     *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms, mag=mag)
     unknown, width, g = _unknown(emulator, rv_kms)
-    information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
+    information = torch.cat(
+        [fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)]
+    )
     prior = width.square() / 12
     alone = torch.where(torch.arange(len(unknown)) == g, torch.inf, prior)
     columns = {
@@ -136,11 +176,14 @@ def limits(
         "linear": bound(information, g, prior),
         "least": uniform_error(bound(information, g, alone), float(width[g])),
     }
-    return params[["mag", "snr"]].assign(**{name: column.numpy() for name, column in columns.items()})
+    return params[["mag", "snr"]].assign(
+        **{name: column.numpy() for name, column in columns.items()}
+    )
 
 
 def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> np.ndarray:
-    """Information on log_g in each pixel, that other labels cannot imitate, as a share of the whole, (pixel,)."""
+    """Information on log_g in each pixel, that other labels cannot imitate, as a share of the
+    whole, (pixel,)."""
     unknown, _, g = _unknown(emulator, rv_kms)
     stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms)
     density = [score_density(j[..., unknown], e, g) for _, j, e in _derivatives(emulator, stars)]
@@ -149,7 +192,8 @@ def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> 
 
 
 def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) -> pd.DataFrame:
-    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2), converged.
+    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2),
+    converged.
 
     A check of the bound, no search among maxima: the fits start at the truth, away from the walls.
     """
@@ -173,16 +217,27 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
     data = noisy(torch.from_numpy(flux), torch.from_numpy(error), 1.0, noise)
     sigma, start = torch.from_numpy(error), truth[:, unknown]
     fit = maximum_likelihood(model, data, sigma, start, lower=lower, upper=upper)
-    information = torch.cat([fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)])
-    found = {"estimate": fit.estimate[:, g], "bound": bound(information, g), "converged": fit.converged}
+    information = torch.cat(
+        [fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)]
+    )
+    found = {
+        "estimate": fit.estimate[:, g],
+        "bound": bound(information, g),
+        "converged": fit.converged,
+    }
     return params[["log_g"]].assign(**{name: column.numpy() for name, column in found.items()})
 
 
 def _unknown(emulator: Emulator, rv_kms: float) -> tuple[list[int], Tensor, int]:
-    """Columns of the emulator's jacobian that are not known beforehand, the width of each, and where log_g is."""
+    """Columns of the emulator's jacobian that are not known beforehand, the width of each, and
+    where log_g is."""
     widths = [emulator.nodes[name][-1] - emulator.nodes[name][0] for name in LABELS] + [2 * rv_kms]
     unknown = [i for i, width in enumerate(widths) if width > 0]
-    return unknown, torch.tensor(widths, dtype=torch.float64)[unknown], unknown.index(LABELS.index("log_g"))
+    return (
+        unknown,
+        torch.tensor(widths, dtype=torch.float64)[unknown],
+        unknown.index(LABELS.index("log_g")),
+    )
 
 
 def _derivatives(emulator: Emulator, stars: tuple) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -198,7 +253,8 @@ def _derivatives(emulator: Emulator, stars: tuple) -> Iterator[tuple[Tensor, Ten
 class Classes:
     """A label cut into classes of equal width, in the place of a `LabelNorm`.
 
-    `transform` gives the class, `inverse` the expected centre of a class under the softmax of (n, class) logits.
+    `transform` gives the class, `inverse` the expected centre of a class under the softmax of (n,
+    class) logits.
     """
 
     low: float
@@ -224,7 +280,8 @@ class Classes:
 
 
 def norm_of(options: Settings, label: np.ndarray) -> LabelNorm | Classes:
-    """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` for classification."""
+    """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` for
+    classification."""
     kind, _, count = options["norm"].partition(" ")
     return Classes.fit(label, int(count)) if kind == "classes" else LabelNorm.fit(label, kind)
 
@@ -236,9 +293,14 @@ def network_of(
 
     Args:
         settings: `patch` (pixels), `d_model`, `n_layers`, `n_heads`, `dropout`, `noise_level`.
-        options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or `source`.
+        options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or
+            `source`.
     """
-    kinds = {"none": None, "standardise": standardise, "pca": lambda flux: principal_components(flux, COMPONENTS)}
+    kinds = {
+        "none": None,
+        "standardise": standardise,
+        "pca": lambda flux: principal_components(flux, COMPONENTS),
+    }
     kind = options["preprocess"]
     require(kind in kinds, "preprocess", kind, f"one of {', '.join(kinds)}")
     fit = kinds[kind]
@@ -249,9 +311,15 @@ def network_of(
     sizes = {name: settings[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}
     parts = {name: options[name] for name in ("tokenizer", "position", "pooling")}
     model = SpectraViT(
-        n_pixels=pixels, patch=patch, d_hidden=4 * settings["d_model"], preprocess=prepare, seed=seed,
-        n_outputs=norm.count if isinstance(norm, Classes) else 1, **sizes, **parts,
-    )  # fmt: skip
+        n_pixels=pixels,
+        patch=patch,
+        d_hidden=4 * settings["d_model"],
+        preprocess=prepare,
+        seed=seed,
+        n_outputs=norm.count if isinstance(norm, Classes) else 1,
+        **sizes,
+        **parts,
+    )
     require(options["start"] in ("ours", "source"), "start", options["start"], "ours or source")
     if options["start"] == "source":
         restart_as_in_seed_experiment(model, seed)
@@ -260,23 +328,35 @@ def network_of(
 
 @torch.no_grad()
 def predict(model: SpectraViT, flux: Tensor, norm: LabelNorm | Classes) -> np.ndarray:
-    """Labels (n,), in their own unit, of noisy spectra (n, pixels) on any device; the model should be in eval mode."""
+    """Labels (n,), in their own unit, of noisy spectra (n, pixels) on any device; the model should
+    be in eval mode."""
     device = next(model.parameters()).device
     parts = [norm.inverse(model(part.to(device)).float()) for part in flux.split(BATCH)]
     return torch.cat(parts).double().cpu().numpy()
 
 
-def errors(label: np.ndarray, guess: np.ndarray, norm: LabelNorm | Classes, split: str) -> dict[str, float]:
-    """R2, and errors in dex and in units of the norm: an error known in one unit only has been taken for the other."""
+def errors(
+    label: np.ndarray, guess: np.ndarray, norm: LabelNorm | Classes, split: str
+) -> dict[str, float]:
+    """R2, and errors in dex and in units of the norm: an error known in one unit only has been
+    taken for the other."""
     found = scores(label, guess)
-    row = {"r2": found["r2"], "mae_norm": found["mae"] / norm.scale, "mae_dex": found["mae"], "rmse_dex": found["rmse"]}
+    row = {
+        "r2": found["r2"],
+        "mae_norm": found["mae"] / norm.scale,
+        "mae_dex": found["mae"],
+        "rmse_dex": found["rmse"],
+    }
     return {f"{split}_{name}": value for name, value in row.items()}
 
 
-def binned(label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence[float]) -> list[dict[str, float]]:
+def binned(
+    label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence[float]
+) -> list[dict[str, float]]:
     """Errors within bins of another quantity: low, high, n, r2 and rmse.
 
-    R2 is 1 - (mean squared error of the bin) / (variance of all labels), so that bins can be compared; nan where empty.
+    R2 is 1 - (mean squared error of the bin) / (variance of all labels), so that bins can be
+    compared; nan where empty.
     """
     rows, squared = [], np.square(np.subtract(label, guess))
     for low, high in itertools.pairwise(edges):
@@ -288,7 +368,8 @@ def binned(label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence
 
 
 def attention(model: SpectraViT, flux: Tensor) -> np.ndarray:
-    """Share of each patch in the attention rollout, (patch,), mean over noisy spectra (n, pixels)."""
+    """Share of each patch in the attention rollout, (patch,), mean over noisy spectra (n,
+    pixels)."""
     device = next(model.parameters()).device
     parts = [rollout(*attention_maps(model.eval(), part.to(device))) for part in flux.split(16)]
     share = torch.cat(parts)[:, -model.n_patches :].double()
@@ -296,7 +377,8 @@ def attention(model: SpectraViT, flux: Tensor) -> np.ndarray:
 
 
 def saliency(model: SpectraViT, flux: Tensor, error: Tensor) -> np.ndarray:
-    """Share of each pixel in the variance that noise gives the answer, (pixel,): the mean of (gradient * error)^2."""
+    """Share of each pixel in the variance that noise gives the answer, (pixel,): the mean of
+    (gradient * error)^2."""
     device = next(model.parameters()).device
     total = torch.zeros(flux.shape[1], dtype=torch.float64, device=device)
     for part, sigma in zip(flux.split(BATCH), error.split(BATCH), strict=True):
@@ -307,27 +389,41 @@ def saliency(model: SpectraViT, flux: Tensor, error: Tensor) -> np.ndarray:
 
 
 def train(
-    model: SpectraViT, data: Mapping[str, Spectra], norm: LabelNorm | Classes, recipe: Recipe,
-    *, loss: str = "mse", label: str = "log_g", noise_level: float = 1.0, checkpoint: Path | None = None,
-    logger: object = None, progress: bool = False,
-) -> training.Fit:  # fmt: skip
-    """Train with fresh noise on every spectrum, keep the weights that validate best, and load them at the end.
+    model: SpectraViT,
+    data: Mapping[str, Spectra],
+    norm: LabelNorm | Classes,
+    recipe: Recipe,
+    *,
+    loss: str = "mse",
+    label: str = "log_g",
+    noise_level: float = 1.0,
+    checkpoint: Path | None = None,
+    logger: object = None,
+    progress: bool = False,
+) -> training.Fit:
+    """Train with fresh noise on every spectrum, keep the weights that validate best, and load them
+    at the end.
 
     Args:
         data: `train`, to which `norm` is fitted, and `val`, whose noise is drawn once.
-        recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex, val_rmse_dex.
+        recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex,
+            val_rmse_dex.
         loss: a name of `fieldbook.spectra.losses`; `noise_level`: factor on the spectra's errors.
         checkpoint: folder, from which a killed call continues; `logger`: `log(metrics, step=..)`.
     Returns:
         How the run went; its `history` has a row per evaluation.
     """
     device, criterion = next(model.parameters()).device, loss_of(loss)
-    target = norm.transform(torch.tensor(data["train"].params[label].to_numpy(), dtype=torch.float32)).to(device)
+    target = norm.transform(
+        torch.tensor(data["train"].params[label].to_numpy(), dtype=torch.float32)
+    ).to(device)
     truth, seen = data["val"].params[label].to_numpy(float), fixed_noise(data["val"], noise_level)
 
     def step_loss(network: SpectraViT, index: Tensor, generator: torch.Generator) -> Tensor:
         flux, error = (part.to(device, non_blocking=True) for part in data["train"].rows(index))
-        return criterion(network(noisy(flux, error, noise_level, generator)), target[index.to(device)])
+        return criterion(
+            network(noisy(flux, error, noise_level, generator)), target[index.to(device)]
+        )
 
     def evaluate(network: SpectraViT, step: int) -> dict[str, float]:
         epoch = step * recipe.batch_size / len(data["train"])
@@ -340,9 +436,15 @@ def train(
     for split in ("train", "val"):
         facts[split] = [data[split].flux, data[split].error, data[split].params[label]]
     fit = training.fit(
-        model, step_loss, len(data["train"]), recipe,
-        evaluate=evaluate, checkpoint=checkpoint, progress=progress, facts=facts,
-    )  # fmt: skip
+        model,
+        step_loss,
+        len(data["train"]),
+        recipe,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        progress=progress,
+        facts=facts,
+    )
     if fit.best is not None:
         model.load_state_dict(fit.best)
     return fit

@@ -1,7 +1,9 @@
-"""A vision transformer that reads spectra: patches of wavelength are its words (Dosovitskiy et al. 2021).
+"""A vision transformer that reads spectra: patches of wavelength are its words (Dosovitskiy et al.
+2021).
 
-Top to bottom as in the paper: cut the spectrum into patches, project them to tokens, say where each lies, let pre-norm
-encoder blocks exchange what they find, pool the tokens, and read the answer off a linear head.
+Top to bottom as in the paper: cut the spectrum into patches, project them to tokens, say where each
+lies, let pre-norm encoder blocks exchange what they find, pool the tokens, and read the answer off
+a linear head.
 """
 
 import pandas as pd
@@ -42,7 +44,12 @@ class ReshapedTokens(nn.Module):
 
     def __init__(self, patch: int, stride: int, d_model: int):
         super().__init__()
-        require(stride == patch, "stride", stride, f"patch = {patch}: the tokenizer 'linear' knows no overlap")
+        require(
+            stride == patch,
+            "stride",
+            stride,
+            f"patch = {patch}: the tokenizer 'linear' knows no overlap",
+        )
         self.patch, self.project = patch, nn.Linear(patch, d_model)
 
     def forward(self, flux: Tensor) -> Tensor:
@@ -57,22 +64,26 @@ POOLINGS = ("cls", "mean", "attention")
 class SpectraViT(nn.Module):
     """Vision transformer on spectra of `n_pixels`, for regression or classification.
 
-    The defaults are those of the seed experiment: 256 patches, 6 layers of width 256, 4.8 million parameters.
+    The defaults are those of the seed experiment: 256 patches, 6 layers of width 256, 4.8 million
+    parameters.
 
     Args:
         n_pixels: of the flux, or of what `preprocess` makes of it; `patch`: pixels in a token.
         stride: pixels from one patch to the next; None means `patch`, without overlap.
-        dropout: share of the embedded tokens and of each sub-layer's output set to zero in training.
-        tokenizer: `C1D` (convolution), `SW` (sliding window) or `linear` (reshape; no overlap). The three are the same
-            map, with the same initial weights.
-        position: `learned` vectors, `rope` (queries and keys turned by their place, the CLS token at 0), or `none`.
-        pooling: `cls`, a token of its own; the `mean` of the patches; or an `attention` of one learned query, which
-            starts as the mean.
+        dropout: share of the embedded tokens and of each sub-layer's output set to zero in
+            training.
+        tokenizer: `C1D` (convolution), `SW` (sliding window) or `linear` (reshape; no overlap). The
+            three are the same map, with the same initial weights.
+        position: `learned` vectors, `rope` (queries and keys turned by their place, the CLS token
+            at 0), or `none`.
+        pooling: `cls`, a token of its own; the `mean` of the patches; or an `attention` of one
+            learned query, which starts as the mean.
         n_outputs: 1 for regression, the number of classes for classification.
         preprocess: fixed map of the flux before it is cut, e.g. `preprocess.standardise(flux)`.
         seed: of the initial weights.
     Raises:
-        ValueError: patches do not fill the spectrum, heads do not divide the width, or a name is unknown.
+        ValueError: patches do not fill the spectrum, heads do not divide the width, or a name is
+            unknown.
     Source: Dosovitskiy et al. 2021 (arXiv:2010.11929), eq. 1-4.
     """
 
@@ -97,7 +108,12 @@ class SpectraViT(nn.Module):
         super().__init__()
         stride = patch if stride is None else stride
         fills = 1 <= stride <= patch <= n_pixels and (n_pixels - patch) % stride == 0
-        require(fills, "patch", patch, f"a length that, every stride = {stride} of it, fills n_pixels = {n_pixels}")
+        require(
+            fills,
+            "patch",
+            patch,
+            f"a length that, every stride = {stride} of it, fills n_pixels = {n_pixels}",
+        )
         require(tokenizer in TOKENIZERS, "tokenizer", tokenizer, f"one of {', '.join(TOKENIZERS)}")
         require(position in POSITIONS, "position", position, f"one of {', '.join(POSITIONS)}")
         require(pooling in POOLINGS, "pooling", pooling, f"one of {', '.join(POOLINGS)}")
@@ -108,7 +124,11 @@ class SpectraViT(nn.Module):
         with seeded(seed):
             self.tokens = TOKENIZERS[tokenizer](patch, stride, d_model)
             self.cls = nn.Parameter(0.02 * torch.randn(1, 1, d_model)) if pooling == "cls" else None
-            self.position = nn.Parameter(0.02 * torch.randn(n_tokens, d_model)) if position == "learned" else None
+            self.position = (
+                nn.Parameter(0.02 * torch.randn(n_tokens, d_model))
+                if position == "learned"
+                else None
+            )
             self.dropout = nn.Dropout(dropout)
             self.blocks = nn.ModuleList(
                 EncoderBlock(d_model, n_heads, d_hidden, dropout=dropout) for _ in range(n_layers)
@@ -131,14 +151,22 @@ class SpectraViT(nn.Module):
     def embed(self, flux: Tensor) -> Tensor:
         """(batch, pixel) -> (batch, token, d_model), the CLS token first, if there is one."""
         x = self.preprocess(flux)
-        require(x.ndim == 2 and x.shape[1] == self.n_pixels, "flux", tuple(x.shape), f"(batch, {self.n_pixels})")
-        x = self.tokens(x).to(self.norm.weight.dtype)  # under autocast, what the blocks add up stays exact
+        require(
+            x.ndim == 2 and x.shape[1] == self.n_pixels,
+            "flux",
+            tuple(x.shape),
+            f"(batch, {self.n_pixels})",
+        )
+        x = self.tokens(x).to(
+            self.norm.weight.dtype
+        )  # under autocast, what the blocks add up stays exact
         if self.cls is not None:
             x = torch.cat((self.cls.expand(len(x), -1, -1), x), 1)
         return self.dropout(x if self.position is None else x + self.position)
 
     def pool_weights(self, x: Tensor) -> Tensor:
-        """What each token of the encoder's output, (batch, token, d_model), counts for: (batch, token), sums of one."""
+        """What each token of the encoder's output, (batch, token, d_model), counts for: (batch,
+        token), sums of one."""
         if self.pooling == "attention":
             return (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)
         if self.pooling == "mean":
@@ -150,10 +178,10 @@ class SpectraViT(nn.Module):
 def restart_as_in_seed_experiment(model: SpectraViT, seed: int = 0) -> None:
     """Draw new weights the way the seed experiment's code does, to show what follows from it.
 
-    Its CLS token and positions have unit variance. Its linear maps have standard deviation .02 and no bias, a linear
-    tokenizer's among them, while the convolution keeps PyTorch's 1 / sqrt(3 patch) (at patch 16, .14), since the
-    library it derives from knows how to start `Linear` and `Conv2d` alone. So under `SW` what a patch holds is drowned
-    by where it lies.
+    Its CLS token and positions have unit variance. Its linear maps have standard deviation .02 and
+    no bias, a linear tokenizer's among them, while the convolution keeps PyTorch's 1 / sqrt(3
+    patch) (at patch 16, .14), since the library it derives from knows how to start `Linear` and
+    `Conv2d` alone. So under `SW` what a patch holds is drowned by where it lies.
     """
     with seeded(seed):
         for module in nn.ModuleList((model.tokens, model.blocks, model.head)).modules():
@@ -171,7 +199,8 @@ def restart_as_in_seed_experiment(model: SpectraViT, seed: int = 0) -> None:
 
 
 def parameter_table(model: SpectraViT) -> pd.DataFrame:
-    """Trainable parameters term by term, in the order of the forward pass, summing to those of the whole model.
+    """Trainable parameters term by term, in the order of the forward pass, summing to those of the
+    whole model.
 
     Returns:
         columns `term`, `shapes` (of one copy), `parameters` (of one copy), `copies`, `total`.
@@ -192,7 +221,9 @@ def parameter_table(model: SpectraViT) -> pd.DataFrame:
     }
     rows = []
     for term, (part, copies) in terms.items():
-        weights = [part] if isinstance(part, Tensor) else [] if part is None else list(part.parameters())
+        weights = (
+            [part] if isinstance(part, Tensor) else [] if part is None else list(part.parameters())
+        )
         if weights:
             shapes = " + ".join(" x ".join(map(str, w.shape)) for w in weights)
             count = sum(w.numel() for w in weights)
@@ -204,7 +235,8 @@ def parameter_table(model: SpectraViT) -> pd.DataFrame:
 def attention_maps(model: SpectraViT, flux: Tensor) -> tuple[Tensor, Tensor]:
     """Who attends to whom in each layer, and what each token counts for in the pooled output.
 
-    Takes 4 * layers * heads * tokens^2 bytes per spectrum (13 MB at the default size): hand over few at a time.
+    Takes 4 * layers * heads * tokens^2 bytes per spectrum (13 MB at the default size): hand over
+    few at a time.
 
     Args:
         model: in eval mode.
@@ -214,7 +246,9 @@ def attention_maps(model: SpectraViT, flux: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the model is in training mode, where dropout would disturb the maps.
     """
-    require(not model.training, "model.training", True, "a model in eval mode: call model.eval() first")
+    require(
+        not model.training, "model.training", True, "a model in eval mode: call model.eval() first"
+    )
     x, maps = model.embed(flux), []
     for block in model.blocks:
         maps.append(block.attn.weights(block.attn_norm(x), turns=model.turns))
@@ -223,13 +257,16 @@ def attention_maps(model: SpectraViT, flux: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rollout(maps: Tensor, pooled: Tensor) -> Tensor:
-    """How much of the pooled output flows from each input token, if half of every layer's flow is the residual's.
+    """How much of the pooled output flows from each input token, if half of every layer's flow is
+    the residual's.
 
     Args:
         maps, pooled: of `attention_maps`.
     Returns:
-        (batch, token), rows summing to one; the patches are the last tokens, a CLS token comes before them.
-    Source: Abnar & Zuidema 2020 (arXiv:2005.00928), section 3, attention rollout, averaged over heads.
+        (batch, token), rows summing to one; the patches are the last tokens, a CLS token comes
+        before them.
+    Source: Abnar & Zuidema 2020 (arXiv:2005.00928), section 3, attention rollout, averaged over
+    heads.
     """
     share = pooled[:, None]
     for attention in maps.mean(2).flip(0):

@@ -1,12 +1,14 @@
-"""A model atmosphere in local thermodynamic equilibrium: how deep into a star light is made, and out of what.
+"""A model atmosphere in local thermodynamic equilibrium: how deep into a star light is made, and
+out of what.
 
-Temperature follows the Sun's, scaled by T_eff; gravity enters through hydrostatic equilibrium alone, which sets the
-pressure at each optical depth, hence ionisation, molecules, opacity and the broadening of lines. Left out: convection,
-spheres, H2, and the effect of lines on the temperature.
+Temperature follows the Sun's, scaled by T_eff; gravity enters through hydrostatic equilibrium
+alone, which sets the pressure at each optical depth, hence ionisation, molecules, opacity and the
+broadening of lines. Left out: convection, spheres, H2, and the effect of lines on the temperature.
 
-Tables beside this file: `atoms.csv` (solar abundances, Asplund et al. 2009, ARA&A 47, 481; ionisation energies; cubics
-in ln T - 8.5 for the logarithm of the partition functions of Barklem & Collet 2016, A&A 588, A96, over
-2,500-12,000 K) and `molecules.csv` (dissociation constants, same source). CGS units throughout, wavelengths in A.
+Tables beside this file: `atoms.csv` (solar abundances, Asplund et al. 2009, ARA&A 47, 481;
+ionisation energies; cubics in ln T - 8.5 for the logarithm of the partition functions of Barklem &
+Collet 2016, A&A 588, A96, over 2,500-12,000 K) and `molecules.csv` (dissociation constants, same
+source). CGS units throughout, wavelengths in A.
 """
 
 from dataclasses import dataclass
@@ -27,7 +29,21 @@ ALPHA_ELEMENTS = ("O", "Mg", "Si", "S", "Ca", "Ti")
 REFERENCE = 5000.0  # A, the wavelength of the optical depth scale
 
 SOLAR_LOG_TAU = (-4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.7)
-SOLAR_T = (0.72, 0.735, 0.76, 0.785, 0.812, 0.84, 0.868, 0.905, 0.975, 1.106, 1.29, 1.47, 1.62)  # T / T_eff
+SOLAR_T = (
+    0.72,
+    0.735,
+    0.76,
+    0.785,
+    0.812,
+    0.84,
+    0.868,
+    0.905,
+    0.975,
+    1.106,
+    1.29,
+    1.47,
+    1.62,
+)  # T / T_eff
 
 
 def table(name: str) -> pd.DataFrame:
@@ -41,8 +57,10 @@ class Atmosphere:
     """Layers from the top down.
 
     Attributes:
-        tau, temperature, pressure, electron_pressure: (layer,), optical depth at 5000 A, K, dyn/cm2.
-        opacity: (layer,) at 5000 A, cm2 per hydrogen nucleus; `neutral_hydrogen`: (layer,) share of its nuclei.
+        tau, temperature, pressure, electron_pressure: (layer,), optical depth at 5000 A, K,
+            dyn/cm2.
+        opacity: (layer,) at 5000 A, cm2 per hydrogen nucleus; `neutral_hydrogen`: (layer,) share of
+            its nuclei.
         hydrogen: (layer,) nuclei per cm3.
         abundance: nuclei of an element per hydrogen nucleus.
     """
@@ -87,14 +105,19 @@ def ionisation_energy(element: str, stage: int) -> float:
 
 
 def abundances(m_h: float, a_m: float, c_m: float) -> dict[str, float]:
-    """Nuclei per hydrogen nucleus: solar, scaled by [M/H], with [alpha/M] for O Mg Si S Ca Ti and [C/M] for C."""
+    """Nuclei per hydrogen nucleus: solar, scaled by [M/H], with [alpha/M] for O Mg Si S Ca Ti and
+    [C/M] for C."""
     logs = {element: row.A_solar - 12.0 for (element, stage), row in _atoms().items() if stage == 1}
-    shift = {e: 0.0 if e in ("H", "He") else m_h + a_m * (e in ALPHA_ELEMENTS) + c_m * (e == "C") for e in logs}
+    shift = {
+        e: 0.0 if e in ("H", "He") else m_h + a_m * (e in ALPHA_ELEMENTS) + c_m * (e == "C")
+        for e in logs
+    }
     return {element: 10 ** (log + shift[element]) for element, log in logs.items()}
 
 
 def log_partition(element: str, stage: int, temperature: np.ndarray) -> np.ndarray:
-    """ln U of an atom or ion, (layer,); stage 3 has U = 1, exact for Ca III, the only one that gets numerous."""
+    """ln U of an atom or ion, (layer,); stage 3 has U = 1, exact for Ca III, the only one that gets
+    numerous."""
     if stage == 3:
         return np.zeros_like(temperature)
     row, x = _atoms()[element, stage], np.log(temperature) - 8.5
@@ -104,9 +127,12 @@ def log_partition(element: str, stage: int, temperature: np.ndarray) -> np.ndarr
 def saha(element: str, stage: int, temperature: np.ndarray) -> np.ndarray:
     """n(stage + 1) / n(stage) times electron pressure, dyn/cm2.
 
-    Source: Saha's equation, 2 U'/U (2 pi m_e)^(3/2) (k T)^(5/2) / h^3 exp(-chi / k T); e.g. Gray 2005, eq. 1.20.
+    Source: Saha's equation, 2 U'/U (2 pi m_e)^(3/2) (k T)^(5/2) / h^3 exp(-chi / k T); e.g. Gray
+    2005, eq. 1.20.
     """
-    ratio = log_partition(element, stage + 1, temperature) - log_partition(element, stage, temperature)
+    ratio = log_partition(element, stage + 1, temperature) - log_partition(
+        element, stage, temperature
+    )
     chi = ionisation_energy(element, stage)
     return 0.66667 * temperature**2.5 * np.exp(ratio - chi / (BOLTZMANN_EV * temperature))
 
@@ -114,7 +140,9 @@ def saha(element: str, stage: int, temperature: np.ndarray) -> np.ndarray:
 def stages(element: str, temperature: np.ndarray, electron_pressure: np.ndarray) -> np.ndarray:
     """Shares of an element's nuclei that are neutral, once and twice ionised, (3, layer)."""
     first = saha(element, 1, temperature) / electron_pressure
-    second = 0 * first if element == "H" else first * saha(element, 2, temperature) / electron_pressure
+    second = (
+        0 * first if element == "H" else first * saha(element, 2, temperature) / electron_pressure
+    )
     return np.stack([np.ones_like(first), first, second]) / (1 + first + second)
 
 
@@ -125,7 +153,8 @@ def electron_pressure(pressure: np.ndarray, share: np.ndarray, phi: np.ndarray) 
 
     Args:
         pressure: (layer,) of gas and electrons together, dyn/cm2.
-        share: (element,), c_i, parts of all nuclei; `phi`: (element, layer), Phi_i from `saha`, dyn/cm2.
+        share: (element,), c_i, parts of all nuclei; `phi`: (element, layer), Phi_i from `saha`,
+            dyn/cm2.
     Returns:
         (layer,) p with p = (P - p) sum_i c_i Phi_i / (Phi_i + p).
     """
@@ -152,7 +181,8 @@ _THRESHOLD = 1.6419  # um
 
 
 def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Absorption by the negative ion of hydrogen, bound-free and free-free, with stimulated emission.
+    """Absorption by the negative ion of hydrogen, bound-free and free-free, with stimulated
+    emission.
 
     Args:
         wavelength: A, from 3645 up; `temperature`: K, 1400-10,080; they broadcast.
@@ -164,7 +194,13 @@ def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray
     above = np.sqrt(np.maximum(1 / micron - 1 / _THRESHOLD, 0))
     cross_section = 1e-18 * micron**3 * above**3 * np.polyval(_BOUND_FREE, above)
     heat = HC_K / 1e4 / temperature
-    bound = 0.750 * temperature**-2.5 * np.exp(heat / _THRESHOLD) * -np.expm1(-heat / micron) * cross_section
+    bound = (
+        0.750
+        * temperature**-2.5
+        * np.exp(heat / _THRESHOLD)
+        * -np.expm1(-heat / micron)
+        * cross_section
+    )
     powers = np.stack([micron**k for k in (2.0, 0.0, -1.0, -2.0, -3.0, -4.0)])
     terms = np.tensordot(_FREE_FREE, powers, 1)
     free = 1e-29 * sum(theta ** ((n + 3) / 2) * term for n, term in enumerate(terms))
@@ -172,9 +208,11 @@ def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray
 
 
 def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarray:
-    """Bound-free and free-free absorption by neutral hydrogen, n >= 3, with stimulated emission and Gaunt factors of 1.
+    """Bound-free and free-free absorption by neutral hydrogen, n >= 3, with stimulated emission and
+    Gaunt factors of 1.
 
-    Paschen lines above n = 20 have merged: there the continuum of n = 3 takes over, of the same oscillator strength.
+    Paschen lines above n = 20 have merged: there the continuum of n = 3 takes over, of the same
+    oscillator strength.
 
     Args:
         wavelength: A, from 3646 up; `temperature`: K; they broadcast.
@@ -183,35 +221,49 @@ def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarr
     Source: Gray 2005, equations 8.5-8.10.
     """
     kt = BOLTZMANN_EV * temperature
-    total = kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)  # levels from 8 up, and free electrons
+    total = (
+        kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)
+    )  # levels from 8 up, and free electrons
     for n in range(3, 8):
         edge = 911.75 / (n**-2.0 - (LAST_PASCHEN + 0.5) ** -2)
-        total = total + expit((edge - wavelength) / MERGING) * n**-3.0 * np.exp(-RYDBERG_EV * (1 - n**-2.0) / kt)
+        total = total + expit((edge - wavelength) / MERGING) * n**-3.0 * np.exp(
+            -RYDBERG_EV * (1 - n**-2.0) / kt
+        )
     return 1.0443e-26 * wavelength**3 * total * -np.expm1(-HC_K / (wavelength * temperature))
 
 
 def continuum(
-    wavelength: np.ndarray, temperature: np.ndarray, electron_pressure: np.ndarray, hydrogen: np.ndarray,
+    wavelength: np.ndarray,
+    temperature: np.ndarray,
+    electron_pressure: np.ndarray,
+    hydrogen: np.ndarray,
     neutral: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """Continuous opacity: H-, H, and scattering by H (Rayleigh; Dalgarno 1962) and electrons, taken as absorption.
+) -> np.ndarray:
+    """Continuous opacity: H-, H, and scattering by H (Rayleigh; Dalgarno 1962) and electrons, taken
+    as absorption.
 
     Args:
-        wavelength: A; the others (layer,), `hydrogen` nuclei per cm3 and their `neutral` share; they broadcast.
+        wavelength: A; the others (layer,), `hydrogen` nuclei per cm3 and their `neutral` share;
+            they broadcast.
     Returns:
         cm2 per hydrogen nucleus.
     """
     rayleigh = 5.799e-13 / wavelength**4 + 1.422e-6 / wavelength**6 + 2.784 / wavelength**8
     thomson = 6.6524e-25 * electron_pressure / (BOLTZMANN * temperature * hydrogen)
-    absorbed = sum(h_minus(wavelength, temperature)) * electron_pressure + hydrogen_levels(wavelength, temperature)
+    absorbed = sum(h_minus(wavelength, temperature)) * electron_pressure + hydrogen_levels(
+        wavelength, temperature
+    )
     return neutral * (absorbed + rayleigh) + thomson
 
 
-def hydrostatic(tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pressure: np.ndarray) -> np.ndarray:
-    """One step of the fixed point that solves dP/dtau = g / kappa: the new pressure, (layer,), dyn/cm2.
+def hydrostatic(
+    tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pressure: np.ndarray
+) -> np.ndarray:
+    """One step of the fixed point that solves dP/dtau = g / kappa: the new pressure, (layer,),
+    dyn/cm2.
 
-    Integrates d P^(3/2) = 3/2 g tau P^(1/2) / kappa d ln tau, power laws between layers and a constant opacity above
-    the first: exact for kappa a power of tau.
+    Integrates d P^(3/2) = 3/2 g tau P^(1/2) / kappa d ln tau, power laws between layers and a
+    constant opacity above the first: exact for kappa a power of tau.
 
     Args:
         tau: (layer,); `surface_gravity`: cm/s2; `opacity`: (layer,), cm2/g, at `pressure`.
@@ -219,25 +271,34 @@ def hydrostatic(tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pr
     """
     f = 1.5 * surface_gravity * tau * np.sqrt(pressure) / opacity
     slope = np.diff(np.log(f))
-    mean = f[:-1] * np.where(np.abs(slope) > 1e-6, np.expm1(slope) / np.where(slope == 0, 1, slope), 1 + slope / 2)
+    mean = f[:-1] * np.where(
+        np.abs(slope) > 1e-6, np.expm1(slope) / np.where(slope == 0, 1, slope), 1 + slope / 2
+    )
     steps = mean * np.diff(np.log(tau))
     return (f[0] / 1.5 + np.concatenate([[0.0], steps.cumsum()])) ** (2 / 3)
 
 
 def atmosphere(
-    T_eff: float, log_g: float, abundance: dict[str, float], layers: int = 24, tolerance: float = 1e-5
+    T_eff: float,
+    log_g: float,
+    abundance: dict[str, float],
+    layers: int = 24,
+    tolerance: float = 1e-5,
 ) -> Atmosphere:
     """Pressure, electrons and opacity of every layer in hydrostatic equilibrium.
 
     Args:
-        T_eff: K; `log_g`: log10 of cm/s2; `tolerance`: largest change of ln P at the last iteration.
+        T_eff: K; `log_g`: log10 of cm/s2; `tolerance`: largest change of ln P at the last
+            iteration.
     Raises:
         ValueError: the pressure doesn't settle within 60 iterations.
     """
     log_tau = np.linspace(SOLAR_LOG_TAU[0], SOLAR_LOG_TAU[-1], layers)
     tau, temperature = 10**log_tau, T_eff * CubicSpline(SOLAR_LOG_TAU, SOLAR_T)(log_tau)
     share = np.array(list(abundance.values()))
-    gram = HYDROGEN_MASS * sum(a * mass(element) for element, a in abundance.items()) / mass("H")  # per H nucleus
+    gram = (
+        HYDROGEN_MASS * sum(a * mass(element) for element, a in abundance.items()) / mass("H")
+    )  # per H nucleus
     phi = np.stack([saha(element, 1, temperature) for element in abundance])
     pressure = 10 ** (0.6 * log_g + 2.3) * np.sqrt(tau)
     for _ in range(60):
@@ -248,18 +309,27 @@ def atmosphere(
         new = hydrostatic(tau, 10.0**log_g, opacity / gram, pressure)
         change, pressure = np.abs(np.log(new / pressure)).max(), new
         if change < tolerance:
-            return Atmosphere(tau, temperature, pressure, electrons, opacity, neutral, hydrogen, abundance)
-    raise ValueError(f"T_eff = {T_eff}, log_g = {log_g}: the pressure does not settle; expected 3500-6500 K and 0-5.5")
+            return Atmosphere(
+                tau, temperature, pressure, electrons, opacity, neutral, hydrogen, abundance
+            )
+    raise ValueError(
+        f"T_eff = {T_eff}, log_g = {log_g}: the pressure does not settle; expected 3500-6500 K and 0-5.5"
+    )
 
 
 def molecules(air: Atmosphere) -> dict[str, np.ndarray]:
-    """Molecules per hydrogen nucleus of CN and TiO, (layer,), with CO, OH and N2 taking their share of the atoms.
+    """Molecules per hydrogen nucleus of CN and TiO, (layer,), with CO, OH and N2 taking their share
+    of the atoms.
 
-    CO is solved with OH, N2 and TiO on their own; what CN and TiO take from carbon, nitrogen and oxygen is neglected.
+    CO is solved with OH, N2 and TiO on their own; what CN and TiO take from carbon, nitrogen and
+    oxygen is neglected.
     """
     inverse, constants = _molecules()
     pressure = air.hydrogen * BOLTZMANN * air.temperature
-    k = {name: 10 ** np.interp(1 / air.temperature, inverse, logs) for name, logs in constants.items()}
+    k = {
+        name: 10 ** np.interp(1 / air.temperature, inverse, logs)
+        for name, logs in constants.items()
+    }
     total = {element: air.abundance[element] * pressure for element in ("C", "N", "O", "Ti")}
     free = {e: stages(e, air.temperature, air.electron_pressure)[0] for e in ("C", "Ti")}
     with_oh = 1 + air.neutral_hydrogen * pressure / k["OH"]
@@ -269,4 +339,7 @@ def molecules(air: Atmosphere) -> dict[str, np.ndarray]:
     carbon, oxygen = (total["C"] - co) * free["C"], (total["O"] - co) / with_oh
     nitrogen = 2 * total["N"] / (1 + np.sqrt(1 + 8 * total["N"] / k["N2"]))
     titanium = total["Ti"] / (1 / free["Ti"] + oxygen / k["TiO"])
-    return {"CN": carbon * nitrogen / k["CN"] / pressure, "TiO": titanium * oxygen / k["TiO"] / pressure}
+    return {
+        "CN": carbon * nitrogen / k["CN"] / pressure,
+        "TiO": titanium * oxygen / k["TiO"] / pressure,
+    }

@@ -1,4 +1,5 @@
-"""Spectra with their errors and parameters: arrays that may be larger than memory, noise, and the scale of labels.
+"""Spectra with their errors and parameters: arrays that may be larger than memory, noise, and the
+scale of labels.
 
 `fieldbook.stars.spectra_hdf5` makes the folders that `Spectra.open` maps.
 """
@@ -29,8 +30,10 @@ class Spectra:
     Attributes:
         wave: (pixels,) vacuum wavelength in Angstrom, increasing.
         flux: (n, pixels) float32, without noise, >= 0.
-        error: (n, pixels) float32, standard deviation of the noise at level 1, > 0, in the flux's unit.
-        params: n rows of labels: `T_eff` in K, `log_g`, `M_H`, `a_M`, `C_M` in dex, `mag`, `redshift`, `snr`.
+        error: (n, pixels) float32, standard deviation of the noise at level 1, > 0, in the flux's
+            unit.
+        params: n rows of labels: `T_eff` in K, `log_g`, `M_H`, `a_M`, `C_M` in dex, `mag`,
+            `redshift`, `snr`.
     Raises:
         ValueError: the shapes do not belong together.
     """
@@ -56,7 +59,9 @@ class Spectra:
         folder = Path(folder)
         try:
             wave, params = np.load(folder / "wave.npy"), pd.read_parquet(folder / "params.parquet")
-            flux, error = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error"))
+            flux, error = (
+                np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error")
+            )
             return cls(wave, flux, error, params)
         except FileNotFoundError as missing:
             problem = f"no converted spectra in {folder} ({missing}); convert the files first"
@@ -64,25 +69,32 @@ class Spectra:
         except PermissionError:
             raise
         except (ValueError, OSError, EOFError) as damage:
-            raise ValueError(f"{folder} is damaged ({damage}); delete it and convert again") from damage
+            raise ValueError(
+                f"{folder} is damaged ({damage}); delete it and convert again"
+            ) from damage
 
     def __len__(self) -> int:
         return len(self.params)
 
     def __getitem__(self, part: slice) -> Self:
-        require(isinstance(part, slice) and part.step in (None, 1), "part", part, "a slice start:stop")
+        require(
+            isinstance(part, slice) and part.step in (None, 1), "part", part, "a slice start:stop"
+        )
         return replace(self, flux=self.flux[part], error=self.error[part], params=self.params[part])
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Copies on the CPU of flux and error, (batch, pixels) float32 each, of rows in [0, n).
 
         Raises:
-            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a file has been cut.
+            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a
+                file has been cut.
         """
         index = np.asarray(index)
         require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})")
+            raise IndexError(
+                f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})"
+            )
         flux, error = whole(self.flux)[index], whole(self.error)[index]
         return torch.from_numpy(flux).float(), torch.from_numpy(error).float()
 
@@ -91,7 +103,9 @@ class Spectra:
 
 
 def _rebuilt(wave, flux, error, params) -> Spectra:
-    flux, error = (np.memmap(*array) if isinstance(array, tuple) else array for array in (flux, error))
+    flux, error = (
+        np.memmap(*array) if isinstance(array, tuple) else array for array in (flux, error)
+    )
     return Spectra(wave, flux, error, params)
 
 
@@ -123,7 +137,8 @@ def noisy(flux: Tensor, error: Tensor, noise_level: float, generator: torch.Gene
 
 
 def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tensor:
-    """(n, pixels) flux of a validation or test split with noise that depends on the seed and the row alone."""
+    """(n, pixels) flux of a validation or test split with noise that depends on the seed and the
+    row alone."""
     require(noise_level >= 0, "noise_level", noise_level, "at least 0")
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(spectra.flux.shape)
@@ -136,21 +151,25 @@ def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tenso
 
 @dataclass(frozen=True)
 class LabelNorm:
-    """A linear scale for labels: (label - shift) / scale; errors times `scale` are in their unit."""
+    """A linear scale for labels: (label - shift) / scale; errors times `scale` are in their
+    unit."""
 
     shift: float
     scale: float
 
     @classmethod
     def fit(cls, train: np.ndarray, kind: Literal["standard", "minmax"] = "standard") -> Self:
-        """From the labels of the train split alone: mean 0 and standard deviation 1, or from 0 to 1.
+        """From the labels of the train split alone: mean 0 and standard deviation 1, or from 0 to
+        1.
 
         Raises:
             ValueError: unknown kind; a label is not finite, or all are the same.
         """
         train = np.asarray(train, float)
         require(np.isfinite(train).all(), "train", train[~np.isfinite(train)], "finite labels")
-        require(train.size and np.ptp(train) > 0, "train", train[:1], "labels that are not all the same")
+        require(
+            train.size and np.ptp(train) > 0, "train", train[:1], "labels that are not all the same"
+        )
         require(kind in ("standard", "minmax"), "kind", kind, "standard or minmax")
         if kind == "standard":
             return cls(float(train.mean()), float(train.std(ddof=1)))

@@ -1,7 +1,9 @@
-"""A fast stand-in for the synthesiser: a grid of spectra, compressed and interpolated, differentiable in every label.
+"""A fast stand-in for the synthesiser: a grid of spectra, compressed and interpolated,
+differentiable in every label.
 
-ln(flux / median) of the grid's nodes -> principal components -> cubic splines in each label (a tensor product) -> cubic
-B-spline over pixels for the Doppler shift. All steps are linear in the grid but the last exponential.
+ln(flux / median) of the grid's nodes -> principal components -> cubic splines in each label (a
+tensor product) -> cubic B-spline over pixels for the Doppler shift. All steps are linear in the
+grid but the last exponential.
 """
 
 import hashlib
@@ -23,7 +25,15 @@ from torch import Tensor
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require
 from fieldbook.nn.workers import each
-from fieldbook.stars.synthesis import LABEL_LIMITS, LABELS, PIXELS, SPEED_OF_LIGHT, STEP, synthesize, wavelength
+from fieldbook.stars.synthesis import (
+    LABEL_LIMITS,
+    LABELS,
+    PIXELS,
+    SPEED_OF_LIGHT,
+    STEP,
+    synthesize,
+    wavelength,
+)
 
 MARGIN = 24  # pixels beyond both ends, for Doppler shifts
 FASTEST = 300.0  # km/s, what the margin allows
@@ -34,7 +44,13 @@ NODES = {
     "a_M": (-0.25, -0.17, -0.07, 0.07, 0.26, 0.5),  # close where C/O nears 1 and oxygen runs out
     "C_M": (0,),
 }
-SMALL = {"T_eff": (4500, 4800, 5100), "log_g": (2.5, 3.25, 4), "M_H": (-1, -0.6, -0.2), "a_M": (0, 0.3), "C_M": (0,)}
+SMALL = {
+    "T_eff": (4500, 4800, 5100),
+    "log_g": (2.5, 3.25, 4),
+    "M_H": (-1, -0.6, -0.2),
+    "a_M": (0, 0.3),
+    "C_M": (0,),
+}
 
 
 class Emulator:
@@ -48,7 +64,9 @@ class Emulator:
     def __init__(self, nodes: Mapping[str, Sequence[float]], arrays: Mapping[str, np.ndarray]):
         self.nodes = {name: tuple(nodes[name]) for name in LABELS}
         self.wavelength = wavelength()
-        self._arrays = {name: torch.as_tensor(np.array(array, float)) for name, array in arrays.items()}
+        self._arrays = {
+            name: torch.as_tensor(np.array(array, float)) for name, array in arrays.items()
+        }
         self._arrays |= {"wavelength": torch.as_tensor(self.wavelength)}
         for name, values in self.nodes.items():
             self._arrays |= {f"{name}_nodes": torch.tensor(values, dtype=torch.float64)}
@@ -60,23 +78,27 @@ class Emulator:
         """Spectra of stars, each of median .5 at rest, to the emulator's accuracy.
 
         Args:
-            labels: (star, 5), columns `LABELS`; `rv_kms`: (star,) or a number, km/s, positive when receding.
+            labels: (star, 5), columns `LABELS`; `rv_kms`: (star,) or a number, km/s, positive when
+                receding.
         Returns:
-            (star, 4096), on the device and in the precision of `labels`; differentiable in both arguments.
+            (star, 4096), on the device and in the precision of `labels`; differentiable in both
+            arguments.
         Raises:
             ValueError: a shape is wrong, or a label or velocity is out of range; names it.
         """
         rv_kms = self._checked(labels, rv_kms)
         arrays = self._on(labels)
-        log_flux = arrays["mean"] + self._scores(labels) @ arrays["components"]  # as coefficients of B-splines
+        log_flux = (
+            arrays["mean"] + self._scores(labels) @ arrays["components"]
+        )  # as coefficients of B-splines
         return 0.5 * _shifted(log_flux[:, None], rv_kms, arrays["wavelength"])[:, 0].exp()
 
     def jacobian(self, labels: Tensor, rv_kms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Spectra, and their derivatives by each label and by the radial velocity.
 
         Returns:
-            (star, 4096) and (star, 4096, 6), the last axis T_eff, log_g, M_H, a_M, C_M, rv_kms. A label with a single
-            node has derivative 0.
+            (star, 4096) and (star, 4096, 6), the last axis T_eff, log_g, M_H, a_M, C_M, rv_kms. A
+            label with a single node has derivative 0.
         """
         rv_kms = self._checked(labels, rv_kms)
         scores, derivatives = self._scores(labels), []
@@ -89,7 +111,9 @@ class Emulator:
         columns = _shifted(slopes, rv_kms, arrays["wavelength"])
 
         def log_flux(rv: Tensor) -> Tensor:
-            return _shifted((arrays["mean"] + scores @ arrays["components"])[:, None], rv, arrays["wavelength"])
+            return _shifted(
+                (arrays["mean"] + scores @ arrays["components"])[:, None], rv, arrays["wavelength"]
+            )
 
         value, by_rv = torch.func.jvp(log_flux, (rv_kms,), (torch.ones_like(rv_kms),))
         flux = 0.5 * value.exp()
@@ -98,22 +122,38 @@ class Emulator:
     def _on(self, like: Tensor) -> dict[str, Tensor]:
         key = like.device, like.dtype
         if key not in self._copies:
-            self._copies[key] = {name: array.to(like.device, like.dtype) for name, array in self._arrays.items()}
+            self._copies[key] = {
+                name: array.to(like.device, like.dtype) for name, array in self._arrays.items()
+            }
         return self._copies[key]
 
     def _checked(self, labels: Tensor, rv_kms: Tensor | float) -> Tensor:
-        require(labels.dim() == 2 and labels.shape[1] == len(LABELS), "labels.shape", tuple(labels.shape), "(star, 5)")
+        require(
+            labels.dim() == 2 and labels.shape[1] == len(LABELS),
+            "labels.shape",
+            tuple(labels.shape),
+            "(star, 5)",
+        )
         for name, values in zip(LABELS, labels.detach().T, strict=True):
             low, high = self.nodes[name][0], self.nodes[name][-1]
             slack = 1e-6 * max(abs(low), abs(high), 1)
             outside = ~((values >= low - slack) & (values <= high + slack))
             if outside.any():
-                raise ValueError(f"{name} = {float(values[outside][0])}: this emulator reaches from {low} to {high}")
+                raise ValueError(
+                    f"{name} = {float(values[outside][0])}: this emulator reaches from {low} to {high}"
+                )
         rv_kms = torch.as_tensor(rv_kms, dtype=labels.dtype, device=labels.device)
-        require(rv_kms.shape in ((), labels.shape[:1]), "rv_kms.shape", tuple(rv_kms.shape), "() or (star,)")
+        require(
+            rv_kms.shape in ((), labels.shape[:1]),
+            "rv_kms.shape",
+            tuple(rv_kms.shape),
+            "() or (star,)",
+        )
         outside = ~(rv_kms.detach().abs() <= FASTEST)
         if outside.any():
-            raise ValueError(f"rv_kms = {float(rv_kms[outside][0])}: expected at most {FASTEST} either way")
+            raise ValueError(
+                f"rv_kms = {float(rv_kms[outside][0])}: expected at most {FASTEST} either way"
+            )
         return rv_kms.expand(len(labels)).clone()
 
     def _scores(self, labels: Tensor) -> Tensor:
@@ -128,7 +168,8 @@ class Emulator:
 
 
 def _cardinal_splines(x: Tensor, nodes: Tensor, coefficients: Tensor) -> Tensor:
-    """Weight of each node in the cubic spline through all of them, (star, node); `coefficients` as scipy's."""
+    """Weight of each node in the cubic spline through all of them, (star, node); `coefficients` as
+    scipy's."""
     piece = torch.searchsorted(nodes[1:-1].contiguous(), x.detach().contiguous())
     t = (x - nodes[piece])[:, None]
     a, b, c, d = (coefficient[piece] for coefficient in coefficients)
@@ -144,7 +185,9 @@ def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
         (star, spline, pixel).
     """
     redshift = (rv_kms / SPEED_OF_LIGHT)[:, None]
-    shift = -observed / STEP * redshift / (1 + redshift)  # pixels; added to the index only when whole, to keep digits
+    shift = (
+        -observed / STEP * redshift / (1 + redshift)
+    )  # pixels; added to the index only when whole, to keep digits
     whole = shift.detach().floor()
     t = (shift - whole)[:, None]
     s = 1 - t
@@ -155,26 +198,34 @@ def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
 
 
 def emulator(
-    folder: Path, nodes: Mapping[str, Sequence[float]] = NODES, *, components: int = 64, workers: int = 1
+    folder: Path,
+    nodes: Mapping[str, Sequence[float]] = NODES,
+    *,
+    components: int = 64,
+    workers: int = 1,
 ) -> Emulator:
-    """The emulator of a grid, read from `folder` if it has been built there before, else built and kept.
+    """The emulator of a grid, read from `folder` if it has been built there before, else built and
+    kept.
 
-    The name of the file holds a hash of the synthesiser's code and tables and of the grid. It is written whole or not
-    at all, and processes that want the same one at once wait for the first.
+    The name of the file holds a hash of the synthesiser's code and tables and of the grid. It is
+    written whole or not at all, and processes that want the same one at once wait for the first.
 
     Args:
         nodes: label -> increasing values, at least one; a label left out has the nodes of `NODES`.
         components: principal components kept, or one fewer than nodes where those are fewer.
         workers: processes, of one thread each.
     Raises:
-        ValueError: unknown label, nodes that don't increase or lie outside the synthesiser's limits, a damaged file.
+        ValueError: unknown label, nodes that don't increase or lie outside the synthesiser's
+            limits, a damaged file.
     """
     for name in nodes:
         require(name in LABELS, "nodes", name, f"labels among {', '.join(LABELS)}")
     nodes = {name: tuple(map(float, (NODES | dict(nodes))[name])) for name in LABELS}
     for name, values in nodes.items():
         low, high = LABEL_LIMITS[name]
-        accepted = len(values) and low <= values[0] and values[-1] <= high and (np.diff(values) > 0).all()
+        accepted = (
+            len(values) and low <= values[0] and values[-1] <= high and (np.diff(values) > 0).all()
+        )
         require(accepted, f"nodes[{name!r}]", values, f"increasing values in [{low}, {high}]")
     require(max(map(len, nodes.values())) > 1, "nodes", nodes, "two values for one label at least")
     require(components >= 1, "components", components, "at least 1")
@@ -188,7 +239,9 @@ def emulator(
     try:
         return Emulator(nodes, safetensors.numpy.load_file(path))
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable emulator ({error}); delete it to build it again") from error
+        raise ValueError(
+            f"{path} is not a readable emulator ({error}); delete it to build it again"
+        ) from error
 
 
 def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
@@ -202,9 +255,14 @@ def _compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
     """Principal components of a grid, as coefficients of cubic B-splines over pixels."""
     pca = PCA(min(components, len(log_flux) - 1), random_state=0).fit(log_flux)
     splines = {"mean": pca.mean_, "components": pca.components_}
-    splines = {name: spline_filter1d(array, order=3, axis=-1, mode="mirror") for name, array in splines.items()}
+    splines = {
+        name: spline_filter1d(array, order=3, axis=-1, mode="mirror")
+        for name, array in splines.items()
+    }
     arrays = {"scores": pca.transform(log_flux)} | splines
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
+    return {
+        name: np.ascontiguousarray(array) for name, array in arrays.items()
+    }  # safetensors ignores strides
 
 
 def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
@@ -213,6 +271,13 @@ def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
 
 def _fingerprint(nodes: Mapping[str, Sequence[float]], components: int) -> str:
     digest = hashlib.sha256(json.dumps([nodes, components, PIXELS, MARGIN]).encode())
-    for name in ("atmosphere.py", "synthesis.py", "emulator.py", "atoms.csv", "lines.csv", "molecules.csv"):
+    for name in (
+        "atmosphere.py",
+        "synthesis.py",
+        "emulator.py",
+        "atoms.csv",
+        "lines.csv",
+        "molecules.csv",
+    ):
         digest.update((files("fieldbook.stars") / name).read_bytes())
     return digest.hexdigest()[:16]

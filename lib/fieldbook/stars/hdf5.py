@@ -1,7 +1,8 @@
-"""HDF5 files of any origin: what is behind a dataset, through every filter, or what is wrong with it.
+"""HDF5 files of any origin: what is behind a dataset, through every filter, or what is wrong with
+it.
 
-Links and virtual datasets are followed. HDF5 fills in what is not there, as a rule with 0; here it is
-refused.
+Links and virtual datasets are followed. HDF5 fills in what is not there, as a rule with 0; here it
+is refused.
 """
 
 import contextlib

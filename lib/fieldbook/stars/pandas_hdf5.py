@@ -16,7 +16,8 @@ from fieldbook.stars.hdf5 import check, readable
 
 
 def kind(node: h5py.Group | h5py.Dataset | None) -> str:
-    """pandas' word for what it has left in a node, such as frame_table or series; empty if it has not."""
+    """pandas' word for what it has left in a node, such as frame_table or series; empty if it has
+    not."""
     return "" if node is None else _words(node, "pandas_type")
 
 
@@ -53,12 +54,18 @@ def numbers(group: h5py.Group) -> pd.DataFrame:
 
 
 def _holds_numbers(table: h5py.Dataset, field: str) -> bool:
-    stored = _words(table, f"{field}_dtype")  # what it was in pandas: dates are stored as int64, too
-    return stored.startswith(("float", "int", "uint", "bool")) and _words(table, f"{field}_meta") != "category"
+    stored = _words(
+        table, f"{field}_dtype"
+    )  # what it was in pandas: dates are stored as int64, too
+    return (
+        stored.startswith(("float", "int", "uint", "bool"))
+        and _words(table, f"{field}_meta") != "category"
+    )
 
 
 def _words(node: h5py.Group | h5py.Dataset, attribute: str) -> str:
-    """An attribute as text, however it is stored; empty if there is none, or none that can be read."""
+    """An attribute as text, however it is stored; empty if there is none, or none that can be
+    read."""
     try:
         value = node.attrs.get(attribute, "")
     except (OSError, TypeError, ValueError):
@@ -81,4 +88,6 @@ class _PlainUnpickler(pickle.Unpickler):
     """Loads lists, strings and numbers; without classes and functions nothing can be run."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused as it may run code")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, which is refused as it may run code"
+        )

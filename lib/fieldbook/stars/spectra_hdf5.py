@@ -1,4 +1,5 @@
-"""HDF5 files of spectra: finding, writing, and converting them once to arrays that are fast to read in any order.
+"""HDF5 files of spectra: finding, writing, and converting them once to arrays that are fast to read
+in any order.
 
 A file has `spectrumdataset/wave` (pixels,), `dataset/arrays/flux/value` and
 `dataset/arrays/error/value` (n, pixels), and a pandas table of n rows; other content is ignored.
@@ -33,7 +34,11 @@ from fieldbook.stars import hdf5, pandas_hdf5
 from fieldbook.stars.dataset import Spectra, signal_to_noise
 from fieldbook.stars.hdf5 import check
 
-WAVE, FLUX, ERROR = "spectrumdataset/wave", "dataset/arrays/flux/value", "dataset/arrays/error/value"
+WAVE, FLUX, ERROR = (
+    "spectrumdataset/wave",
+    "dataset/arrays/flux/value",
+    "dataset/arrays/error/value",
+)
 PARAMS = "dataset/params"
 REQUIRED = ("T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "redshift")
 """Columns that a table must have unless told otherwise; a missing `snr` is computed."""
@@ -43,13 +48,18 @@ LIMITS |= {"redshift": (-0.999, 100.0), "snr": (1e-9, 1e12)}
 LIMITS |= dict.fromkeys(("M_H", "a_M", "C_M"), (-9.0, 9.0))
 """What such a column can hold: more than any star has, but not -999, 99.99 and the like."""
 
-ANGSTROM = (900.0, 3e5)  # wavelengths that stars are observed at; those in nm, microns or metres lie below
+ANGSTROM = (
+    900.0,
+    3e5,
+)  # wavelengths that stars are observed at; those in nm, microns or metres lie below
 BUFFER = 2**26  # bytes of float32 in memory at a time, for flux and for error
 KEPT = {"flux.npy", "error.npy", "wave.npy", "params.parquet", "spectra.json"}
 VERSION = 2  # of the converted folder; a change converts anew
 
 
-def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "test*") -> dict[str, list[Path]]:
+def splits(
+    folder: Path, train: str = "train*", val: str = "val*", test: str = "test*"
+) -> dict[str, list[Path]]:
     """The files `<pattern>/dataset.h5` of each split, in natural order: shard 2 before shard 10.
 
     Raises:
@@ -62,7 +72,9 @@ def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "
         if not found[split]:
             names = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing"
             there = f"there: {names if folder.is_dir() else 'no such folder'}"
-            raise FileNotFoundError(f"no {pattern}/dataset.h5 in {folder} for split {split} ({there})")
+            raise FileNotFoundError(
+                f"no {pattern}/dataset.h5 in {folder} for split {split} ({there})"
+            )
         if split != "train" and len(found[split]) > 1:
             several = f"fits several files: {', '.join(map(str, found[split]))}"
             raise ValueError(f"{split} = {pattern!r} {several}; expected a pattern for one of them")
@@ -73,14 +85,17 @@ def splits(folder: Path, train: str = "train*", val: str = "val*", test: str = "
     return found
 
 
-def write(path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, params: pd.DataFrame) -> None:
+def write(
+    path: Path, wave: np.ndarray, flux: np.ndarray, error: np.ndarray, params: pd.DataFrame
+) -> None:
     """Write one file, whole or not at all.
 
     Args:
         wave: (pixels,) in Angstrom; `flux`, `error`: (n, pixels); `params`: n rows.
     Raises:
         ValueError: the shapes do not belong together.
-        OSError: writing failed (disk full, no permission); names the path, whose old content is intact.
+        OSError: writing failed (disk full, no permission); names the path, whose old content is
+            intact.
     """
     arrays = {WAVE: np.asarray(wave), FLUX: np.asarray(flux), ERROR: np.asarray(error)}
     Spectra(*arrays.values(), params)  # checks the shapes
@@ -173,7 +188,12 @@ def _inspect(file: Path) -> _Shard:
         for name in (WAVE, FLUX, ERROR):
             dataset = h5[name]
             real = dataset.dtype.kind in "fiu" and dataset.shape is not None
-            check(real, file, name, f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers")
+            check(
+                real,
+                file,
+                name,
+                f"is of type {dataset.dtype}, shape {dataset.shape}; expected real numbers",
+            )
         shape, shape_of_error = h5[FLUX].shape, h5[ERROR].shape
         with hdf5.readable(h5[WAVE]) as dataset:
             wave = dataset[()].astype(float)
@@ -182,12 +202,24 @@ def _inspect(file: Path) -> _Shard:
     reach = f"reaches from {wave[0]:g} to {wave[-1]:g}; expected Angstrom, {ANGSTROM[0]:g} to {ANGSTROM[1]:g}"
     check(ANGSTROM[0] <= wave[0] and wave[-1] <= ANGSTROM[1], file, WAVE, reach)
     fits = len(shape) == 2 and shape[0] > 0 and shape[1] == len(wave)
-    check(fits, file, FLUX, f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels")
-    check(shape_of_error == shape, file, ERROR, f"has shape {shape_of_error}; expected {shape} as {FLUX}")
+    check(
+        fits,
+        file,
+        FLUX,
+        f"has shape {shape}; expected (n, {len(wave)}), n > 0, as {WAVE} has {len(wave)} pixels",
+    )
+    check(
+        shape_of_error == shape,
+        file,
+        ERROR,
+        f"has shape {shape_of_error}; expected {shape} as {FLUX}",
+    )
     with hdf5.reading(file, PARAMS), h5py.File(file) as h5:
         key = _key(h5)
         params = pandas_hdf5.numbers(h5[key])
-    check(len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}")
+    check(
+        len(params) == shape[0], file, key, f"has {len(params)} rows; expected {shape[0]} as {FLUX}"
+    )
     return _Shard(file, wave, params.reset_index(drop=True), key)
 
 
@@ -195,7 +227,9 @@ def _key(h5: h5py.File) -> str:
     """Where the pandas table of a file is: at the usual key, or the only one."""
     keys = [PARAMS] if pandas_hdf5.kind(h5.get(PARAMS)) else pandas_hdf5.keys(h5)
     found = f"there are tables at {', '.join(keys)}" if keys else "there is no other table"
-    check(len(keys) == 1, h5.filename, PARAMS, f"is missing, and {found}; expected one pandas table")
+    check(
+        len(keys) == 1, h5.filename, PARAMS, f"is missing, and {found}; expected one pandas table"
+    )
     return keys[0]
 
 
@@ -203,14 +237,23 @@ def _check_alike(shards: list[_Shard], required: Sequence[str]) -> None:
     first = shards[0]
     for shard in shards:
         _check_columns(shard.params, required, f"{shard.file}: {shard.key}")
-        alike = shard.wave.shape == first.wave.shape and np.allclose(shard.wave, first.wave, rtol=1e-7, atol=0)
-        check(alike, shard.file, WAVE, f"differs from that of {first.file}; expected one grid for all files")
+        alike = shard.wave.shape == first.wave.shape and np.allclose(
+            shard.wave, first.wave, rtol=1e-7, atol=0
+        )
+        check(
+            alike,
+            shard.file,
+            WAVE,
+            f"differs from that of {first.file}; expected one grid for all files",
+        )
 
 
 def _check_columns(params: pd.DataFrame, required: Sequence[str], where: str) -> None:
     for name in required:
         if name not in params:
-            raise ValueError(f"{where} lacks the column {name!r} of numbers (there: {', '.join(map(str, params))})")
+            raise ValueError(
+                f"{where} lacks the column {name!r} of numbers (there: {', '.join(map(str, params))})"
+            )
     for name in [name for name in params if name in {*required, *LIMITS}]:
         values = params[name].to_numpy(float)
         low, high = LIMITS.get(name, (-np.inf, np.inf))
@@ -224,9 +267,13 @@ def _check_columns(params: pd.DataFrame, required: Sequence[str], where: str) ->
 
 def _replace(folder: Path, shards: list[_Shard], identity: dict) -> None:
     """Put a whole new folder in the place of the old one."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process: we hold the lock
+    for leftover in folder.parent.glob(
+        f".{folder.name}.*.tmp"
+    ):  # of a killed process: we hold the lock
         shutil.rmtree(leftover)
-    partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp") for _ in range(2))
+    partial, old = (
+        folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp") for _ in range(2)
+    )
     partial.mkdir()
     try:
         snr = _copy_spectra(shards, partial)
@@ -252,7 +299,11 @@ def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
     header = {"descr": "<f4", "fortran_order": False, "shape": (n, pixels)}
     ratios = []
     bar = tqdm(total=n, desc="converting", unit=" spectra", mininterval=1, delay=5)
-    with open(folder / "flux.npy", "xb") as flux_file, open(folder / "error.npy", "xb") as error_file, bar:
+    with (
+        open(folder / "flux.npy", "xb") as flux_file,
+        open(folder / "error.npy", "xb") as error_file,
+        bar,
+    ):
         for file in (flux_file, error_file):
             np.lib.format.write_array_header_1_0(file, header)
         for shard in shards:
@@ -283,7 +334,9 @@ def _checked_blocks(shard: _Shard, scratch: Path) -> Iterator[tuple[np.ndarray, 
             yield flux, error, _checked(flux, error, start, shard.file, h5[FLUX].fillvalue)
 
 
-def _checked(flux: np.ndarray, error: np.ndarray, start: int, file: Path, fill: float) -> np.ndarray:
+def _checked(
+    flux: np.ndarray, error: np.ndarray, start: int, file: Path, fill: float
+) -> np.ndarray:
     """Clip the flux of some rows at 0, and give their S/N."""
     _check_values(np.isfinite(flux), flux, start, file, FLUX, "a finite number in float32")
     good = np.isfinite(error) & (error > 0)
@@ -299,10 +352,17 @@ def _checked(flux: np.ndarray, error: np.ndarray, start: int, file: Path, fill: 
     return snr
 
 
-def _check_values(good: np.ndarray, block: np.ndarray, start: int, file: Path, name: str, accepted: str) -> None:
+def _check_values(
+    good: np.ndarray, block: np.ndarray, start: int, file: Path, name: str, accepted: str
+) -> None:
     if not good.all():
         row, pixel = np.argwhere(~good)[0]
-        check(False, file, name, f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}")
+        check(
+            False,
+            file,
+            name,
+            f"has {block[row, pixel]} in row {start + row}, pixel {pixel}; expected {accepted}",
+        )
 
 
 def _stored(folder: Path, identity: dict) -> Spectra | None:

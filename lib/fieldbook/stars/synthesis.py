@@ -1,11 +1,13 @@
-"""Spectra of cool stars from 7,100 to 8,850 A, synthesised from five labels in local thermodynamic equilibrium.
+"""Spectra of cool stars from 7,100 to 8,850 A, synthesised from five labels in local thermodynamic
+equilibrium.
 
-160 atomic lines and the Paschen series as Voigt profiles over the layers of `atmosphere`, the flux by two rays, seen
-through a Gaussian line-spread function. The bands of TiO and CN have the right molecules in the right numbers, but a
-stylised shape, a saw tooth at each band head: draw no physics from them.
+160 atomic lines and the Paschen series as Voigt profiles over the layers of `atmosphere`, the flux
+by two rays, seen through a Gaussian line-spread function. The bands of TiO and CN have the right
+molecules in the right numbers, but a stylised shape, a saw tooth at each band head: draw no physics
+from them.
 
-`lines.csv` beside this file: laboratory values as collected in linemake (Placco et al. 2021, RNAAS 5, 92), the rest
-from Kurucz's lists. Wavelengths are vacuum A unless named air.
+`lines.csv` beside this file: laboratory values as collected in linemake (Placco et al. 2021, RNAAS
+5, 92), the rest from Kurucz's lists. Wavelengths are vacuum A unless named air.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import numpy as np
 from scipy.special import expit, voigt_profile
 
 from fieldbook.nn.checks import require
-from fieldbook.stars.atmosphere import (  # fmt: skip
+from fieldbook.stars.atmosphere import (
     ATOMIC_MASS,
     BOLTZMANN,
     BOLTZMANN_EV,
@@ -34,12 +36,20 @@ from fieldbook.stars.atmosphere import (  # fmt: skip
 )
 
 LABELS = ("T_eff", "log_g", "M_H", "a_M", "C_M")
-LABEL_LIMITS = {"T_eff": (3500, 6500), "log_g": (0, 5.5), "M_H": (-3, 1), "a_M": (-0.5, 0.75), "C_M": (-1, 0.75)}
+LABEL_LIMITS = {
+    "T_eff": (3500, 6500),
+    "log_g": (0, 5.5),
+    "M_H": (-3, 1),
+    "a_M": (-0.5, 0.75),
+    "C_M": (-1, 0.75),
+}
 SPEED_OF_LIGHT = 299792.458  # km/s
 START, STEP, PIXELS = 7100.2136, 0.4272461, 4096  # A
 OVERSAMPLING = 8
 LSF_FWHM = 1.36  # A
-HEAD_RISE = 0.4  # A, of a band head: a step within a pixel would move by whole pixels with the velocity
+HEAD_RISE = (
+    0.4  # A, of a band head: a step within a pixel would move by whole pixels with the velocity
+)
 CACHED = 128  # pixels whose layers fit a processor's cache
 MICROTURBULENCE = 2.0  # km/s
 FAINTEST = 1e-3  # of the continuous opacity: where a line's wing ends
@@ -50,24 +60,37 @@ RAYS = ((0.211325, 0.5), (0.788675, 0.5))  # cosine and weight of Gauss and Lege
 # for band depths of a tenth to a half in M dwarfs; energy of the lower vibrational level (eV); e-folding width (A).
 BANDS = {
     "TiO": (
-        (7056.1, 3e-3, 0.0, 60), (7089.6, 3e-3, 0.0, 60), (7127.6, 3e-3, 0.0, 60), (7591.0, 1e-3, 0.125, 70),
-        (7630.0, 1e-3, 0.125, 70), (7668.0, 1e-3, 0.125, 70), (8208.0, 3e-4, 0.25, 80), (8252.0, 3e-4, 0.25, 80),
-        (8305.0, 3e-4, 0.25, 80), (8434.0, 6e-4, 0.0, 90),
+        (7056.1, 3e-3, 0.0, 60),
+        (7089.6, 3e-3, 0.0, 60),
+        (7127.6, 3e-3, 0.0, 60),
+        (7591.0, 1e-3, 0.125, 70),
+        (7630.0, 1e-3, 0.125, 70),
+        (7668.0, 1e-3, 0.125, 70),
+        (8208.0, 3e-4, 0.25, 80),
+        (8252.0, 3e-4, 0.25, 80),
+        (8305.0, 3e-4, 0.25, 80),
+        (8434.0, 6e-4, 0.0, 90),
     ),
     "CN": (
-        (7262.0, 1e-4, 1.02, 90), (7439.0, 1e-4, 1.25, 90), (7876.0, 6e-4, 0.0, 110), (8069.0, 7e-4, 0.26, 110),
-        (8273.0, 6e-4, 0.51, 110), (8485.0, 5e-4, 0.76, 110),
+        (7262.0, 1e-4, 1.02, 90),
+        (7439.0, 1e-4, 1.25, 90),
+        (7876.0, 6e-4, 0.0, 110),
+        (8069.0, 7e-4, 0.26, 110),
+        (8273.0, 6e-4, 0.51, 110),
+        (8485.0, 5e-4, 0.76, 110),
     ),
-}  # fmt: skip
+}
 
 
 def wavelength(pixels: int = PIXELS, margin: int = 0) -> np.ndarray:
-    """Centres of the detector's pixels, vacuum A, (pixels + 2 margin,); the margin lies outside at both ends."""
+    """Centres of the detector's pixels, vacuum A, (pixels + 2 margin,); the margin lies outside at
+    both ends."""
     return START + STEP * np.arange(-margin, pixels + margin)
 
 
 def vacuum(air: np.ndarray) -> np.ndarray:
-    """Wavelength in vacuum of one in standard air, A; the IAU's formula (Morton 2000, ApJS 130, 403, eq. 8), twice."""
+    """Wavelength in vacuum of one in standard air, A; the IAU's formula (Morton 2000, ApJS 130,
+    403, eq. 8), twice."""
     result = np.asarray(air, float)
     for _ in range(2):
         s = (1e4 / result) ** 2
@@ -77,9 +100,11 @@ def vacuum(air: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lines:
-    """Constants of every line, (line,): vacuum A, eV, gf; damping per second, and per particle per cm3.
+    """Constants of every line, (line,): vacuum A, eV, gf; damping per second, and per particle per
+    cm3.
 
-    `vdw` is per hydrogen atom at 10,000 K, and grows as T^0.3; `stark` per electron, `linear_stark` per electron^(2/3).
+    `vdw` is per hydrogen atom at 10,000 K, and grows as T^0.3; `stark` per electron, `linear_stark`
+    per electron^(2/3).
     """
 
     element: np.ndarray
@@ -97,57 +122,82 @@ class Lines:
 def lines() -> Lines:
     """All lines with their damping.
 
-    Source: radiative, classical but for Ca II (its 4p lives 6.3 ns); van der Waals, Unsoeld's theory times 2 (Gray
-    2005, section 11.5; C6 from hydrogen's polarisability 6.67e-25 cm3 and Coulomb radii), Ca II from Barklem & O'Mara
-    1998; Stark, 1e-8 n_eff^5 (Castelli 2005) and for hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths,
-    Kramers with a Gaunt factor of 0.9.
+    Source: radiative, classical but for Ca II (its 4p lives 6.3 ns); van der Waals, Unsoeld's
+    theory times 2 (Gray 2005, section 11.5; C6 from hydrogen's polarisability 6.67e-25 cm3 and
+    Coulomb radii), Ca II from Barklem & O'Mara 1998; Stark, 1e-8 n_eff^5 (Castelli 2005) and for
+    hydrogen 0.6 (n'^2 - n^2) (Sutton 1978); Paschen strengths, Kramers with a Gaunt factor of 0.9.
     """
     t = table("lines")
     n = np.arange(11, LAST_PASCHEN + 1)
     energy = 1 / 9 - 1 / n**2
-    element, stage = (np.append(t[c].to_numpy(), [v] * len(n)) for c, v in (("element", "H"), ("stage", 1)))
+    element, stage = (
+        np.append(t[c].to_numpy(), [v] * len(n)) for c, v in (("element", "H"), ("stage", 1))
+    )
     centre = np.append(vacuum(t.wavelength_air_A.to_numpy()), 1e8 / (109677.58 * energy))
     lower = np.append(t.lower_eV.to_numpy(), [12.0875] * len(n))
     gf = np.append(10 ** t.log_gf.to_numpy(), 18 * 1.9603 * 0.9 / (243 * n**3.0) * energy**-3)
     is_h, calcium = element == "H", (element == "Ca") & (stage == 2)
     limit = np.array([ionisation_energy(e, s) for e, s in zip(element, stage, strict=True)])
-    n_lower, n_upper = (13.5984 * stage**2 / (limit - e) for e in (lower, lower + 12398.42 / centre))  # n_eff^2
-    radius = np.abs(n_upper * (5 * n_upper + 1) - n_lower * (5 * n_lower + 1)) / (2 * stage**2)  # Bohr radii squared
-    speed = np.sqrt(8 * BOLTZMANN * 1e4 / (np.pi * ATOMIC_MASS) * np.array([1 + 1 / mass(e) for e in element]))
+    n_lower, n_upper = (
+        13.5984 * stage**2 / (limit - e) for e in (lower, lower + 12398.42 / centre)
+    )  # n_eff^2
+    radius = np.abs(n_upper * (5 * n_upper + 1) - n_lower * (5 * n_lower + 1)) / (
+        2 * stage**2
+    )  # Bohr radii squared
+    speed = np.sqrt(
+        8 * BOLTZMANN * 1e4 / (np.pi * ATOMIC_MASS) * np.array([1 + 1 / mass(e) for e in element])
+    )
     unsold = 2 * 8.08 * (4.09e-33 * radius) ** 0.4 * speed**0.6
     return Lines(
-        element, stage, centre, lower, gf,
+        element,
+        stage,
+        centre,
+        lower,
+        gf,
         radiative=np.where(calcium, 10**8.2, 2.223e15 / centre**2),
         vdw=np.where(is_h, 0, np.where(calcium, 10**-7.68, unsold)),
         stark=np.where(is_h, 0, 1e-8 * n_upper**2.5),
         linear_stark=np.append(np.zeros(len(t)), 0.6 * (n**2 - 9.0)),
-    )  # fmt: skip
+    )
 
 
 def line_constants(air: Atmosphere) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each line's profile in each layer follows from, all (line, layer).
 
     Returns:
-        Opacity times A per hydrogen nucleus (cm2 A); Gaussian standard deviation and Lorentzian half width at half
-        maximum (A).
+        Opacity times A per hydrogen nucleus (cm2 A); Gaussian standard deviation and Lorentzian
+        half width at half maximum (A).
     """
     of, t = lines(), air.temperature
     kinds = sorted(set(zip(of.element, of.stage, strict=True)))
     which = np.array([kinds.index(kind) for kind in zip(of.element, of.stage, strict=True)])
     present = np.stack(
         [
-            air.abundance[e] * stages(e, t, air.electron_pressure)[s - 1] / np.exp(log_partition(e, s, t))
+            air.abundance[e]
+            * stages(e, t, air.electron_pressure)[s - 1]
+            / np.exp(log_partition(e, s, t))
             for e, s in kinds
         ]
     )
     doppler = np.stack(
-        [np.sqrt(2 * BOLTZMANN * t / (mass(e) * ATOMIC_MASS) + (MICROTURBULENCE * 1e5) ** 2) for e, _ in kinds]
+        [
+            np.sqrt(2 * BOLTZMANN * t / (mass(e) * ATOMIC_MASS) + (MICROTURBULENCE * 1e5) ** 2)
+            for e, _ in kinds
+        ]
     )
     centre, lower, gf, *damping = (
-        x[:, None] for x in (of.wavelength, of.lower, of.gf, of.radiative, of.vdw, of.stark, of.linear_stark)
+        x[:, None]
+        for x in (of.wavelength, of.lower, of.gf, of.radiative, of.vdw, of.stark, of.linear_stark)
     )
     stimulated = -np.expm1(-HC_K / (centre * t))
-    strength = 8.8528e-21 * centre**2 * gf * present[which] * np.exp(-lower / (BOLTZMANN_EV * t)) * stimulated
+    strength = (
+        8.8528e-21
+        * centre**2
+        * gf
+        * present[which]
+        * np.exp(-lower / (BOLTZMANN_EV * t))
+        * stimulated
+    )
     atoms = air.hydrogen * air.neutral_hydrogen
     rate = damping[0] + damping[1] * atoms * (t / 1e4) ** 0.3 + damping[2] * air.electrons
     rate = rate + damping[3] * air.electrons ** (2 / 3)
@@ -159,7 +209,8 @@ def add_lines(opacity: np.ndarray, grid: np.ndarray, air: Atmosphere, scale: np.
     """Add every line's opacity, divided by `scale`, in place.
 
     Args:
-        opacity: (layer, point); `grid`: (point,) evenly spaced A, at rest; `scale`: (layer,) cm2 per nucleus.
+        opacity: (layer, point); `grid`: (point,) evenly spaced A, at rest; `scale`: (layer,) cm2
+            per nucleus.
     """
     strength, sigma, gamma = line_constants(air)
     strength = strength / scale
@@ -175,14 +226,17 @@ def add_lines(opacity: np.ndarray, grid: np.ndarray, air: Atmosphere, scale: np.
         a, b, c, d = np.clip(np.ceil(edges), 0, len(grid)).astype(int)
         s, w, g = strength[i, :, None], sigma[i, :, None], gamma[i, :, None]
         opacity[:, b:c] += s * voigt_profile(grid[b:c] - centre, w, g)
-        amplitude, squared, variance = (x.astype(opacity.dtype) for x in (s * g / np.pi, g**2, 3 * w**2))
+        amplitude, squared, variance = (
+            x.astype(opacity.dtype) for x in (s * g / np.pi, g**2, 3 * w**2)
+        )
         for lo, hi in ((a, b), (c, d)):
             inverse = 1 / (((grid[lo:hi] - centre) ** 2).astype(opacity.dtype) + squared)
             opacity[:, lo:hi] += amplitude * inverse * (1 + variance * inverse)
 
 
 def bands(grid: np.ndarray, air: Atmosphere) -> np.ndarray:
-    """Opacity of TiO and CN, (layer, point), cm2 per hydrogen nucleus, on `grid` (A, at rest); stylised."""
+    """Opacity of TiO and CN, (layer, point), cm2 per hydrogen nucleus, on `grid` (A, at rest);
+    stylised."""
     result = np.zeros((len(air.tau), len(grid)))
     for molecule, number in molecules(air).items():
         for head, strength, lower, width in BANDS[molecule]:
@@ -199,7 +253,8 @@ def planck(grid: np.ndarray, temperature: np.ndarray) -> np.ndarray:
 
 
 def optical_depth(ratio: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Optical depth where the opacity is `ratio` (layer, ...) times that of the scale `reference` (layer,)."""
+    """Optical depth where the opacity is `ratio` (layer, ...) times that of the scale `reference`
+    (layer,)."""
     result = np.empty_like(ratio)
     result[0] = ratio[0] * ratio.dtype.type(reference[0])
     steps = (np.diff(reference) / 2).astype(ratio.dtype)
@@ -209,10 +264,12 @@ def optical_depth(ratio: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def emergent(tau: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Flux that leaves the surface, pi F, by two rays; between layers the source is the mean of both.
+    """Flux that leaves the surface, pi F, by two rays; between layers the source is the mean of
+    both.
 
     Args:
-        tau: (layer, ...) optical depth, growing inwards; `source`: (layer, ...), broadcasts against it.
+        tau: (layer, ...) optical depth, growing inwards; `source`: (layer, ...), broadcasts against
+            it.
     Returns:
         (...,); with a constant source S it is pi S.
     """
@@ -226,7 +283,8 @@ def emergent(tau: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def line_spread() -> np.ndarray:
-    """Weights of the fine points that make a pixel: Gaussian LSF and box, centred on the pixel, with sum 1."""
+    """Weights of the fine points that make a pixel: Gaussian LSF and box, centred on the pixel,
+    with sum 1."""
     fine = STEP / OVERSAMPLING
     half = int(np.ceil(5 * LSF_FWHM / 2.3548 / STEP)) * OVERSAMPLING
     gauss = np.exp(-0.5 * ((np.arange(-half, half + 1) * fine) / (LSF_FWHM / 2.3548)) ** 2)
@@ -241,8 +299,13 @@ def _observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np
     pixel = wavelength(margin=margin + pad) / doppler
     step = STEP / OVERSAMPLING / doppler
     grid = pixel[0] + step * (np.arange(len(pixel) * OVERSAMPLING) - (OVERSAMPLING - 1) / 2)
-    inner = [x[:, None] for x in (air.temperature, air.electron_pressure, air.hydrogen, air.neutral_hydrogen)]
-    smooth = ((continuum(pixel, *inner) + bands(pixel, air)) / air.opacity[:, None]).astype(np.float32)
+    inner = [
+        x[:, None]
+        for x in (air.temperature, air.electron_pressure, air.hydrogen, air.neutral_hydrogen)
+    ]
+    smooth = ((continuum(pixel, *inner) + bands(pixel, air)) / air.opacity[:, None]).astype(
+        np.float32
+    )
     source = planck(pixel, air.temperature)
     source = (source / source.mean()).astype(np.float32)
     opacity = np.zeros((len(air.tau), len(grid)), np.float32)
@@ -250,7 +313,10 @@ def _observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np
     opacity = opacity.reshape(len(air.tau), -1, OVERSAMPLING)
     pieces = [slice(i, i + CACHED) for i in range(0, len(pixel), CACHED)]
     fine = [
-        emergent(optical_depth(opacity[:, piece] + smooth[:, piece, None], air.tau), source[:, piece, None])
+        emergent(
+            optical_depth(opacity[:, piece] + smooth[:, piece, None], air.tau),
+            source[:, piece, None],
+        )
         for piece in pieces
     ]
     first = pad * OVERSAMPLING + OVERSAMPLING // 2 - (len(kernel) + 1) // 2
@@ -259,18 +325,26 @@ def _observed_flux(air: Atmosphere, margin: int = 0, doppler: float = 1.0) -> np
 
 
 def synthesize(
-    T_eff: float, log_g: float, M_H: float, a_M: float = 0.0, C_M: float = 0.0, rv_kms: float = 0.0, margin: int = 0
+    T_eff: float,
+    log_g: float,
+    M_H: float,
+    a_M: float = 0.0,
+    C_M: float = 0.0,
+    rv_kms: float = 0.0,
+    margin: int = 0,
 ) -> np.ndarray:
     """Spectrum of one star at `wavelength()`, its median .5.
 
     Args:
-        T_eff: K; `log_g`: log10 of cm/s2; `M_H`, `a_M`, `C_M`: dex relative to the Sun, alpha elements and carbon
-            relative to the other metals. `rv_kms`: radial velocity, km/s, positive when receding.
+        T_eff: K; `log_g`: log10 of cm/s2; `M_H`, `a_M`, `C_M`: dex relative to the Sun, alpha
+            elements and carbon relative to the other metals. `rv_kms`: radial velocity, km/s,
+                positive when receding.
         margin: pixels more at both ends, which do not count for the median.
     Returns:
         (PIXELS + 2 margin,) float64.
     Raises:
-        ValueError: a label is outside `LABEL_LIMITS`, or the velocity is beyond 1,000 km/s; names it.
+        ValueError: a label is outside `LABEL_LIMITS`, or the velocity is beyond 1,000 km/s; names
+            it.
     """
     for name, value in zip(LABELS, (T_eff, log_g, M_H, a_M, C_M), strict=True):
         low, high = LABEL_LIMITS[name]

@@ -6,9 +6,7 @@ import sys
 import pytest
 import torch
 
-SHRINK = (
-    "import torch, torchvision; print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)"
-)
+SHRINK = "import torch, torchvision; print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)"
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:

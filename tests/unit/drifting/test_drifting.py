@@ -16,7 +16,16 @@ from fieldbook.drifting.judge import Judge, judge
 from fieldbook.nn.checkpoints import save_weights
 from fieldbook.run import figures
 
-SMALL = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 6, "eval_every": 3, "warmup": 0}
+SMALL = {
+    "width": 8,
+    "depth": 1,
+    "set_size": 4,
+    "positives": 4,
+    "groups": 3,
+    "steps": 6,
+    "eval_every": 3,
+    "warmup": 0,
+}
 
 
 def setting(**options):
@@ -62,7 +71,9 @@ def test_trains_and_rebuilds_itself(options, tmp_path):
     label = experiment.balanced_labels(6, saved.classes)
     generator = [torch.Generator().manual_seed(0) for _ in range(2)]
     with torch.no_grad():
-        assert torch.equal(model.sample(label, 1.5, generator[0]), fit.ema.sample(label, 1.5, generator[1]))
+        assert torch.equal(
+            model.sample(label, 1.5, generator[0]), fit.ema.sample(label, 1.5, generator[1])
+        )
     rows = pd.read_csv(tmp_path / "steps.csv")
     assert rows.step.tolist() == list(range(1, 7)) and list(rows)[1:] == list(experiment.METRICS)
     assert rows.notna().all(axis=None) and (rows.grad_norm > 0).all()
@@ -74,7 +85,9 @@ def test_gradient_norm_is_that_of_the_update(tmp_path):
     experiment.train(s, tmp_path)
     from fieldbook.nn.seeds import stream
 
-    loss, _ = experiment.loss_of(s, reals, None)(model, 12, torch.Generator().manual_seed(stream("noise", 0, 0, 0)))
+    loss, _ = experiment.loss_of(s, reals, None)(
+        model, 12, torch.Generator().manual_seed(stream("noise", 0, 0, 0))
+    )
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert pd.read_csv(tmp_path / "steps.csv").grad_norm[0] == pytest.approx(float(norm), rel=1e-5)
@@ -97,7 +110,9 @@ def test_interrupted_training_ends_with_the_same_bytes(options, tmp_path, monkey
         experiment.train(s, tmp_path / "killed")
     experiment.train(s, tmp_path / "killed")
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
-    assert (tmp_path / "killed" / "steps.csv").read_bytes() == (tmp_path / "straight" / "steps.csv").read_bytes()
+    assert (tmp_path / "killed" / "steps.csv").read_bytes() == (
+        tmp_path / "straight" / "steps.csv"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("lost", ["steps.csv", "step_0000006.safetensors"])
@@ -107,7 +122,10 @@ def test_what_was_deleted_beside_a_checkpoint_is_made_again(run, tmp_path, lost,
     (folder / lost).unlink()
     experiment.train(setting(), folder)
     assert "training anew" in capsys.readouterr().err
-    assert weights(folder) == weights(run) and (folder / lost).read_bytes() == (run / lost).read_bytes()
+    assert (
+        weights(folder) == weights(run)
+        and (folder / lost).read_bytes() == (run / lost).read_bytes()
+    )
     experiment.train(setting(), folder)
     assert "training anew" not in capsys.readouterr().err
 
@@ -123,7 +141,9 @@ def test_another_start_or_setting_is_not_continued(run, tmp_path):
 
 def test_weights_that_are_no_checkpoint_are_named(tmp_path):
     save_weights({"model.a": torch.ones(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"w\.safetensors is not a checkpoint of a drifting run .*train it again"):
+    with pytest.raises(
+        ValueError, match=r"w\.safetensors is not a checkpoint of a drifting run .*train it again"
+    ):
         experiment.restore(tmp_path / "w.safetensors")
 
 
@@ -137,7 +157,9 @@ def test_a_learned_run_wants_its_field_back(run, tmp_path):
         experiment.read_checkpoint(tmp_path / name).model
         for name in ("a/step_0000006.safetensors", "b/step_0000000.safetensors")
     )
-    assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("field."))
+    assert all(
+        torch.equal(first[name], second[name]) for name in first if name.startswith("field.")
+    )
     with pytest.raises(ValueError, match="start"):
         experiment.train(setting(depth=2), tmp_path / "c", start=start)
 
@@ -176,7 +198,9 @@ def test_encoder_features_join_the_pixels():
 
 def test_colour_images_and_a_transformer(tmp_path, monkeypatch):
     x, label = torch.rand(40, 3, 16, 16) * 2 - 1, torch.arange(40) % 10
-    monkeypatch.setattr(experiment, "load_images", lambda data, folder: Images(x, label, x[:10], label[:10]))
+    monkeypatch.setattr(
+        experiment, "load_images", lambda data, folder: Images(x, label, x[:10], label[:10])
+    )
     s = setting(data="cifar10", generator="dit", encoder=True, width=16, precision="bf16", steps=3)
     experiment.train(s, tmp_path)
     rows = evaluation.evaluate(tmp_path, tmp_path / "out", None, num_samples=10)
@@ -189,8 +213,12 @@ def test_two_passes_extrapolate(tmp_path):
     model, _ = experiment.restore(tmp_path / "step_0000006.safetensors")
     label = torch.arange(10)
     with torch.no_grad():
-        zero, one, three = (model.sample(label, a, torch.Generator().manual_seed(0)) for a in (0.0, 1.0, 3.0))
-    assert torch.allclose(three, zero + 3 * (one - zero), atol=1e-5) and not torch.allclose(zero, one)
+        zero, one, three = (
+            model.sample(label, a, torch.Generator().manual_seed(0)) for a in (0.0, 1.0, 3.0)
+        )
+    assert torch.allclose(three, zero + 3 * (one - zero), atol=1e-5) and not torch.allclose(
+        zero, one
+    )
 
 
 # -- evaluation
@@ -201,17 +229,43 @@ def test_evaluates_a_folder(run, scored, tmp_path):
     options = {"num_samples": 20, "batch_size": 8, "draw": lambda rows: drawn.append(len(rows))}
     rows = evaluation.evaluate(run, tmp_path, scored, **options)
     wanted = {
-        "checkpoint", "name", "dataset", "epoch", "step", "num_samples", "batch_size", "alpha", "seed", "eval_seconds",
-        "fid", "kid", "fd_heldout", "precision", "recall", "density", "coverage", "loss", "drift_norm", "grad_norm",
-    }  # fmt: skip
+        "checkpoint",
+        "name",
+        "dataset",
+        "epoch",
+        "step",
+        "num_samples",
+        "batch_size",
+        "alpha",
+        "seed",
+        "eval_seconds",
+        "fid",
+        "kid",
+        "fd_heldout",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "loss",
+        "drift_norm",
+        "grad_norm",
+    }
     assert wanted <= set(rows) and rows.step.tolist() == [0, 3, 6] and drawn == [1, 2, 3]
-    assert rows.fid.isna().all() and rows.fd_heldout.notna().all() and rows.loss.isna().tolist() == [True, False, False]
+    assert (
+        rows.fid.isna().all()
+        and rows.fd_heldout.notna().all()
+        and rows.loss.isna().tolist() == [True, False, False]
+    )
     folder = tmp_path / "artifacts" / "step_0000006"
     assert len(list((folder / "generated").glob("*.png"))) == 20
     assert np.asarray(Image.open(folder / "generated" / "000000.png")).shape == (8, 8)
     assert Image.open(folder / "preview.png").size == (100, 100)
     about = json.loads((folder / "eval_metadata.json").read_text())
-    assert about["seed"] == 42 and about["features"] == scored.digest and about["setting"]["width"] == 8
+    assert (
+        about["seed"] == 42
+        and about["features"] == scored.digest
+        and about["setting"]["width"] == 8
+    )
 
 
 def test_a_curve_is_redrawn_with_every_row(run, scored, tmp_path):
@@ -228,7 +282,9 @@ def test_a_curve_is_redrawn_with_every_row(run, scored, tmp_path):
 def test_same_seed_same_samples_whatever_was_there(run, scored, tmp_path):
     one, two = (evaluation.evaluate(run, tmp_path / name, scored, num_samples=20) for name in "ab")
     again = evaluation.evaluate(run, tmp_path / "a", scored, num_samples=20)
-    other = evaluation.evaluate(run / "step_0000006.safetensors", tmp_path / "a", scored, num_samples=20, seed=1)
+    other = evaluation.evaluate(
+        run / "step_0000006.safetensors", tmp_path / "a", scored, num_samples=20, seed=1
+    )
     assert one.fd_heldout.equals(two.fd_heldout) and one.fd_heldout.equals(again.fd_heldout)
     assert len(other) == 4 and other.fd_heldout.iloc[3] != other.fd_heldout.iloc[2]
 
@@ -273,15 +329,25 @@ def test_a_corrupt_checkpoint_is_named_and_the_rest_goes_on(run, scored, tmp_pat
 def test_fid_says_what_is_missing_before_sampling(run, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "sample", lambda *_: pytest.fail("sampled in vain"))
     with pytest.raises(FileNotFoundError, match=r"digits_clean_train_8\.npz"):
-        evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean")
+        evaluation.evaluate(
+            run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean"
+        )
 
 
 def test_judge_knows_real_from_wrong(scored):
     images = scored.images
     real = scored.measure(images.test, images.test_label)
-    assert real["fd_heldout"] == pytest.approx(0, abs=1e-5) and real["coverage"] == 1 and abs(real["energy"]) < 0.1
-    noise = scored.measure(torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)), images.test_label)
-    copies = scored.measure(images.train[:60].repeat(9, 1, 1, 1)[:500], images.train_label.repeat(9)[:500])
+    assert (
+        real["fd_heldout"] == pytest.approx(0, abs=1e-5)
+        and real["coverage"] == 1
+        and abs(real["energy"]) < 0.1
+    )
+    noise = scored.measure(
+        torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)), images.test_label
+    )
+    copies = scored.measure(
+        images.train[:60].repeat(9, 1, 1, 1)[:500], images.train_label.repeat(9)[:500]
+    )
     floor = np.mean(scored.floor(5))
     assert noise["fd_heldout"] > 3 * floor and noise["coverage"] < 0.5
     assert copies["nearest"] == 0 and copies["fd_train"] < noise["fd_train"]

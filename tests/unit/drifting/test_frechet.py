@@ -12,7 +12,10 @@ from fieldbook.drifting import distances, frechet
 
 
 def features(n, d, seed=0, shift=0.0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * (1 + torch.arange(d) / d) + shift
+    return (
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * (1 + torch.arange(d) / d)
+        + shift
+    )
 
 
 @pytest.fixture
@@ -33,19 +36,25 @@ def test_distance_is_clean_fids(n, d):
 def test_distance_of_known_gaussians():
     a, b = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([9.0, 1.0]))
     zero, one = torch.zeros(2), torch.tensor([1.0, 2.0])
-    assert frechet.frechet_distance(zero, a, one, b) == pytest.approx(5 + (1 - 3) ** 2 + (2 - 1) ** 2)
+    assert frechet.frechet_distance(zero, a, one, b) == pytest.approx(
+        5 + (1 - 3) ** 2 + (2 - 1) ** 2
+    )
     c = features(50, 5).T.cov().double()
     d = features(50, 5, seed=2).T.cov().double()
     trace = np.trace(sqrtm((c @ d).numpy())).real
     expected = float(c.trace() + d.trace()) - 2 * trace
-    assert frechet.frechet_distance(torch.zeros(5), c, torch.zeros(5), d) == pytest.approx(expected, abs=1e-9)
+    assert frechet.frechet_distance(torch.zeros(5), c, torch.zeros(5), d) == pytest.approx(
+        expected, abs=1e-9
+    )
     assert frechet.frechet(features(50, 5), features(50, 5)) == pytest.approx(0, abs=1e-6)
 
 
 def test_kid_is_clean_fids():
     x, y = features(60, 8), features(60, 8, seed=1, shift=0.2)
     generator = torch.Generator().manual_seed(0)
-    theirs = frechet.clean_fid().kernel_distance(x.double().numpy(), y.double().numpy(), num_subsets=1)
+    theirs = frechet.clean_fid().kernel_distance(
+        x.double().numpy(), y.double().numpy(), num_subsets=1
+    )
     assert frechet.kid(x, y, generator) == pytest.approx(theirs, abs=1e-6)
     few = frechet.kid(x, y, generator, subsets=400, largest=30)
     assert few == pytest.approx(theirs, rel=0.2)  # subsets estimate the same
@@ -53,8 +62,15 @@ def test_kid_is_clean_fids():
 
 def test_coverage_of_itself_and_of_nothing():
     x = features(60, 4)
-    assert frechet.coverage(x, x) == pytest.approx({"precision": 1, "recall": 1, "coverage": 1, "density": 1}, abs=0.21)
-    assert frechet.coverage(x, x + 100) == {"precision": 0, "recall": 0, "coverage": 0, "density": 0}
+    assert frechet.coverage(x, x) == pytest.approx(
+        {"precision": 1, "recall": 1, "coverage": 1, "density": 1}, abs=0.21
+    )
+    assert frechet.coverage(x, x + 100) == {
+        "precision": 0,
+        "recall": 0,
+        "coverage": 0,
+        "density": 0,
+    }
 
 
 def write_folder(folder, seed):
@@ -78,7 +94,9 @@ def test_injected_extractor_goes_through_clean_fids_resizing(tmp_path, offline):
         module.fid_from_feats(one.numpy(), two.numpy()), rel=1e-6, abs=1e-6
     )
     theirs = module.kernel_distance(one.numpy(), two.numpy(), num_subsets=1)
-    assert frechet.kid(one, two, torch.Generator().manual_seed(0)) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    assert frechet.kid(one, two, torch.Generator().manual_seed(0)) == pytest.approx(
+        theirs, rel=1e-6, abs=1e-6
+    )
 
 
 def test_missing_files_are_named_and_not_fetched(tmp_path, offline):
@@ -100,7 +118,10 @@ def test_energy_distance():
     x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [4.0]])
     assert float(distances.energy_distance(x, y)) == pytest.approx(2 * (1 + 4 + 1 + 2) / 4 - 2 - 3)
     same = torch.stack(
-        [distances.energy_distance(features(50, 3, seed=s), features(50, 3, seed=s + 100)) for s in range(40)]
+        [
+            distances.energy_distance(features(50, 3, seed=s), features(50, 3, seed=s + 100))
+            for s in range(40)
+        ]
     )
     assert abs(float(same.mean())) < 3 * float(same.std()) / 40**0.5  # unbiased
     z = x.clone().requires_grad_()
@@ -115,7 +136,9 @@ def test_sliced_distance_of_a_shift():
     shift = torch.tensor([3.0, 4.0])
     assert distances.sliced_w2(x, x[torch.randperm(500)], generator) == pytest.approx(0, abs=1e-6)
     found = distances.sliced_w2(x, x + shift, torch.Generator().manual_seed(0), directions=2000)
-    assert found == pytest.approx(5 / 2**0.5, rel=0.05)  # a direction in the plane sees half of |shift|^2
+    assert found == pytest.approx(
+        5 / 2**0.5, rel=0.05
+    )  # a direction in the plane sees half of |shift|^2
     with pytest.raises(ValueError, match="y"):
         distances.sliced_w2(x, x[1:], generator)
 

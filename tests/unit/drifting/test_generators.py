@@ -11,7 +11,9 @@ SMALL = {"width": 16, "depth": 1, "seed": 0}
 
 def make(kind):
     if kind in ("mlp", "styled"):
-        return MLPGenerator((1, 8, 8), classes=3, noise_dim=5, codebook=4 * (kind == "styled"), **SMALL)
+        return MLPGenerator(
+            (1, 8, 8), classes=3, noise_dim=5, codebook=4 * (kind == "styled"), **SMALL
+        )
     return DiTGenerator((3, 8, 8), classes=3, patch=4, heads=2, **SMALL)
 
 
@@ -25,7 +27,11 @@ def test_every_input_matters_and_every_parameter_learns(kind):
     )
     x = model(noise, label, alpha)
     assert x.shape == (4, *model.shape)
-    others = [(noise.flip(0), label, alpha), (noise, label.flip(0), alpha), (noise, label, alpha + 1)]
+    others = [
+        (noise.flip(0), label, alpha),
+        (noise, label.flip(0), alpha),
+        (noise, label, alpha + 1),
+    ]
     assert all(not torch.allclose(x, model(*other)) for other in others)
     x.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
@@ -62,7 +68,11 @@ def test_patches_go_back_where_they_came_from():
                 block.ffn.down.bias.zero_(),
             )
         model.position.zero_()
-        a = model(noise := torch.randn(1, model.noise_dim), torch.zeros(1, dtype=torch.long), torch.ones(1))
+        a = model(
+            noise := torch.randn(1, model.noise_dim),
+            torch.zeros(1, dtype=torch.long),
+            torch.ones(1),
+        )
         noise[0, :4] += 1  # pixels of the first patch
         b = model(noise, torch.zeros(1, dtype=torch.long), torch.ones(1))
     changed = (a != b)[0].any(0)

@@ -28,14 +28,21 @@ def write_cifar(folder, n=4):
     for name in images.CIFAR10:
         data = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
         labels = rng.integers(0, 10, n).tolist()
-        batch = {b"data": data, b"labels": labels, b"batch_label": b"one", b"filenames": [b"x.png"] * n}
+        batch = {
+            b"data": data,
+            b"labels": labels,
+            b"batch_label": b"one",
+            b"filenames": [b"x.png"] * n,
+        }
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
         made[name] = data, labels
     return made
 
 
 def sums(folder):
-    return {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    return {
+        file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
+    }
 
 
 def test_mnist(tmp_path):
@@ -56,7 +63,9 @@ def test_cifar10(tmp_path):
     assert found.train_label[4:8].tolist() == labels
 
 
-@pytest.mark.parametrize(("read", "write"), [(images.mnist, write_mnist), (images.cifar10, write_cifar)])
+@pytest.mark.parametrize(
+    ("read", "write"), [(images.mnist, write_mnist), (images.cifar10, write_cifar)]
+)
 def test_missing_and_changed_files(read, write, tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match="MD5"):
@@ -68,7 +77,9 @@ def test_missing_and_changed_files(read, write, tmp_path):
 
 
 def packed_again(folder, name):
-    (folder / name).write_bytes(gzip.compress(gzip.decompress((folder / name).read_bytes()), 1, mtime=7))
+    (folder / name).write_bytes(
+        gzip.compress(gzip.decompress((folder / name).read_bytes()), 1, mtime=7)
+    )
 
 
 def unpacked(folder, name):
@@ -91,7 +102,9 @@ def other_mnist(part, array):
     name = list(images.MNIST)[part]
 
     def write(folder):
-        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(
+            f">{array.ndim}I", *array.shape
+        )
         (folder / name).write_bytes(gzip.compress(header + array.astype("u1").tobytes()))
 
     return write
@@ -106,17 +119,60 @@ def other_batch(**changes):
     return write
 
 
-@pytest.mark.parametrize(("read", "write", "change", "words"), [
-    (images.mnist, write_mnist, other_mnist(1, np.array([0, 1, 2, 10, 4, 5, 6])), ["label 10 in row 3", "0 to 9"]),
-    (images.mnist, write_mnist, other_mnist(3, np.arange(6)), ["t10k-labels", "6 labels for (7, 1, 28, 28)"]),
-    (images.mnist, write_mnist, other_mnist(0, np.ones((7, 32, 32))), ["(7, 1, 32, 32)", "(n, 1, 28, 28)"]),
-    (images.mnist, write_mnist, other_mnist(0, np.ones((0, 28, 28))), ["train-images", "shape"]),
-    (images.cifar10, write_cifar, other_batch(labels=[0, 1, -1, 3]), ["label -1 in row 2", "0 to 9"]),
-    (images.cifar10, write_cifar, other_batch(labels=[0, 1, 2.5, 3]), ["label 2.5 in row 2", "0 to 9"]),
-    (images.cifar10, write_cifar, other_batch(labels=[0, 1, 2]), ["3 labels for (4, 3, 32, 32)"]),
-    (images.cifar10, write_cifar, other_batch(data=np.zeros((4, 3072))), ["float64", "bytes"]),
-    (images.cifar10, write_cifar, other_batch(data=np.zeros((4, 3071), "u1")), ["no CIFAR-10 batch"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("read", "write", "change", "words"),
+    [
+        (
+            images.mnist,
+            write_mnist,
+            other_mnist(1, np.array([0, 1, 2, 10, 4, 5, 6])),
+            ["label 10 in row 3", "0 to 9"],
+        ),
+        (
+            images.mnist,
+            write_mnist,
+            other_mnist(3, np.arange(6)),
+            ["t10k-labels", "6 labels for (7, 1, 28, 28)"],
+        ),
+        (
+            images.mnist,
+            write_mnist,
+            other_mnist(0, np.ones((7, 32, 32))),
+            ["(7, 1, 32, 32)", "(n, 1, 28, 28)"],
+        ),
+        (
+            images.mnist,
+            write_mnist,
+            other_mnist(0, np.ones((0, 28, 28))),
+            ["train-images", "shape"],
+        ),
+        (
+            images.cifar10,
+            write_cifar,
+            other_batch(labels=[0, 1, -1, 3]),
+            ["label -1 in row 2", "0 to 9"],
+        ),
+        (
+            images.cifar10,
+            write_cifar,
+            other_batch(labels=[0, 1, 2.5, 3]),
+            ["label 2.5 in row 2", "0 to 9"],
+        ),
+        (
+            images.cifar10,
+            write_cifar,
+            other_batch(labels=[0, 1, 2]),
+            ["3 labels for (4, 3, 32, 32)"],
+        ),
+        (images.cifar10, write_cifar, other_batch(data=np.zeros((4, 3072))), ["float64", "bytes"]),
+        (
+            images.cifar10,
+            write_cifar,
+            other_batch(data=np.zeros((4, 3071), "u1")),
+            ["no CIFAR-10 batch"],
+        ),
+    ],
+)
 def test_labels_and_shapes_that_cannot_be_are_refused(tmp_path, read, write, change, words):
     write(tmp_path)
     change(tmp_path)
@@ -133,7 +189,11 @@ def damaged(folder, name, change):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda raw: b"\0\0\x0b\x03" + raw[4:], "magic"), (lambda raw: raw[:-5], "shape"), (lambda raw: raw[:9], "shape")],
+    [
+        (lambda raw: b"\0\0\x0b\x03" + raw[4:], "magic"),
+        (lambda raw: raw[:-5], "shape"),
+        (lambda raw: raw[:9], "shape"),
+    ],
 )
 def test_damaged_idx_files(change, message, tmp_path):
     write_mnist(tmp_path)

@@ -36,7 +36,9 @@ def algorithm_2(x, pos, neg, tau):
 def test_field_is_algorithm_2(tau, n, p, u, d):
     x, pos = points(n, d), points(p, d, seed=1) + 0.3
     neg = torch.cat((x, points(u, d, seed=2)))
-    assert torch.allclose(kernel.field(x, pos, neg, tau), algorithm_2(x, pos, neg, tau), rtol=0, atol=1e-10)
+    assert torch.allclose(
+        kernel.field(x, pos, neg, tau), algorithm_2(x, pos, neg, tau), rtol=0, atol=1e-10
+    )
 
 
 def test_blocks_and_groups_and_several_temperatures_change_nothing(monkeypatch):
@@ -52,7 +54,10 @@ def test_blocks_and_groups_and_several_temperatures_change_nothing(monkeypatch):
 
 def equations_8_to_10(x, pos, neg, tau):
     k_pos, k_neg = (torch.exp(-(x[:, None] - y).norm(dim=-1) / tau) for y in (pos, neg))
-    shift = [(k[..., None] * (y - x[:, None])).mean(1) / k.mean(1)[:, None] for k, y in ((k_pos, pos), (k_neg, neg))]
+    shift = [
+        (k[..., None] * (y - x[:, None])).mean(1) / k.mean(1)[:, None]
+        for k, y in ((k_pos, pos), (k_neg, neg))
+    ]
     mass = k_pos.sum(1) / (k_pos.sum(1) + k_neg.sum(1))
     return shift[0] - shift[1], mass[:, None]
 
@@ -77,12 +82,16 @@ def test_antisymmetric_only_with_equal_forces(axes, kind):
     assert kernel.field(x, p, p, 0.5, **options).abs().max() < 1e-12
     pulled = kernel.field(x, p, q, 0.5, pull=1.5, **options)
     assert not torch.allclose(pulled, -kernel.field(x, q, p, 0.5, pull=1.5, **options), atol=1e-3)
-    assert kernel.field(x, p, p, 0.5, pull=1.5, **options).abs().max() > 1e-3  # equal distributions still drift
+    assert (
+        kernel.field(x, p, p, 0.5, pull=1.5, **options).abs().max() > 1e-3
+    )  # equal distributions still drift
 
 
 def test_attraction_is_a_mean_shift():
     x, p, q = points(10, 3), points(8, 3, seed=1), points(6, 3, seed=2)
-    one, more = (kernel.field(x, p, q, 0.5, axes="separate", pull=f, mask_self=False) for f in (1.0, 1.5))
+    one, more = (
+        kernel.field(x, p, q, 0.5, axes="separate", pull=f, mask_self=False) for f in (1.0, 1.5)
+    )
     towards = kernel.field(x, p, x[:, :], 0.5, axes="separate", push=1e-9, mask_self=False)
     assert torch.allclose(more - one, 0.5 * towards, atol=1e-6)
 
@@ -92,7 +101,9 @@ def test_weights_count_copies():
     for axes in ("both", "y", "separate"):
         copies = kernel.field(x, pos, torch.cat((x, extra, extra[:1])), 0.5, axes=axes)
         weight = torch.tensor([1.0] * 6 + [2.0, 1.0], dtype=torch.float64)
-        assert torch.allclose(kernel.field(x, pos, torch.cat((x, extra)), 0.5, weight, axes=axes), copies, atol=1e-12)
+        assert torch.allclose(
+            kernel.field(x, pos, torch.cat((x, extra)), 0.5, weight, axes=axes), copies, atol=1e-12
+        )
         weight[-2:] = 0
         none = kernel.field(x, pos, torch.cat((x, extra)), 0.5, weight, axes=axes)
         assert torch.allclose(none, kernel.field(x, pos, x, 0.5, axes=axes), atol=1e-12)
@@ -121,7 +132,9 @@ def test_relative_temperatures_know_no_scale(factor, seed):
     x, pos = points(8, 5, seed=seed), points(8, 5, seed=seed + 1)
     one = kernel.field(x, pos, x, 0.1, relative=True)
     assert torch.allclose(
-        kernel.field(factor * x, factor * pos, factor * x, 0.1, relative=True), factor * one, rtol=1e-6
+        kernel.field(factor * x, factor * pos, factor * x, 0.1, relative=True),
+        factor * one,
+        rtol=1e-6,
     )
 
 
@@ -152,7 +165,10 @@ def test_loss_moves_x_along_the_field_and_hides_its_size():
     cosine = torch.nn.functional.cosine_similarity(-x.grad.flatten(), v.flatten(), dim=0)
     assert float(cosine) == pytest.approx(1.0, abs=1e-5)
     near = drifting_loss([Sets(pos + 0.01 * x.detach(), pos)], taus=[0.2])
-    assert float(near[0]) == pytest.approx(1.0, rel=1e-5) and near[1]["drift_norm"] < metrics["drift_norm"]
+    assert (
+        float(near[0]) == pytest.approx(1.0, rel=1e-5)
+        and near[1]["drift_norm"] < metrics["drift_norm"]
+    )
 
 
 def test_guidance():
@@ -163,7 +179,9 @@ def test_guidance():
     drawn = draw_alpha((100_000,), torch.Generator().manual_seed(0)).double()
     assert drawn.min() >= 1 and drawn.max() <= 4
     for a in (1.5, 2.0, 3.0):  # density ~ alpha^-3 on [1, 4]
-        assert float((drawn < a).double().mean()) == pytest.approx((1 - a**-2) / (1 - 4**-2), abs=0.005)
+        assert float((drawn < a).double().mean()) == pytest.approx(
+            (1 - a**-2) / (1 - 4**-2), abs=0.005
+        )
 
 
 def test_unconditional_negatives_of_weight_zero_do_nothing():
@@ -177,7 +195,10 @@ def test_unconditional_negatives_of_weight_zero_do_nothing():
 
 def three(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, n, 8, generator=generator) + shift for n, shift in ((30, 0.0), (40, 0.5), (30, 0.0))]
+    return [
+        torch.randn(2, n, 8, generator=generator) + shift
+        for n, shift in ((30, 0.0), (40, 0.5), (30, 0.0))
+    ]
 
 
 @pytest.mark.parametrize("axes", ["both", "y", "separate"])
@@ -188,7 +209,9 @@ def test_a_field_knows_neither_place_nor_unit(axes):
     torch.testing.assert_close(far, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max()))
     for unit in (1e-6, 1e6, 1e9):  # what is masked stays farther than all others
         found = kernel.field(unit * x, unit * pos, unit * x, 0.2, axes=axes, relative=True)
-        torch.testing.assert_close(found / unit, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            found / unit, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max())
+        )
 
 
 def test_a_weight_of_zero_is_no_negative_at_all():
@@ -196,7 +219,9 @@ def test_a_weight_of_zero_is_no_negative_at_all():
     far = torch.cat((neg, pos), -2)  # much nearer to x's goal than what counts
     weight = torch.cat((torch.ones(2, 30), torch.zeros(2, 40)), -1)
     found = kernel.field(x, pos, far, 1e-3, weight, axes="separate", mask_self=False)
-    torch.testing.assert_close(found, kernel.field(x, pos, neg, 1e-3, axes="separate", mask_self=False))
+    torch.testing.assert_close(
+        found, kernel.field(x, pos, neg, 1e-3, axes="separate", mask_self=False)
+    )
 
 
 def test_identical_features_do_not_drift():

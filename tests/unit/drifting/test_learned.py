@@ -22,7 +22,9 @@ def updates(field, objective, steps=30, lr=1e-2):
     optimizer, first = torch.optim.AdamW(field.parameters(), lr=lr, weight_decay=0.1), None
     for step in range(steps):
         x, pos, fresh = (points(2, 16, 4, seed=3 * step + i) + (i > 0) for i in range(3))
-        loss, _ = drifting_loss([Sets(x.requires_grad_(), pos, fresh=fresh)], field, objective=objective, taus=[0.1])
+        loss, _ = drifting_loss(
+            [Sets(x.requires_grad_(), pos, fresh=fresh)], field, objective=objective, taus=[0.1]
+        )
         optimizer.zero_grad()
         loss.backward()
         first = first or [p.grad for p in field.parameters()]
@@ -49,7 +51,10 @@ def test_antisymmetric_whatever_its_parameters(projection, taus, axes):
 def test_untrained_with_prior_it_is_the_kernel_field(projection, axes):
     field = SetField(3, projection=projection, taus=(0.4, 2.0), axes=axes, seed=1).double()
     x, pos, extra = points(2, 6, 3), points(2, 5, 3, seed=1), points(2, 3, 3, seed=2)
-    neg, weight = torch.cat((x, extra), -2), torch.tensor([1.0] * 6 + [0.5] * 3, dtype=torch.float64).expand(2, 9)
+    neg, weight = (
+        torch.cat((x, extra), -2),
+        torch.tensor([1.0] * 6 + [0.5] * 3, dtype=torch.float64).expand(2, 9),
+    )
     theirs = kernel.field(x, pos, neg, (0.4, 2.0), weight, axes=axes)
     exact = {"rtol": 0, "atol": 1e-6 if projection else 1e-10}  # a rotation in single precision
     assert torch.allclose(field(x, pos, neg, weight), theirs, **exact)
@@ -59,7 +64,10 @@ def test_untrained_with_prior_it_is_the_kernel_field(projection, axes):
 
 def test_a_lone_sample_does_not_repel_itself():
     x, pos = points(1, 3), points(4, 3, seed=1)
-    alone = {axes: SetField(3, taus=(0.4,), axes=axes, seed=0).double()(x, pos, x)[0] for axes in ("both", "separate")}
+    alone = {
+        axes: SetField(3, taus=(0.4,), axes=axes, seed=0).double()(x, pos, x)[0]
+        for axes in ("both", "separate")
+    }
     attraction = (-torch.cdist(x, pos) / 0.4).softmax(-1) @ pos - x
     assert torch.allclose(alone["separate"], attraction, rtol=0, atol=1e-12)
     assert not alone["both"].any()  # Alg. 2 weighs attraction by the repulsion's affinity
@@ -77,7 +85,9 @@ def test_a_frozen_field_gets_no_gradient_and_not_one_bit_changes():
     field = bank(taus=())
     before = [p.clone() for p in field.parameters()]
     assert all(gradient is None for gradient in updates(field, "frozen"))
-    assert all(torch.equal(a, b) for a, b in zip(before, field.parameters(), strict=True))  # nor weight decay
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, field.parameters(), strict=True)
+    )  # nor weight decay
 
 
 @pytest.mark.parametrize("objective", ["look_ahead", "distill", "attached"])
@@ -122,7 +132,9 @@ def test_distilling_finds_the_kernel_field(axes):
     target = kernel.field(x, pos, x, [0.4], axes=axes)
 
     def error():
-        return float((field[0](x, pos, x) - target).detach().square().mean() / target.square().mean())
+        return float(
+            (field[0](x, pos, x) - target).detach().square().mean() / target.square().mean()
+        )
 
     before, optimizer = error(), torch.optim.Adam(field.parameters(), lr=1e-2)
     for _ in range(200):
@@ -152,9 +164,9 @@ def test_a_bank_has_a_field_per_scale():
     loss, metrics = drifting_loss(sets, both, objective="look_ahead")
     loss.backward()
     assert all(s.x.grad.shape == s.x.shape and s.x.grad.any() for s in sets)
-    assert not torch.equal(both[0].of_x.weight[:, :4], both[1].of_x.weight[:, :4]) and metrics["loss"] == pytest.approx(
-        1
-    )
+    assert not torch.equal(both[0].of_x.weight[:, :4], both[1].of_x.weight[:, :4]) and metrics[
+        "loss"
+    ] == pytest.approx(1)
 
 
 def test_unknown_objective():
@@ -182,7 +194,10 @@ def test_audit_tells_a_kernel_from_a_random_field():
 def test_loss_is_the_same_for_data_and_noise_and_drift_smallest_for_a_collapse():
     pos, real = points(3, 32, 8) / 2 + 2, points(3, 32, 8, seed=1) / 2 + 2
     collapsed = pos.mean(1, keepdim=True) + 1e-3 * points(3, 32, 8, seed=2)
-    rows = {row["case"]: row for row in audit.losses({"real": real, "mean": collapsed, "noise": points(3, 32, 8)}, pos)}
+    rows = {
+        row["case"]: row
+        for row in audit.losses({"real": real, "mean": collapsed, "noise": points(3, 32, 8)}, pos)
+    }
     assert all(3 <= row["loss"] <= 9 for row in rows.values())  # from T to T^2 for T temperatures
     assert rows["mean"]["drift_norm"] < rows["real"]["drift_norm"] < rows["noise"]["drift_norm"]
 

@@ -12,7 +12,16 @@ from fieldbook.drifting import experiment, report
 from fieldbook.drifting.images import digits, to_uint8
 from fieldbook.drifting.toys import TOYS
 
-SMALL = {"width": 8, "depth": 1, "set_size": 4, "positives": 4, "groups": 3, "steps": 4, "eval_every": 2, "warmup": 0}
+SMALL = {
+    "width": 8,
+    "depth": 1,
+    "set_size": 4,
+    "positives": 4,
+    "groups": 3,
+    "steps": 4,
+    "eval_every": 2,
+    "warmup": 0,
+}
 
 
 class Sampler(nn.Module):
@@ -29,7 +38,9 @@ class Sampler(nn.Module):
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_perfect_sampler_is_at_the_floor_and_strays_as_data_do(toy):
     found = report.toy_distances(Sampler(TOYS[toy]), toy)
-    assert abs(found["w2"] - found["floor"]) < 3 * math.hypot(found["w2_sd"], found["floor_sd"]) + 1e-9
+    assert (
+        abs(found["w2"] - found["floor"]) < 3 * math.hypot(found["w2_sd"], found["floor_sd"]) + 1e-9
+    )
     assert found["stray"] == pytest.approx(0.01, abs=0.01)
 
 
@@ -45,7 +56,12 @@ def test_a_closed_circle_strays_from_a_ring_of_modes():
 
 def test_points_and_arrows_lead_outwards_from_a_half_sized_cloud():
     rows = pd.DataFrame(report.toy_points(Sampler(TOYS["ring"]), "ring", n=300))
-    assert rows.kind.value_counts().to_dict() == {"data": 300, "generated": 300, "early": 300, "field": 225}
+    assert rows.kind.value_counts().to_dict() == {
+        "data": 300,
+        "generated": 300,
+        "early": 300,
+        "field": 225,
+    }
     arrows = rows[(rows.kind == "field") & np.hypot(rows.x, rows.y).between(0.7, 1.2)]
     assert (arrows.u * arrows.x + arrows.v * arrows.y > 0).mean() > 0.9
 
@@ -71,7 +87,16 @@ def test_sampled_rows_of_every_checkpoint(tmp_path):
     [
         ({}, None),
         ({"field": "learned"}, 1.0),
-        ({"field": "learned", "objective": "frozen", "prior": False, "axes": "separate", "projection": True}, 0.0),
+        (
+            {
+                "field": "learned",
+                "objective": "frozen",
+                "prior": False,
+                "axes": "separate",
+                "projection": True,
+            },
+            0.0,
+        ),
     ],
 )
 def test_audit_says_whether_a_field_was_trained(options, changed, tmp_path):
@@ -85,5 +110,9 @@ def test_audit_says_whether_a_field_was_trained(options, changed, tmp_path):
 
 def test_class_means_drift_least():
     found = report.known_drifts(experiment.Setting(data="digits"), 0)
-    assert found["class means, drift_norm"] < found["real images, drift_norm"] < found["noise, drift_norm"]
+    assert (
+        found["class means, drift_norm"]
+        < found["real images, drift_norm"]
+        < found["noise, drift_norm"]
+    )
     assert 3 <= found["real images, loss"] <= 9

@@ -40,7 +40,9 @@ def test_linear_map():
 
 def test_hand_derived_quadratic():
     x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(agop(lambda z: z.square(), x), 4 * torch.diag(x.square().mean(0)), rtol=1e-12)
+    assert torch.allclose(
+        agop(lambda z: z.square(), x), 4 * torch.diag(x.square().mean(0)), rtol=1e-12
+    )
 
 
 def test_exact_methods_agree(network):
@@ -48,7 +50,9 @@ def test_exact_methods_agree(network):
     ours = agop(model.decode, x, batch=50)
     assert torch.allclose(ours, jacobian_agop(model.decode, x), rtol=1e-5, atol=1e-12)
     few = x[:7]
-    assert torch.allclose(agop(model.decode, few), class_loop_agop(model.decode, few), rtol=1e-5, atol=1e-12)
+    assert torch.allclose(
+        agop(model.decode, few), class_loop_agop(model.decode, few), rtol=1e-5, atol=1e-12
+    )
 
 
 def test_batches_do_not_matter(network):
@@ -59,14 +63,18 @@ def test_batches_do_not_matter(network):
 def test_sketch_is_unbiased(network):
     model, _, x = network
     exact = agop(model.decode, x)
-    draws = torch.stack([agop_sketch(model.decode, x, torch.Generator().manual_seed(s), k=1) for s in range(300)])
+    draws = torch.stack(
+        [agop_sketch(model.decode, x, torch.Generator().manual_seed(s), k=1) for s in range(300)]
+    )
     z = (draws.mean(0) - exact) / (draws.std(0) / 300**0.5)
     assert z.abs().max() < 6 and 0.8 < z.square().mean() < 1.25
 
 
 def test_sketch_is_a_function_of_its_generator(network):
     model, _, x = network
-    first, again, other = (agop_sketch(model.decode, x, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    first, again, other = (
+        agop_sketch(model.decode, x, torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -75,7 +83,9 @@ def test_sandwich_is_the_agop_of_one_hot_inputs(network):
     sandwich = one_hot_blocks(agop(model.decode, x), model.numbers)
     one_hot = torch.nn.functional.one_hot(pairs, P).double()
     direct = agop(lambda e: model.decode(e @ model.numbers), one_hot)
-    assert torch.allclose(sandwich.permute(0, 2, 1, 3).reshape(2 * P, 2 * P), direct, rtol=1e-8, atol=1e-12)
+    assert torch.allclose(
+        sandwich.permute(0, 2, 1, 3).reshape(2 * P, 2 * P), direct, rtol=1e-8, atol=1e-12
+    )
 
 
 def test_loss_covariance_is_that_of_the_cross_entropy(network):
@@ -94,7 +104,10 @@ def test_loss_covariance_vanishes_with_the_loss_and_the_agop_does_not(network):
     def certain(z):
         return model.decode(z) + 40 * right
 
-    raw, fitted = (second_moments(f, x, [residuals(pairs.sum(1) % P)])[0].norm() for f in (model.decode, certain))
+    raw, fitted = (
+        second_moments(f, x, [residuals(pairs.sum(1) % P)])[0].norm()
+        for f in (model.decode, certain)
+    )
     assert fitted < 1e-12 * raw
     assert torch.allclose(agop(certain, x), agop(model.decode, x))
 
@@ -102,7 +115,9 @@ def test_loss_covariance_vanishes_with_the_loss_and_the_agop_does_not(network):
 def test_only_the_last_position_reaches_the_logits(network):
     model, pairs, x = network
     full = model.token.weight[torch.tensor([P, P + 1])]
-    sequence = torch.stack([x[:, 0], full[0].expand_as(x[:, 0]), x[:, 1], full[1].expand_as(x[:, 0])], 1)
+    sequence = torch.stack(
+        [x[:, 0], full[0].expand_as(x[:, 0]), x[:, 1], full[1].expand_as(x[:, 0])], 1
+    )
     y = sequence + model.position.weight
     for block in model.blocks:
         y = block(y)

@@ -82,14 +82,18 @@ def test_score_is_one_for_circulants_and_zero_for_random_matrices():
 @settings(max_examples=30, deadline=None)
 def test_score_ignores_scale_and_constants(scale, constant, seed):
     m = circulant(12, seed) + random(12, 12, seed=seed)
-    assert math.isclose(circulant_score(scale * m + constant), circulant_score(m), rel_tol=1e-6, abs_tol=1e-9)
+    assert math.isclose(
+        circulant_score(scale * m + constant), circulant_score(m), rel_tol=1e-6, abs_tol=1e-9
+    )
 
 
 @given(shift=st.integers(0, 11), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_score_ignores_rotation_of_the_circle(shift, seed):
     m = random(12, 12, seed=seed)
-    assert math.isclose(circulant_score(m.roll((shift, shift), (0, 1))), circulant_score(m), abs_tol=1e-9)
+    assert math.isclose(
+        circulant_score(m.roll((shift, shift), (0, 1))), circulant_score(m), abs_tol=1e-9
+    )
 
 
 def test_score_is_lost_in_another_order():
@@ -118,7 +122,9 @@ def test_discrete_logs_reveal_products():
 def test_score_does_not_depend_on_the_generator():
     p = 13
     m = random(p, p)
-    scores = [circulant_score(m[o][:, o]) for o in (token_order("mul", p, g) for g in (2, 6, 7, 11))]
+    scores = [
+        circulant_score(m[o][:, o]) for o in (token_order("mul", p, g) for g in (2, 6, 7, 11))
+    ]
     assert max(scores) - min(scores) < 1e-12
 
 

@@ -18,7 +18,14 @@ SMALL = {"d_model": 32, "n_heads": 2, "d_hidden": 64}
 
 
 def recipe(**changes):
-    common = {"steps": 40, "batch_size": 32, "lr": 5e-3, "weight_decay": 1.0, "eval_every": 10, "clip": 1.0}
+    common = {
+        "steps": 40,
+        "batch_size": 32,
+        "lr": 5e-3,
+        "weight_decay": 1.0,
+        "eval_every": 10,
+        "clip": 1.0,
+    }
     return Recipe(**{**common, **changes})
 
 
@@ -38,17 +45,36 @@ def go(folder, **changes):
 def test_columns_and_milestones(tmp_path):
     model, rows = go(tmp_path)
     assert list(rows) == [
-        "step", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_strict", "test_acc_residue",
-        "agop_circ", "agop_circ_ab", "agop_hankel_ab", "agop_circ_natural", "sqrt_agop_circ",
-        "emb_circ", "emb_gini", "emb_top5", "eq_test", "agop_align", "agop_trace", "loss_agop_norm",
-        "cycle_bias_hidden", "weight_norm",
-    ]  # fmt: skip
+        "step",
+        "train_loss",
+        "train_acc",
+        "test_loss",
+        "test_acc",
+        "test_acc_strict",
+        "test_acc_residue",
+        "agop_circ",
+        "agop_circ_ab",
+        "agop_hankel_ab",
+        "agop_circ_natural",
+        "sqrt_agop_circ",
+        "emb_circ",
+        "emb_gini",
+        "emb_top5",
+        "eq_test",
+        "agop_align",
+        "agop_trace",
+        "loss_agop_norm",
+        "cycle_bias_hidden",
+        "weight_norm",
+    ]
     assert rows.step.tolist() == [0, 10, 20, 30, 40] and rows.notna().all(axis=None)
     assert rows.agop_align.iloc[-1] == pytest.approx(1) and rows.agop_align.iloc[0] < 1
     again = Grokker(11, **SMALL, seed=5)
     load_weights(again, tmp_path / "run" / "final.safetensors")
     assert torch.equal(again.head.weight, model.head.weight)
-    assert (tmp_path / "run" / "initial.safetensors").exists() and not (tmp_path / "run" / "agop").exists()
+    assert (tmp_path / "run" / "initial.safetensors").exists() and not (
+        tmp_path / "run" / "agop"
+    ).exists()
 
 
 def test_a_deleted_table_is_computed_again(tmp_path, capsys):
@@ -69,7 +95,9 @@ def test_measure_agrees_with_the_exact_agop():
     row, blocks = experiment.measure(model, t, torch.Generator().manual_seed(0), sketch=64)
     exact = one_hot_blocks(agop(model.decode, model.token(t.pairs)), model.numbers).detach()
     assert (blocks - exact).norm() / exact.norm() < 0.05
-    assert row["agop_circ"] == pytest.approx(float(circulant_score(exact).diagonal().mean()), abs=0.02)
+    assert row["agop_circ"] == pytest.approx(
+        float(circulant_score(exact).diagonal().mean()), abs=0.02
+    )
     assert math.isnan(row["test_acc_residue"])
     assert all(w.requires_grad for w in model.parameters())
 
@@ -106,7 +134,13 @@ def test_crossing_and_summary():
     accuracy = [0, 0, 0, 0, 0.995, 1]
     score = [0, 0, 0, 0.9, 0.9, 0.9]
     rows = pd.DataFrame(
-        {"step": steps, "test_acc": accuracy, "test_acc_strict": accuracy, "agop_circ": score, "emb_gini": 0.5}
+        {
+            "step": steps,
+            "test_acc": accuracy,
+            "test_acc_strict": accuracy,
+            "agop_circ": score,
+            "emb_gini": 0.5,
+        }
     )
     s = experiment.summary(rows)
     assert s["grokked_step"] == 400 and s["last_step"] == 500
@@ -122,6 +156,12 @@ def test_stopping_a_while_after_grokking(tmp_path, monkeypatch):
 def test_a_network_that_does_not_generalise_has_no_lead():
     flat = [0, 0, 0.1, 0.3]
     rows = pd.DataFrame(
-        {"step": range(4), "test_acc": flat, "test_acc_strict": flat, "agop_circ": flat, "emb_gini": 0.5}
+        {
+            "step": range(4),
+            "test_acc": flat,
+            "test_acc_strict": flat,
+            "agop_circ": flat,
+            "emb_gini": 0.5,
+        }
     )
     assert math.isnan(experiment.summary(rows)["lead_50"])

@@ -11,7 +11,12 @@ from fieldbook.nn.checks import is_prime, require_prime
 def test_targets_undo(operation):
     t = task(operation, 13, 0.5, 0)
     a, b = t.pairs.T
-    undo = {"add": t.target - b - a, "sub": t.target + b - a, "mul": t.target - a * b, "div": t.target * b - a}
+    undo = {
+        "add": t.target - b - a,
+        "sub": t.target + b - a,
+        "mul": t.target - a * b,
+        "div": t.target * b - a,
+    }
     assert (undo[operation] % 13 == 0).all()
     assert len(t.pairs) == (13 * 12 if operation == "div" else 13 * 13)
     assert len(task(operation, 13, 0.5, 0, exclude_zero=True).pairs) == 12 * 12
@@ -26,7 +31,9 @@ def test_split_is_a_function_of_its_seed():
 def test_strict_pairs_have_no_mirror_in_train_and_no_zero_target():
     t = task("mul", 13, 0.5, 0)
     train = {tuple(pair) for pair in t.pairs[t.train].tolist()}
-    by_hand = [(a, b) not in train and (b, a) not in train and a * b % 13 != 0 for a, b in t.pairs.tolist()]
+    by_hand = [
+        (a, b) not in train and (b, a) not in train and a * b % 13 != 0 for a, b in t.pairs.tolist()
+    ]
     assert t.strict.tolist() == by_hand and t.strict.any()
 
 
@@ -76,7 +83,9 @@ def test_primes():
 def test_attention_matches_torch():
     torch.manual_seed(0)
     ours, x = Attention(16, 4, causal=True), torch.randn(3, 5, 16)
-    q, k, v = (f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (ours.query, ours.key, ours.value))
+    q, k, v = (
+        f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (ours.query, ours.key, ours.value)
+    )
     peer = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     expected = ours.out(peer.transpose(1, 2).flatten(-2))
     assert torch.allclose(ours(x), expected, atol=1e-6)
@@ -96,7 +105,9 @@ def test_grokker_is_a_function_of_its_seed_alone():
     state = torch.random.get_rng_state()
     one, same, other = Grokker(7, seed=0), Grokker(7, seed=0), Grokker(7, seed=1)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(one.head.weight, same.head.weight) and not torch.equal(one.head.weight, other.head.weight)
+    assert torch.equal(one.head.weight, same.head.weight) and not torch.equal(
+        one.head.weight, other.head.weight
+    )
 
 
 @pytest.mark.parametrize("operator", [True, False])

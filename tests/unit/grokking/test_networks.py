@@ -6,7 +6,15 @@ from fieldbook.nn.checkpoints import save_weights
 from fieldbook.run import paths, results
 from fieldbook.run.tables import Table
 
-TINY = {"p": 5, "d_model": 8, "n_heads": 2, "d_hidden": 16, "steps": 20, "eval_every": 10, "batch_size": 8}
+TINY = {
+    "p": 5,
+    "d_model": 8,
+    "n_heads": 2,
+    "d_hidden": 16,
+    "steps": 20,
+    "eval_every": 10,
+    "batch_size": 8,
+}
 
 
 @pytest.fixture
@@ -20,14 +28,19 @@ def settings(monkeypatch, tmp_path):
 def test_what_is_missing_is_trained_once_and_fits_its_settings(settings):
     files = networks.trained("tiny", ["add", "mul"])
     before = {name: file.stat().st_mtime_ns for name, file in files.items()}
-    assert {name: file.stat().st_mtime_ns for name, file in networks.trained("tiny", ["add", "mul"]).items()} == before
+    assert {
+        name: file.stat().st_mtime_ns
+        for name, file in networks.trained("tiny", ["add", "mul"]).items()
+    } == before
     start, end = networks.network_of(settings, 0), networks.load(settings, files["add"])
     assert not torch.equal(start.head.weight, end.head.weight)
     with pytest.raises(ValueError, match="does not fit the model"):
         networks.load(settings | {"d_model": 16}, files["add"])
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.01}, {"activation": "gelu"}, {"train_fraction": 0.7}, {"seeds": [1]}]
+)
 def test_networks_of_other_settings_are_trained_again(settings, change):
     before = networks.trained("tiny", ["add"])["add"].read_bytes()
     settings |= change
@@ -66,7 +79,10 @@ def test_what_chapter_agop_leaves_is_what_is_looked_for(settings, tmp_path):
 
 
 def test_a_missing_network_is_named_with_the_remedy(settings):
-    with pytest.raises(FileNotFoundError, match=r"add\.safetensors; run chapter agop at profile tiny .* train_missing"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"add\.safetensors; run chapter agop at profile tiny .* train_missing",
+    ):
         networks.trained("tiny", ["add"], train_missing=False)
 
 

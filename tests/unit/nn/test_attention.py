@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from fieldbook.nn.attention import EncoderBlock, SelfAttention, attend, attention_weights, rotate, rotation
+from fieldbook.nn.attention import (
+    EncoderBlock,
+    SelfAttention,
+    attend,
+    attention_weights,
+    rotate,
+    rotation,
+)
 
 
 def draw(*shape, seed=0):
@@ -13,7 +20,9 @@ def draw(*shape, seed=0):
 def by_hand(layer, x, turns=None):
     """Attention of one example, head by head and query by query."""
     (n, d), h = x.shape, layer.n_heads
-    q, k, v = (x @ w.T + b for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True))
+    q, k, v = (
+        x @ w.T + b for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
+    )
     out = torch.empty(n, d)
     for part in torch.arange(d).chunk(h):
         qs, ks = (y[:, part] if turns is None else rotate(y[:, part], turns) for y in (q, k))
@@ -28,7 +37,11 @@ def by_hand(layer, x, turns=None):
 @pytest.mark.parametrize("rotary", [False, True])
 def test_attention_is_the_formula(causal, rotary):
     torch.manual_seed(0)
-    layer, x, turns = SelfAttention(12, 3, causal=causal), draw(2, 5, 12), rotation(5, 4) if rotary else None
+    layer, x, turns = (
+        SelfAttention(12, 3, causal=causal),
+        draw(2, 5, 12),
+        rotation(5, 4) if rotary else None,
+    )
     expected = torch.stack([by_hand(layer, one, turns) for one in x])
     torch.testing.assert_close(layer(x, turns=turns), expected)
     weights = layer.weights(x, turns=turns)

@@ -48,7 +48,9 @@ def test_ridge_agrees_with_scikit_learn(alpha, features):
 def test_ridge_takes_the_penalty_that_validates_best():
     x, y = data()
     assert ridge(x, y, (x, y)).alpha == 1e-2
-    assert ridge(x, y, (x, 2 * y.mean() - y)).alpha == 1e5  # where the slope is reversed, none is best
+    assert (
+        ridge(x, y, (x, 2 * y.mean() - y)).alpha == 1e5
+    )  # where the slope is reversed, none is best
 
 
 def test_constant_features_get_no_weight():
@@ -70,10 +72,15 @@ def test_trees_learn_and_repeat_themselves():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 5))
     y = np.abs(x[:, 0]) + x[:, 1] * x[:, 2]
-    one, two = (boosted_trees(x[:300], y[:300], seed=3, trees=50, share=0.6).predict(x[300:]) for _ in range(2))
+    one, two = (
+        boosted_trees(x[:300], y[:300], seed=3, trees=50, share=0.6).predict(x[300:])
+        for _ in range(2)
+    )
     assert np.array_equal(one, two)
     assert scores(y[300:], one)["r2"] > 0.5
-    assert not np.array_equal(one, boosted_trees(x[:300], y[:300], seed=4, trees=50, share=0.6).predict(x[300:]))
+    assert not np.array_equal(
+        one, boosted_trees(x[:300], y[:300], seed=4, trees=50, share=0.6).predict(x[300:])
+    )
 
 
 def test_penalties_below_the_rounding_errors_are_left_out():

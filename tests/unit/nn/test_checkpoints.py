@@ -34,7 +34,9 @@ def code_in(error):
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EACCES])
 @pytest.mark.parametrize("call", ["open", "fsync"])
-def test_a_folder_that_cannot_be_synced_is_no_error_after_the_act(tmp_path, monkeypatch, code, call):
+def test_a_folder_that_cannot_be_synced_is_no_error_after_the_act(
+    tmp_path, monkeypatch, code, call
+):
     real = getattr(os, call)
 
     def refusing(thing, *arguments):
@@ -45,7 +47,9 @@ def test_a_folder_that_cannot_be_synced_is_no_error_after_the_act(tmp_path, monk
     monkeypatch.setattr(os, call, refusing)
     atomic_write(tmp_path / "deep" / "x", lambda file: file.write(b"whole"))
     monkeypatch.undo()
-    assert (tmp_path / "deep" / "x").read_bytes() == b"whole" and len(list((tmp_path / "deep").iterdir())) == 1
+    assert (tmp_path / "deep" / "x").read_bytes() == b"whole" and len(
+        list((tmp_path / "deep").iterdir())
+    ) == 1
 
 
 def test_a_file_that_cannot_be_synced_is_an_error_and_the_old_one_stays(tmp_path, monkeypatch):
@@ -112,7 +116,9 @@ def test_safetensors_are_no_lightning_checkpoint_and_damaged_ones_no_weights(tmp
     with pytest.raises(ValueError, match="no checkpoint of PyTorch Lightning: it is safetensors"):
         load_lightning(network(), path)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"it is safetensors, but damaged .*; restore it, or delete it and train"):
+    with pytest.raises(
+        ValueError, match=r"it is safetensors, but damaged .*; restore it, or delete it and train"
+    ):
         load_weights(network(), path)
 
 
@@ -134,7 +140,9 @@ def test_the_remedy_for_a_lightning_checkpoint_with_objects_works(tmp_path):
     theirs, ours, path = network(), network(), tmp_path / "it's.ckpt"
     weights = {f"model.{name}": t for name, t in theirs.state_dict().items()}
     torch.save({"state_dict": weights, "hyper_parameters": Hyper()}, path)
-    with pytest.raises(ValueError, match=r"test_checkpoints\.Hyper\), which is not run here; where") as error:
+    with pytest.raises(
+        ValueError, match=r"test_checkpoints\.Hyper\), which is not run here; where"
+    ) as error:
         load_lightning(ours, path)
     exec(code_in(error), {"torch": torch})
     load_lightning(ours, tmp_path / "it's.plain.ckpt")

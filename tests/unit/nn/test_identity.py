@@ -72,7 +72,10 @@ def test_every_python_cuts_the_library_alike(tmp_path):
         f"files = sorted(pathlib.Path({str(provenance.LIBRARY)!r}).rglob('*.py'))\n"
         "print(hashlib.sha256(''.join(code(f.read_text(encoding='utf-8')) for f in files).encode()).hexdigest())\n"
     )
-    found = [subprocess.run([p, program], capture_output=True, text=True) for p in (sys.executable, *OTHERS)]
+    found = [
+        subprocess.run([p, program], capture_output=True, text=True)
+        for p in (sys.executable, *OTHERS)
+    ]
     assert {done.returncode for done in found} == {0}, [done.stderr[-300:] for done in found]
     assert len({done.stdout for done in found}) == 1
 
@@ -84,11 +87,32 @@ class Bare:
 def test_values_are_known_by_their_content():
     frame = pd.DataFrame({"a": [1.0, 2.0]})
     values = [
-        None, True, 1, 1.5, "1", (1, 2), {"a": 1}, np.arange(3), np.arange(3.0), torch.arange(3.0), torch.zeros(2),
-        torch.zeros(2, dtype=torch.bfloat16), frame, frame * 2, {1, 2}, partial(max, 1), partial(max, 2), len,
-        torch.relu, Layout(2, 1, 1, 1), Layout(2, 2, 1, 1), np.zeros(5000), np.eye(1, 5000, 2500)[0], lambda x: x,
+        None,
+        True,
+        1,
+        1.5,
+        "1",
+        (1, 2),
+        {"a": 1},
+        np.arange(3),
+        np.arange(3.0),
+        torch.arange(3.0),
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.bfloat16),
+        frame,
+        frame * 2,
+        {1, 2},
+        partial(max, 1),
+        partial(max, 2),
+        len,
+        torch.relu,
+        Layout(2, 1, 1, 1),
+        Layout(2, 2, 1, 1),
+        np.zeros(5000),
+        np.eye(1, 5000, 2500)[0],
+        lambda x: x,
         lambda x: 2 * x,
-    ]  # fmt: skip
+    ]
     texts = [identity.described(value) for value in values]
     assert len(set(texts)) == len(texts)
     assert identity.described(np.float64(0.1)) == identity.described(0.1)
@@ -112,7 +136,9 @@ def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
 
     base = hashed("x = 1\n")
     assert base == hashed("x = 1  # one\n") and base != hashed("x = 2\n")
-    assert hashed("from fieldbook.drifting import toys\n") != hashed("from fieldbook.grokking import modular\n")
+    assert hashed("from fieldbook.drifting import toys\n") != hashed(
+        "from fieldbook.grokking import modular\n"
+    )
     with pytest.raises(ValueError, match=r"source of <module 'none'> cannot be read"):
         provenance.source_hash([types.ModuleType("none")])
 

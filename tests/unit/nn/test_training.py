@@ -28,7 +28,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 def make_model(dtype=torch.float32, dropout=0.0, norm=False):
     torch.manual_seed(5)
     middle = [nn.BatchNorm1d(16)] if norm else [nn.LayerNorm(16)]
-    return nn.Sequential(nn.Linear(4, 16), *middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1)).to(dtype)
+    return nn.Sequential(
+        nn.Linear(4, 16), *middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1)
+    ).to(dtype)
 
 
 def data(dtype=torch.float32):
@@ -81,14 +83,31 @@ def rigged(values):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("steps", 0), ("batch_size", -1), ("lr", 0.0), ("lr", math.nan), ("lr", "fast"), ("clip", 0.0), ("ema", 1.0),
-        ("betas", (0.9, 1.0)), ("schedule", "linear"), ("precision", "fp8"), ("mode", "least"), ("micro_batch", 0),
-        ("warmup", 31), ("lr_min", 0.1), ("patience", 3), ("max_skipped_share", 2.0), ("lr_scale", {"a": -1.0}),
-        ("batchsize", 3), ("steps", 1.5),
+        ("steps", 0),
+        ("batch_size", -1),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("lr", "fast"),
+        ("clip", 0.0),
+        ("ema", 1.0),
+        ("betas", (0.9, 1.0)),
+        ("schedule", "linear"),
+        ("precision", "fp8"),
+        ("mode", "least"),
+        ("micro_batch", 0),
+        ("warmup", 31),
+        ("lr_min", 0.1),
+        ("patience", 3),
+        ("max_skipped_share", 2.0),
+        ("lr_scale", {"a": -1.0}),
+        ("batchsize", 3),
+        ("steps", 1.5),
     ],
-)  # fmt: skip
+)
 def test_recipe_names_the_field_it_refuses(name, value):
-    blamed, said = ("monitor", "None") if name == "patience" else (name, str(value))  # patience needs a monitor
+    blamed, said = (
+        ("monitor", "None") if name == "patience" else (name, str(value))
+    )  # patience needs a monitor
     said = {"betas": "1.0", "lr_scale": "-1.0"}.get(name, said)
     with pytest.raises(ValueError, match=blamed) as caught:
         recipe(**{name: value})
@@ -121,8 +140,17 @@ def test_cosine_agrees_with_torch():
 
 def test_plateau_agrees_with_torch():
     values = [5.0, 4.0, 4.0, 3.95, 3.0, 3.1, math.nan, 3.2, 3.0, 3.3, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0]
-    r = recipe(steps=15, lr=0.1, lr_min=0.03, schedule="plateau", plateau_patience=2, plateau_factor=0.5,
-               monitor="metric", min_delta=0.1, eval_every=1)  # fmt: skip
+    r = recipe(
+        steps=15,
+        lr=0.1,
+        lr_min=0.03,
+        schedule="plateau",
+        plateau_patience=2,
+        plateau_factor=0.5,
+        monitor="metric",
+        min_delta=0.1,
+        eval_every=1,
+    )
     history = train(make_model(), r, evaluate=rigged(values)).history
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -174,11 +202,19 @@ def test_blocks_are_shuffled_inside_and_reach_the_loop():
     rows = indices(N, N, 0, seed=3, block=10)
     assert rows.tolist() != sorted(rows.tolist(), key=lambda i: (i // 10 != rows[0] // 10, i))
     seen = []
-    fit(make_model(), lambda m, i, g: (seen.append(i), mse(m, i, g))[1], N, recipe(shuffle_block=10), progress=False)
+    fit(
+        make_model(),
+        lambda m, i, g: (seen.append(i), mse(m, i, g))[1],
+        N,
+        recipe(shuffle_block=10),
+        progress=False,
+    )
     assert torch.equal(torch.cat(seen)[:N], indices(N, N, 0, seed=recipe().seed, block=10))
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}, {"block": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}, {"block": 0}]
+)
 def test_indices_name_what_they_refuse(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         indices(**({"n": 5, "batch_size": 2, "step": 0, "seed": 0, "rank": 0, "world": 2} | wrong))
@@ -193,15 +229,21 @@ def test_first_step_of_adamw_by_hand():
     r = Recipe(steps=1, batch_size=2, lr=0.1, weight_decay=0.3, clip=0.5)
     fit(model, lambda m, index, g: 3 * m.weight.sum(), 2, r, progress=False)
     # bias-corrected moments of a first gradient g are g and g^2; clipping makes g = 0.5; the decay is decoupled
-    assert model.weight.item() == pytest.approx(2 - 0.1 * 0.3 * 2 - 0.1 * 0.5 / (0.5 + 1e-8), abs=1e-12)
+    assert model.weight.item() == pytest.approx(
+        2 - 0.1 * 0.3 * 2 - 0.1 * 0.5 / (0.5 + 1e-8), abs=1e-12
+    )
 
 
 def test_loop_agrees_with_torch_written_out_plainly():
     model, other = make_model(), make_model()
-    r = recipe(weight_decay=0.1, clip=0.05, betas=(0.9, 0.98), warmup=4, schedule="cosine", lr_min=1e-3)
+    r = recipe(
+        weight_decay=0.1, clip=0.05, betas=(0.9, 0.98), warmup=4, schedule="cosine", lr_min=1e-3
+    )
     watched, norms = [], []
     train(model, r, watch=lambda step, norm: watched.append((step, norm)))
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.1, betas=(0.9, 0.98), foreach=False)
+    optimizer = torch.optim.AdamW(
+        other.parameters(), lr=1.0, weight_decay=0.1, betas=(0.9, 0.98), foreach=False
+    )
     for step in range(r.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(r, step)
         optimizer.zero_grad()
@@ -221,7 +263,9 @@ def test_lr_scale_must_name_parameters():
 def test_lr_scale_slows_the_parameters_it_names():
     model, before = make_model(torch.float64), weights(make_model(torch.float64))
     train(model, recipe(steps=1, lr_scale={"0.": 0.1}))
-    moved = {name: (w - before[name]).abs().median().item() for name, w in model.state_dict().items()}
+    moved = {
+        name: (w - before[name]).abs().median().item() for name, w in model.state_dict().items()
+    }
     assert moved["0.weight"] == pytest.approx(0.001, rel=1e-3)  # Adam's first step has length lr
     assert moved["4.weight"] == pytest.approx(0.01, rel=1e-3)
 
@@ -251,7 +295,15 @@ def test_modes_and_gradients_of_training_and_evaluation(ema):
         return mse(model, index, generator)
 
     def evaluate(model, step):
-        seen.append((step, model.training, model[3].training, torch.is_grad_enabled(), model[0].weight.sum().item()))
+        seen.append(
+            (
+                step,
+                model.training,
+                model[3].training,
+                torch.is_grad_enabled(),
+                model[0].weight.sum().item(),
+            )
+        )
         return {}
 
     model = make_model(dropout=0.5)
@@ -312,7 +364,9 @@ def test_out_of_memory_in_mid_batch_leaves_no_trace():
 
     def loss(model, index, generator):
         value = mse(model, index, generator)
-        if len(index) == 4 and len(failed) < 1 and loss.seen:  # the second micro-batch, BatchNorm already updated
+        if (
+            len(index) == 4 and len(failed) < 1 and loss.seen
+        ):  # the second micro-batch, BatchNorm already updated
             failed.append(True)
             raise torch.OutOfMemoryError("CUDA out of memory")
         loss.seen = True
@@ -375,7 +429,9 @@ def test_a_skipped_update_leaves_weights_and_moments_as_they_were():
 
 def test_too_many_skips_in_a_row_abort_with_the_numbers():
     train(make_model(), recipe(max_skipped_in_row=3), poisoned({5, 6, 7}))
-    with pytest.raises(FloatingPointError, match=r"step 8: loss nan.*max_skipped_in_row = 3.*Lower lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 8: loss nan.*max_skipped_in_row = 3.*Lower lr"
+    ):
         train(make_model(), recipe(max_skipped_in_row=3), poisoned({5, 6, 7, 8}))
 
 
@@ -455,7 +511,12 @@ def test_seed_changes_order_noise_and_dropout():
 
         def loss(model, index, generator, seed=seed):
             first.setdefault(
-                seed, (index.tolist(), torch.rand(2, generator=generator).tolist(), torch.rand(2).tolist())
+                seed,
+                (
+                    index.tolist(),
+                    torch.rand(2, generator=generator).tolist(),
+                    torch.rand(2).tolist(),
+                ),
             )
             return mse(model, index, generator)
 
@@ -497,8 +558,17 @@ def test_a_missing_metric_is_named():
         train(make_model(), recipe(monitor="mea"), evaluate=validate)
 
 
-HARD = {"steps": 40, "ema": 0.9, "schedule": "cosine", "warmup": 3, "clip": 0.5, "eval_every": 9, "micro_batch": 8,
-        "monitor": "mse", "patience": 30}  # fmt: skip
+HARD = {
+    "steps": 40,
+    "ema": 0.9,
+    "schedule": "cosine",
+    "warmup": 3,
+    "clip": 0.5,
+    "eval_every": 9,
+    "micro_batch": 8,
+    "monitor": "mse",
+    "patience": 30,
+}
 
 
 def killed_worker(folder, precision, kill_at_step, kill_in_write):
@@ -519,8 +589,16 @@ def killed_worker(folder, precision, kill_at_step, kill_in_write):
 
     loss.calls, os.replace = 0, fragile_rename
     torch.set_num_threads(1)
-    fit(make_model(dropout=0.3), loss, N, recipe(**HARD, precision=precision), evaluate=validate, checkpoint=folder,
-        checkpoint_every=4, progress=False)  # fmt: skip
+    fit(
+        make_model(dropout=0.3),
+        loss,
+        N,
+        recipe(**HARD, precision=precision),
+        evaluate=validate,
+        checkpoint=folder,
+        checkpoint_every=4,
+        progress=False,
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -528,7 +606,9 @@ def test_a_run_killed_four_times_ends_bit_identically(tmp_path, precision):
     whole = make_model(dropout=0.3)
     expected = train(whole, recipe(**HARD, precision=precision), noisy_mse, evaluate=validate)
     for kill_at_step, kill_in_write in [(13, 0), (999, 2), (7, 0), (999, 4)]:
-        worker = PROCESSES.Process(target=killed_worker, args=(tmp_path, precision, kill_at_step, kill_in_write))
+        worker = PROCESSES.Process(
+            target=killed_worker, args=(tmp_path, precision, kill_at_step, kill_in_write)
+        )
         worker.start()
         worker.join()
         assert worker.exitcode == -signal.SIGKILL
@@ -537,19 +617,35 @@ def test_a_run_killed_four_times_ends_bit_identically(tmp_path, precision):
 
     model = make_model(dropout=0.3)
     steps = []
-    result = fit(model, lambda m, i, g: steps.append(0) or noisy_mse(m, i, g), N, recipe(**HARD, precision=precision),
-                 evaluate=validate, checkpoint=tmp_path, progress=False)  # fmt: skip
+    result = fit(
+        model,
+        lambda m, i, g: steps.append(0) or noisy_mse(m, i, g),
+        N,
+        recipe(**HARD, precision=precision),
+        evaluate=validate,
+        checkpoint=tmp_path,
+        progress=False,
+    )
     assert len(steps) == 2 * (40 - reached)
     assert same(weights(model), weights(whole))
     assert same(weights(result.ema), weights(expected.ema))
     assert same(result.best, expected.best)
     assert repr(result.history) == repr(expected.history)  # repr: NaN equals NaN
-    assert (result.best_step, result.stale, result.loss_sum) == (expected.best_step, expected.stale, expected.loss_sum)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.pt"]  # no leftovers of the kills
+    assert (result.best_step, result.stale, result.loss_sum) == (
+        expected.best_step,
+        expected.stale,
+        expected.loss_sum,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.pt",
+    ]  # no leftovers of the kills
 
 
 def test_plateau_stopping_and_skips_survive_an_interruption(tmp_path):
-    r = recipe(steps=40, schedule="plateau", plateau_patience=1, monitor="metric", eval_every=4, patience=9)
+    r = recipe(
+        steps=40, schedule="plateau", plateau_patience=1, monitor="metric", eval_every=4, patience=9
+    )
     rig = lambda m, step: {"metric": abs(step - 12) + 1}  # noqa: E731
     whole, model = make_model(), make_model()
     expected = train(whole, r, poisoned({2, 3, 25}), evaluate=rig)
@@ -591,7 +687,11 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, change):
     train(make_model(), recipe(), checkpoint=tmp_path)
     model = nn.Linear(4, 1) if change == "model" else make_model()
     r = recipe(lr=0.02) if change == "recipe" else recipe()
-    named = {"recipe": "lr is 0.01 there, 0.02 here", "model": "weight", "data": "n_examples is 53 there, 50 here"}
+    named = {
+        "recipe": "lr is 0.01 there, 0.02 here",
+        "model": "weight",
+        "data": "n_examples is 53 there, 50 here",
+    }
     with pytest.raises(ValueError, match=rf"last.pt.*{named[change]}.*delete it"):
         fit(model, mse, 50 if change == "data" else N, r, checkpoint=tmp_path, progress=False)
 
@@ -638,7 +738,9 @@ def test_state_that_a_state_dict_leaves_out_is_continued(tmp_path):
     assert same(*train_in_two(tmp_path, Noisy, mse))
     other = Noisy(seed=1)
     train(other, recipe(steps=12), mse)
-    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), "the generator matters"
+    assert not same(weights(other), train_in_two(tmp_path / "b", Noisy, mse)[1]), (
+        "the generator matters"
+    )
 
 
 def test_global_generators_of_numpy_and_python_are_functions_of_the_step(tmp_path):
@@ -713,7 +815,9 @@ def reading(x, level=0.1, how=lambda error: error.square()):
         return model(x[index]) - Y[index]
 
     def loss(model, index, generator):
-        return how(error(model, index) + level * torch.randn(len(index), 1, generator=generator)).mean()
+        return how(
+            error(model, index) + level * torch.randn(len(index), 1, generator=generator)
+        ).mean()
 
     return loss
 
@@ -756,7 +860,9 @@ def test_facts_must_agree(tmp_path):
         ).step
         == 30
     )
-    with pytest.raises(ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt is of another run: label is 'log_g' there, 'T_eff' here"
+    ):
         train(make_model(), recipe(), checkpoint=tmp_path, facts={"label": "T_eff", "stars": X})
 
 
@@ -770,7 +876,10 @@ def test_what_may_change_between_two_calls_does_not_matter(tmp_path):
 
     train(make_model(), recipe(), loss, checkpoint=tmp_path)
     nn.init.zeros_(own[0].weight)
-    assert train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30 and len(seen) == calls == 30
+    assert (
+        train(make_model(), recipe(), loss, checkpoint=tmp_path).step == 30
+        and len(seen) == calls == 30
+    )
 
 
 def test_a_batch_that_was_split_is_split_again_where_memory_suffices(tmp_path):
@@ -851,7 +960,9 @@ def test_weights_round_trip_and_misfits_are_named(tmp_path):
     save_weights(model, path)
     load_weights(other, path)
     assert same(weights(model), weights(other))
-    with pytest.raises(ValueError, match=r"w.safetensors.*\(16, 4\) for '0.weight', the model has \(8, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"w.safetensors.*\(16, 4\) for '0.weight', the model has \(8, 4\)"
+    ):
         load_weights(nn.Sequential(nn.Linear(4, 8)), path)
     with pytest.raises(ValueError, match=r"w.safetensors.*nothing for 'extra.weight'"):
         load_weights(nn.ModuleDict({"extra": nn.Linear(1, 1)}), path)
@@ -866,21 +977,32 @@ def test_weights_round_trip_and_misfits_are_named(tmp_path):
 
 
 def rank_worker(folder, rank, port, r, poison):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     model = make_model()
     if rank == 1:
         nn.init.zeros_(model[0].weight)  # rank 0's weights count
     loss = poisoned({4}) if poison and rank == 1 else mse  # one rank's NaN is everybody's skip
     result = train(model, r, loss, evaluate=validate, checkpoint=folder / "run")
-    torch.save((result.history, result.skipped, result.stopped_early, weights(model)), folder / f"{rank}.pt")
+    torch.save(
+        (result.history, result.skipped, result.stopped_early, weights(model)),
+        folder / f"{rank}.pt",
+    )
 
 
 def two_ranks(folder, r, poison=False):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    workers = [PROCESSES.Process(target=rank_worker, args=(folder, rank, port, r, poison)) for rank in range(2)]
+    workers = [
+        PROCESSES.Process(target=rank_worker, args=(folder, rank, port, r, poison))
+        for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

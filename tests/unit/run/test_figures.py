@@ -31,7 +31,9 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, monkeypatch):
     content = []
     for _ in range(2):
         figures.save(drawing(), "agop", "test", "one")
-        content.append({file.name: file.read_bytes() for file in (tmp_path / "figures/agop/test").iterdir()})
+        content.append(
+            {file.name: file.read_bytes() for file in (tmp_path / "figures/agop/test").iterdir()}
+        )
     assert content[0] == content[1] and set(content[0]) == {"one.pdf", "one.png"}
     assert b"/Type3" not in content[0]["one.pdf"], "journals refuse Type 3 fonts"
 
@@ -62,7 +64,9 @@ def test_band_spans_the_seeds_and_ignores_what_is_missing():
     figures.band(ax, [0, 1, 2], np.array([[0, 1, 2], [2, 3, np.nan]]), "C0")
     (line,), (area,) = ax.lines, ax.collections
     assert line.get_ydata().tolist() == [1, 2, 2]
-    assert area.get_paths()[0].get_extents().ymin == 0 and area.get_paths()[0].get_extents().ymax == 3
+    assert (
+        area.get_paths()[0].get_extents().ymin == 0 and area.get_paths()[0].get_extents().ymax == 3
+    )
     assert area.get_alpha() < 0.5
 
 
@@ -103,16 +107,24 @@ def test_colours_are_told_apart_in_grey():
 
 
 def test_a_window_wider_than_the_curve_keeps_its_length() -> None:
-    assert figures.smooth([1.0, 2.0, 3.0], 9).tolist() == figures.smooth([1.0, 2.0, 3.0], 3).tolist() == [1.5, 2.0, 2.5]
+    assert (
+        figures.smooth([1.0, 2.0, 3.0], 9).tolist()
+        == figures.smooth([1.0, 2.0, 3.0], 3).tolist()
+        == [1.5, 2.0, 2.5]
+    )
 
 
 def test_a_heat_map_shows_each_cell_where_it_belongs_and_hatches_the_flagged():
     _, ax = plt.subplots()
     factors = [0.1, 1.0, 10.0]
-    frame = pd.DataFrame([{"a": a, "b": b, "z": 100 * a + b} for a in factors for b in factors]).sample(
-        frac=1, random_state=0
+    frame = pd.DataFrame(
+        [{"a": a, "b": b, "z": 100 * a + b} for a in factors for b in factors]
+    ).sample(frac=1, random_state=0)
+    mesh = figures.heat_map(
+        ax, frame, ["a", "b", "z"], (frame.a == 10) & (frame.b == 0.1), vmin=0, vmax=1
     )
-    mesh = figures.heat_map(ax, frame, ["a", "b", "z"], (frame.a == 10) & (frame.b == 0.1), vmin=0, vmax=1)
-    assert mesh.get_array().reshape(3, 3)[2].tolist() == [20.0, 110.0, 1010.0], "rows are b = 10, columns a"
+    assert mesh.get_array().reshape(3, 3)[2].tolist() == [20.0, 110.0, 1010.0], (
+        "rows are b = 10, columns a"
+    )
     (patch,) = ax.patches
     assert (patch.get_hatch(), patch.get_x(), patch.get_y()) == ("////", 0.5, -1.5)

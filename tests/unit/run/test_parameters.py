@@ -28,8 +28,14 @@ width: int = 8  # one of {8, 16}
 
 
 def notebook(path, cell=CELL, tags=("parameters",)):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": list(tags)})])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": list(tags)})]
+    )
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(nb, path)
     return path
 
@@ -58,7 +64,10 @@ def test_defaults_pass_and_come_back(book):
         ("train_fraction: .nan", "train_fraction = nan: input should be a finite number"),
         ("lr: fast", "lr = 'fast': input should be a valid number"),
         ("operations: add", "operations = 'add': input should be a valid list"),
-        ("operations: [add, pow]", r"operations\[1\] = 'pow': input should be 'add', 'sub', 'mul' or 'div'"),
+        (
+            "operations: [add, pow]",
+            r"operations\[1\] = 'pow': input should be 'add', 'sub', 'mul' or 'div'",
+        ),
         ("seeds: [0, -1]", r"seeds\[1\] = -1: input should be greater than or equal to 0"),
         ("controls: 1", "controls = 1: input should be a valid boolean"),
         ("p: ", "p = None: input should be a valid integer"),
@@ -77,7 +86,10 @@ def test_defaults_pass_and_come_back(book):
         ("seeds: [0, 1, 0]", r"seeds = \[0, 1, 0\]: should be distinct"),
         ("sizes: [1, 3, 2]", r"sizes = \[1, 3, 2\]: should be ascending"),
         ("sizes: [1, 2, 2]", r"sizes = \[1, 2, 2\]: should be ascending"),
-        ("seeds: [9223372036854775808]", r"seeds\[0\] = 9223372036854775808: input should be less than or equal"),
+        (
+            "seeds: [9223372036854775808]",
+            r"seeds\[0\] = 9223372036854775808: input should be less than or equal",
+        ),
         ("lr: 1" + 400 * "0", "lr = 1000.*: input should be"),
         ("p: 97.0", "p = 97.0: input should be a valid integer"),
         ("width: 16.0", "width = 16.0: .*should be of type int"),
@@ -138,7 +150,9 @@ def test_parameters_are_held_against_each_other(tmp_path, values, message):
 
 
 def test_a_relation_to_no_parameter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the comment of parameter x binds it to `y`, which is no parameter"):
+    with pytest.raises(
+        ValueError, match="the comment of parameter x binds it to `y`, which is no parameter"
+    ):
         parameters.check(notebook(tmp_path / "x.ipynb", "x: int = 1  # below `y`"), {})
 
 
@@ -158,10 +172,15 @@ def test_a_relation_to_no_parameter_is_refused(tmp_path):
         ("seeds", "[0, 010]", "8"),
     ],
 )
-def test_what_yaml_reads_otherwise_than_it_looks_is_refused_with_its_meaning(book, tmp_path, name, written, meaning):
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused_with_its_meaning(
+    book, tmp_path, name, written, meaning
+):
     file = tmp_path / "mine.yaml"
     file.write_text(f"{name}: {written}")
-    with pytest.raises(ValueError, match=rf"mine\.yaml(.|\n)*\n  {name}.*` is read as {meaning}; write {meaning} for"):
+    with pytest.raises(
+        ValueError,
+        match=rf"mine\.yaml(.|\n)*\n  {name}.*` is read as {meaning}; write {meaning} for",
+    ):
         parameters.check_file(book, file)
     file.write_text(f"{name}: {written.replace('010', meaning) if '[' in written else meaning}")
     value = parameters.check_file(book, file)[name]
@@ -179,7 +198,9 @@ def test_a_text_that_yaml_reads_as_something_else_wants_quotes(book, tmp_path, w
         parameters.check_file(book, file)
 
 
-@pytest.mark.parametrize("content", ["", "# all defaults\n", "---\n", "\ufeffp: 97\n", "%YAML 1.1\n---\np: 97\n...\n"])
+@pytest.mark.parametrize(
+    "content", ["", "# all defaults\n", "---\n", "\ufeffp: 97\n", "%YAML 1.1\n---\np: 97\n...\n"]
+)
 def test_files_that_say_nothing_or_say_it_oddly_are_read(book, tmp_path, content):
     file = tmp_path / "mine.yaml"
     file.write_text(content, encoding="utf-8")
@@ -190,14 +211,18 @@ def test_a_name_that_cannot_be_printed_here_is_escaped(book, tmp_path):
     file = tmp_path / "σ.yaml"
     file.write_text("p: 97")
     command = [sys.executable, "-m", "fieldbook.run.parameters", "check", book, file]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True
+    )
     assert done.returncode == 0 and done.stdout.endswith(b"\\u03c3.yaml\n"), done.stderr
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_list_of_a_chapter_says_whether_it_may_repeat_itself(chapter):
     known = parameters.specification(ROOT / "book" / f"{chapter}.ipynb")
-    lists = {name: comment for name, (_, default, comment) in known.items() if isinstance(default, list)}
+    lists = {
+        name: comment for name, (_, default, comment) in known.items() if isinstance(default, list)
+    }
     free = {name for name, comment in lists.items() if not re.search("distinct|ascending", comment)}
     assert free == {"shard"}
 
@@ -236,19 +261,27 @@ def test_lines_are_read_as_python_reads_them(tmp_path):
     cell = "x: int = 1  # y = 2, below `z`\nsizes: list[int] = [  # not this\n    1,\n    2,\n]  # but this\nz: int = 3"
     known = parameters.specification(notebook(tmp_path / "x.ipynb", cell))
     assert [(name, default, comment) for name, (_, default, comment) in known.items()] == [
-        ("x", 1, "y = 2, below `z`"), ("sizes", [1, 2], "but this"), ("z", 3, "")
-    ]  # fmt: skip
+        ("x", 1, "y = 2, below `z`"),
+        ("sizes", [1, 2], "but this"),
+        ("z", 3, ""),
+    ]
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
         ("%matplotlib inline\np: int = 1", "the parameters cell cannot be read .invalid syntax"),
-        ("p: int = 1\na, b = 1, 2", r"`a, b = \(1, 2\)` among the parameters; expected `name: type = value`"),
+        (
+            "p: int = 1\na, b = 1, 2",
+            r"`a, b = \(1, 2\)` among the parameters; expected `name: type = value`",
+        ),
         ("p: int", "`p: int` among the parameters; expected"),
         ("import os\np: int = 1", "`import os` among the parameters; expected"),
         ("p: float = math.pi", "parameter p: default or comment cannot be read"),
-        ("p: int = 1  # as in [a, b] of the paper", "parameter p: .*could not convert string to float: 'a'"),
+        (
+            "p: int = 1  # as in [a, b] of the paper",
+            "parameter p: .*could not convert string to float: 'a'",
+        ),
         ("p: int = 1  # one of {a, b}", "parameter p: .*invalid literal"),
     ],
 )
@@ -267,7 +300,11 @@ def test_a_damaged_notebook_is_named(tmp_path, content):
 
 def test_any_name_and_any_prose_will_do(tmp_path):
     cell = 'model_dump: int = 1\n_p: int = 2\nwhere: str = "a"  # in [0, 1]'
-    assert parameters.check(notebook(tmp_path / "x.ipynb", cell), {}) == {"model_dump": 1, "_p": 2, "where": "a"}
+    assert parameters.check(notebook(tmp_path / "x.ipynb", cell), {}) == {
+        "model_dump": 1,
+        "_p": 2,
+        "where": "a",
+    }
 
 
 def test_load_reads_a_namespace(book, monkeypatch):
@@ -281,12 +318,19 @@ def test_load_reads_a_namespace(book, monkeypatch):
 
 yaml_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=2),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=2)
+    ),
     max_leaves=4,
 )
 
 
-@given(st.dictionaries(st.sampled_from(["p", "lr", "seeds", "operations", "controls", "x"]) | st.text(), yaml_values))
+@given(
+    st.dictionaries(
+        st.sampled_from(["p", "lr", "seeds", "operations", "controls", "x"]) | st.text(),
+        yaml_values,
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_no_input_escapes_as_another_error(book, values):
     try:

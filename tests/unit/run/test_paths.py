@@ -30,8 +30,12 @@ def test_results_go_to_the_checkout_unless_a_folder_is_named(monkeypatch, tmp_pa
     assert paths.results() == paths.ROOT
 
 
-@pytest.mark.parametrize("written", ["build/mine", ".", "..", "~nobody-of-that-name/mine", "$HOME/mine"])
-def test_results_are_not_sent_to_a_relative_folder(monkeypatch, tmp_path: Path, written: str) -> None:
+@pytest.mark.parametrize(
+    "written", ["build/mine", ".", "..", "~nobody-of-that-name/mine", "$HOME/mine"]
+)
+def test_results_are_not_sent_to_a_relative_folder(
+    monkeypatch, tmp_path: Path, written: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIELDBOOK_RESULTS", written)
     with pytest.raises(ValueError, match="expected an absolute path") as caught:
@@ -53,12 +57,21 @@ def test_results_are_not_sent_to_a_file(monkeypatch, tmp_path: Path, folder: str
 def test_yes_freezes_no_does_not_and_anything_else_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("FIELDBOOK_FROZEN", raising=False)
     assert not paths.frozen()
-    for yes, no in [("1", "0"), ("true", "false"), ("TRUE", "False"), ("yes", "no"), (" on ", "off"), ("1", "")]:
+    for yes, no in [
+        ("1", "0"),
+        ("true", "false"),
+        ("TRUE", "False"),
+        ("yes", "no"),
+        (" on ", "off"),
+        ("1", ""),
+    ]:
         monkeypatch.setenv("FIELDBOOK_FROZEN", yes)
         assert paths.frozen()
         monkeypatch.setenv("FIELDBOOK_FROZEN", no)
         assert not paths.frozen()
     for other in ("2", "ja", "-1", "frozen"):
         monkeypatch.setenv("FIELDBOOK_FROZEN", other)
-        with pytest.raises(ValueError, match=f"FIELDBOOK_FROZEN = '{other}': expected 1, true, yes or on, or 0"):
+        with pytest.raises(
+            ValueError, match=f"FIELDBOOK_FROZEN = '{other}': expected 1, true, yes or on, or 0"
+        ):
             paths.frozen()

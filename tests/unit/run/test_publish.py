@@ -16,7 +16,9 @@ MANIFEST = {"status": "complete", "parameters": {}, "sources": "0", "wall_s": 1.
 def build(tmp_path: Path) -> Path:
     """A finished profile of two chapters."""
     for chapter in ("agop", "entropy"):
-        data, figures = (tmp_path / "build" / kind / chapter / "laptop" for kind in ("data", "figures"))
+        data, figures = (
+            tmp_path / "build" / kind / chapter / "laptop" for kind in ("data", "figures")
+        )
         data.mkdir(parents=True)
         figures.mkdir(parents=True)
         (data / "rows.csv").write_text("step,loss\n1,2\n")
@@ -33,7 +35,11 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_finished_profile_replaces_the_published_one(build: Path, tmp_path: Path) -> None:
-    for stale in ("data/agop/laptop/old.csv", "figures/agop/laptop/old.pdf", "data/agop/paper/rows.csv"):
+    for stale in (
+        "data/agop/laptop/old.csv",
+        "figures/agop/laptop/old.pdf",
+        "data/agop/paper/rows.csv",
+    ):
         (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / stale).touch()
     assert publish("laptop", build, tmp_path / "out") == ["agop", "entropy"]
@@ -93,7 +99,9 @@ def add_rows(folder: Path) -> None:
         (add_rows, "more.csv not listed"),
     ],
 )
-def test_nothing_is_published_unless_every_chapter_is_finished(build: Path, tmp_path: Path, change, message) -> None:
+def test_nothing_is_published_unless_every_chapter_is_finished(
+    build: Path, tmp_path: Path, change, message
+) -> None:
     change(build / "data/entropy/laptop")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         publish("laptop", build, tmp_path / "out")
@@ -112,7 +120,9 @@ def test_a_publication_cut_short_leaves_whole_files_and_is_mended_by_another(
     publish("laptop", build, tmp_path / "out")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
     for chapter in ("agop", "entropy"):
-        (build / f"figures/{chapter}/laptop/loss.png").rename(build / f"figures/{chapter}/laptop/curve.png")
+        (build / f"figures/{chapter}/laptop/loss.png").rename(
+            build / f"figures/{chapter}/laptop/curve.png"
+        )
     copied = []
 
     def fill(target: Path, write) -> None:
@@ -129,7 +139,10 @@ def test_a_publication_cut_short_leaves_whole_files_and_is_mended_by_another(
     assert set(left.values()) <= {*before.values(), b"png"}, "no torn file"
     monkeypatch.undo()
     publish("laptop", build, tmp_path / "out")
-    after = {name.replace("curve", "loss"): (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    after = {
+        name.replace("curve", "loss"): (tmp_path / "out" / name).read_bytes()
+        for name in files(tmp_path / "out")
+    }
     assert after == before
 
 

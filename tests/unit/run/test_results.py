@@ -43,10 +43,19 @@ def test_append_read_and_ignore_known_keys(tmp_path):
     table.append({"op": "add", "step": 0, "loss": 9.0, "ok": True, "note": ""})
     table.append({"op": "add", "step": 50, "loss": float("nan"), "ok": False, "note": None})
     frame = table.frame()
-    assert frame.loss.tolist()[0] == pytest.approx(1 / 3, abs=1e-10) and frame.step.tolist() == [0, 50]
-    assert frame.note[0] == 'a, "b" c' and pd.isna(frame.loss[1]) and frame.ok.tolist() == [True, False]
+    assert frame.loss.tolist()[0] == pytest.approx(1 / 3, abs=1e-10) and frame.step.tolist() == [
+        0,
+        50,
+    ]
+    assert (
+        frame.note[0] == 'a, "b" c'
+        and pd.isna(frame.loss[1])
+        and frame.ok.tolist() == [True, False]
+    )
     assert table.has({"op": "add", "step": 50}) and not table.has({"op": "sub", "step": 50})
-    assert table.missing([{"op": "add", "step": s} for s in (0, 1, 50)]) == [{"op": "add", "step": 1}]
+    assert table.missing([{"op": "add", "step": s} for s in (0, 1, 50)]) == [
+        {"op": "add", "step": 1}
+    ]
 
 
 def test_a_torn_row_is_dropped_and_written_again(tmp_path):
@@ -76,7 +85,9 @@ def _append_many(path, offset):
 
 def test_two_processes_neither_lose_nor_double_rows(tmp_path):
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_append_many, args=(tmp_path / "t.csv", i)) for i in range(2)]
+    processes = [
+        context.Process(target=_append_many, args=(tmp_path / "t.csv", i)) for i in range(2)
+    ]
     [p.start() for p in processes], [p.join() for p in processes]
     assert sorted(tables.Table(tmp_path / "t.csv", ["x"]).frame().x) == list(range(40))
 
@@ -180,7 +191,10 @@ def test_killed_sweeps_end_with_the_same_bytes(root, tmp_path):
     target = root / "data/agop/test/t.csv"
     for kill in range(4):
         process = subprocess.Popen([sys.executable, "-c", KILLED], stderr=subprocess.DEVNULL)
-        while not (target.exists() and target.read_text().count("\n") > 2 * kill + 1) and process.poll() is None:
+        while (
+            not (target.exists() and target.read_text().count("\n") > 2 * kill + 1)
+            and process.poll() is None
+        ):
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -196,7 +210,10 @@ def test_manifest_vouches_for_its_rows(root):
     assert first.manifest()["status"] == "partial"
     first.finish()
     manifest = first.manifest()
-    assert manifest["status"] == "complete" and manifest["parameters"] == {"profile": "test", "p": 7}
+    assert manifest["status"] == "complete" and manifest["parameters"] == {
+        "profile": "test",
+        "p": 7,
+    }
     assert manifest["csv_sha256"] == {"t.csv": results.sha256(first.folder / "t.csv")}
     assert {"versions", "device", "git", "wall_s", "sources"} <= set(manifest)
     again = run(workers=2)
@@ -215,7 +232,9 @@ def published(root, monkeypatch, uses=()):
 
 @pytest.mark.parametrize("library", ["the same", "another"])
 @pytest.mark.parametrize("change", ["edited", "deleted", "added"])
-def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(root, monkeypatch, library, change, capsys):
+def test_frozen_tables_are_those_of_the_manifest_whatever_the_library(
+    root, monkeypatch, library, change, capsys
+):
     one = published(root, monkeypatch)
     uses = [circulant] if library == "another" else []
     results.Run("agop", {"profile": "test"}, uses=uses)
@@ -286,7 +305,9 @@ def test_an_earlier_generation_that_is_a_link_is_replaced(root, tmp_path_factory
     (first.inputs / "last.pt").write_text("hours")
     first.inputs.parent.with_name("test.stale").symlink_to(elsewhere)
     run(p=11)
-    assert (elsewhere / "kept").exists() and list(first.inputs.parents[1].glob("test.stale/*/last.pt"))
+    assert (elsewhere / "kept").exists() and list(
+        first.inputs.parents[1].glob("test.stale/*/last.pt")
+    )
 
 
 def test_new_rows_reopen_a_complete_run(root):
@@ -303,7 +324,9 @@ def test_new_rows_reopen_a_complete_run(root):
     assert set(one.manifest()["csv_sha256"]) == {"t.csv"}
 
 
-@pytest.mark.parametrize("spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"])
+@pytest.mark.parametrize(
+    "spoil", ["parameters", "sources", "edited", "deleted manifest", "broken manifest"]
+)
 def test_stale_rows_are_set_aside(root, spoil, capsys):
     first = run()
     tables.sweep(first.table("t", ["x"]), JOBS, square)
@@ -320,7 +343,9 @@ def test_stale_rows_are_set_aside(root, spoil, capsys):
         path.write_text(json.dumps({**first.manifest(), "sources": "0"}))
     second = run(p=11) if spoil == "parameters" else run()
     assert second.table("t", ["x"]).missing(JOBS) == JOBS
-    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (spoil == "edited")
+    assert (first.folder / "t.csv.stale").exists() and (second.inputs / "last.pt").exists() == (
+        spoil == "edited"
+    )
     assert second.manifest()["status"] == "partial"
     assert ("p was 7, is 11" in capsys.readouterr().err) == (spoil == "parameters")
 
@@ -358,7 +383,13 @@ def test_claims_and_ledger(root):
     one.claim("it groks", "yes", "yes", True)  # as in a cell that is run again
     assert one.claims().verdict.tolist() == ["holds", "fails", "not tested here", "not tested here"]
     ledger = results.ledger("test")
-    assert ledger.chapter.tolist() == ["agop"] * 4 and list(ledger) == ["chapter", "claim", "source", "ours", "verdict"]
+    assert ledger.chapter.tolist() == ["agop"] * 4 and list(ledger) == [
+        "chapter",
+        "claim",
+        "source",
+        "ours",
+        "verdict",
+    ]
     assert results.ledger("paper").empty
 
 
@@ -402,7 +433,9 @@ def test_a_module_without_source_is_refused(package):
 
 def test_source_hash_sees_functions_and_constants_of_a_notebook(tmp_path):
     def hashed(*lines, constant=1):
-        file = tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"  # inspect reads a function from its file
+        file = (
+            tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"
+        )  # inspect reads a function from its file
         file.write_text("\n".join(lines))
         namespace = {"__name__": "__main__"}
         exec(compile(file.read_text(), file, "exec"), namespace)
@@ -440,7 +473,17 @@ def test_source_hash_of_real_modules():
         (lambda text: text[:3], None),
         (lambda text: text + "2,ü".encode()[:-1], None),
     ],
-    ids=["crlf", "binary", "bom", "too long", "two lines", "empty", "header", "torn header", "torn character"],
+    ids=[
+        "crlf",
+        "binary",
+        "bom",
+        "too long",
+        "two lines",
+        "empty",
+        "header",
+        "torn header",
+        "torn character",
+    ],
 )
 def test_a_damaged_file_is_refused_or_mended_and_loses_no_row(tmp_path, damage, message):
     table = tables.Table(tmp_path / "t.csv", ["x"])
@@ -448,7 +491,10 @@ def test_a_damaged_file_is_refused_or_mended_and_loses_no_row(tmp_path, damage, 
     table.path.write_bytes(before := damage(table.path.read_bytes()))
     if message:
         for use in (table.frame, lambda: table.append({"x": 7, "y": 5}), lambda: table.sort(JOBS)):
-            with pytest.raises(ValueError, match=rf"t\.csv is no table keyed by x .*{message}.*; restore the file, or"):
+            with pytest.raises(
+                ValueError,
+                match=rf"t\.csv is no table keyed by x .*{message}.*; restore the file, or",
+            ):
                 use()
         assert table.path.read_bytes() == before
     else:
@@ -540,9 +586,16 @@ def test_any_key_survives_sorting(tmp_path):
 
 def test_without_an_order_rows_are_sorted_by_their_keys(tmp_path):
     table = tables.Table(tmp_path / "t.csv", ["name", "x"])
-    table.append(*({"name": n, "x": x, "y": 0} for n, x in (("b", 10.0), ("a", 2.5), ("b", 2.0), ("a", 0.1))))
+    table.append(
+        *({"name": n, "x": x, "y": 0} for n, x in (("b", 10.0), ("a", 2.5), ("b", 2.0), ("a", 0.1)))
+    )
     table.sort()
-    assert table.frame()[["name", "x"]].to_numpy().tolist() == [["a", 0.1], ["a", 2.5], ["b", 2.0], ["b", 10.0]]
+    assert table.frame()[["name", "x"]].to_numpy().tolist() == [
+        ["a", 0.1],
+        ["a", 2.5],
+        ["b", 2.0],
+        ["b", 10.0],
+    ]
 
 
 def _fail_at_two(job):
@@ -589,7 +642,11 @@ def _fill(folder, shard, stuck):
 def _begun(folder):
     """(shard, job) in the order of the beginnings."""
     file = folder / "log"
-    return [tuple(map(int, line.split())) for line in file.read_text().splitlines()] if file.exists() else []
+    return (
+        [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def _shards(folder, n, stuck=None):
@@ -611,7 +668,9 @@ def test_other_shards_do_the_jobs_of_a_killed_one(tmp_path):
         while len(_begun(tmp_path)) < begun:
             time.sleep(0.01)
     time.sleep(0.2)
-    assert [shard.is_alive() for shard in shards] == [True] * 3, "the others wait for the job in progress"
+    assert [shard.is_alive() for shard in shards] == [True] * 3, (
+        "the others wait for the job in progress"
+    )
     assert len(_begun(tmp_path)) == 12
     shards[0].kill()
     [shard.join() for shard in shards]
@@ -636,7 +695,9 @@ def _whole_run(shard):
 
 
 def _contents(root):
-    return {p.name: p.read_bytes() for p in root.rglob("*.*") if p.suffix in (".csv", ".png", ".pdf")}
+    return {
+        p.name: p.read_bytes() for p in root.rglob("*.*") if p.suffix in (".csv", ".png", ".pdf")
+    }
 
 
 def test_shards_that_end_together_leave_whole_files(root, tmp_path_factory, monkeypatch):
@@ -645,7 +706,9 @@ def test_shards_that_end_together_leave_whole_files(root, tmp_path_factory, monk
     assert [shard.exitcode for shard in shards] == [0] * 4
     together, manifest = _contents(root), run().manifest()
     run().finish()
-    assert manifest["status"] == "complete" and run().manifest() == manifest, "collecting changes nothing"
+    assert manifest["status"] == "complete" and run().manifest() == manifest, (
+        "collecting changes nothing"
+    )
     assert not list(root.rglob("*.tmp")) and not list(root.rglob("*.stale"))
     monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path_factory.mktemp("alone")))
     _whole_run((0, 1))
@@ -653,18 +716,26 @@ def test_shards_that_end_together_leave_whole_files(root, tmp_path_factory, monk
 
 
 def test_a_full_disk_is_named_and_keeps_the_old_rows(tmp_path):
-    table, limit = tables.Table(tmp_path / "t.csv", ["x"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    table, limit = (
+        tables.Table(tmp_path / "t.csv", ["x"]),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     table.append({"x": 1, "y": "a" * 1000})
     before = table.path.read_bytes()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limit[1]))
     try:
         with pytest.raises(OSError, match="row not written"):
             table.append({"x": 2, "y": "b" * 1000})
-        with pytest.raises(OSError, match=r"could not be written \(10000 requested and \d+ written\)"):
+        with pytest.raises(
+            OSError, match=r"could not be written \(10000 requested and \d+ written\)"
+        ):
             atomic_write(tmp_path / "x.npy", lambda file: np.save(file, np.ones(10000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert table.path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [".t.csv.lock", "t.csv"]
+    assert table.path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        ".t.csv.lock",
+        "t.csv",
+    ]
 
 
 def test_a_run_whose_folder_was_taken_writes_nothing(root):
@@ -675,7 +746,10 @@ def test_a_run_whose_folder_was_taken_writes_nothing(root):
         with pytest.raises(RuntimeError, match="taken by another run or emptied since"):
             write()
     second.finish()
-    assert second.table("t", ["x"]).frame().x.tolist() == [11] and run(p=11).manifest()["status"] == "complete"
+    assert (
+        second.table("t", ["x"]).frame().x.tolist() == [11]
+        and run(p=11).manifest()["status"] == "complete"
+    )
 
 
 def test_finish_waits_for_rows_being_written(root, monkeypatch):
@@ -692,7 +766,8 @@ def test_finish_waits_for_rows_being_written(root, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["[1]", "3", "null", '{"parameters": 3}', '{"csv_sha256": [1]}', '{"wall_s": "1"}', "\udcff"]
+    "text",
+    ["[1]", "3", "null", '{"parameters": 3}', '{"csv_sha256": [1]}', '{"wall_s": "1"}', "\udcff"],
 )
 def test_a_manifest_of_the_wrong_shape_is_none(root, text):
     first = run()
@@ -733,7 +808,9 @@ def test_costs_are_those_of_the_run_that_made_the_rows(root, place, seconds, kno
     one = run()
     one.finish()
     manifest = one.folder / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"wall_s": 600.0, "device": "cpu"}))
+    manifest.write_text(
+        json.dumps(json.loads(manifest.read_text()) | {"wall_s": 600.0, "device": "cpu"})
+    )
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     (root / place).write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t2048.0\t1080.0\n")
     (row,) = results.costs("test").to_dict("records")

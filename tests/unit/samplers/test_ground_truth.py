@@ -92,7 +92,9 @@ def test_psgld_that_forgets_at_once_counts_coordinates():
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_wrong_temperature_is_detected(name):
     problem = PROBLEMS[name]
-    value, _, truth, tolerance = estimate(problem, pre.sgld(), n_beta=1.2 * problem.n_beta, steps=700)
+    value, _, truth, tolerance = estimate(
+        problem, pre.sgld(), n_beta=1.2 * problem.n_beta, steps=700
+    )
     assert abs(value - truth) > tolerance
     colder = replace(problem, n_beta=1.2 * problem.n_beta)
     value, _, truth, tolerance = estimate(colder, pre.sgld(), n_beta=problem.n_beta, steps=700)
@@ -105,7 +107,9 @@ def test_a_dropped_localisation_metric_is_detected(name):
     problem = PROBLEMS[name]
     factors = torch.full_like(problem.w_star, 3.0)
     scaled = pre.si_sgld(factors * problem.w_star, problem.orbits)
-    _, _, truth, _ = estimate(problem, pre.si_sgld(problem.w_star, problem.orbits), steps=8, chains=2)
+    _, _, truth, _ = estimate(
+        problem, pre.si_sgld(problem.w_star, problem.orbits), steps=8, chains=2
+    )
 
     def dropped(state, w, g):
         metric, state = scaled[1](state, w, g)
@@ -122,7 +126,9 @@ def test_a_dropped_localisation_metric_is_detected(name):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients_and_minima(name):
     problem = PROBLEMS[name]
-    w = problem.w_star + 0.3 * torch.randn(5, len(problem.w_star), generator=torch.Generator().manual_seed(0))
+    w = problem.w_star + 0.3 * torch.randn(
+        5, len(problem.w_star), generator=torch.Generator().manual_seed(0)
+    )
     w.requires_grad_()
     losses, g = problem.gradient(w, 0)
     assert torch.allclose(g, torch.autograd.grad(losses.sum(), w)[0], atol=1e-5)
@@ -175,7 +181,11 @@ def test_gibbs_against_quadrature():
         return integrate.dblquad(density, -4, 6, -4, 6, epsabs=1e-7)[0]
 
     value, se = linear_gibbs.mean_loss(
-        [one, one], [torch.tensor([2.0]), torch.tensor([4.0])], n_beta=n_beta, chains=2000, sweeps=90
+        [one, one],
+        [torch.tensor([2.0]), torch.tensor([4.0])],
+        n_beta=n_beta,
+        chains=2000,
+        sweeps=90,
     )
     assert se < 0.01
     assert abs(value - moment(1) / moment(0)) < 4 * se
@@ -195,7 +205,9 @@ def test_linear_networks_tend_to_aoyagis_lambda(widths):
 
 def test_bad_settings_are_named():
     problem = PROBLEMS["quadratic"]
-    with pytest.raises(ValueError, match=r"eps = .*expected eps P \(n_beta h \+ gamma A\) < 4 .* so eps < "):
+    with pytest.raises(
+        ValueError, match=r"eps = .*expected eps P \(n_beta h \+ gamma A\) < 4 .* so eps < "
+    ):
         gt.compare(problem, "sgld", step=4.0, steps=10)
     with pytest.raises(ValueError, match="sampler = 'hmc': expected one of sgld, psgld"):
         gt.build("hmc", problem)

@@ -29,7 +29,9 @@ def test_stacked_gradients_are_those_of_each_chain(network):
         each = torch.nn.functional.cross_entropy(one(pairs), target, reduction="none")
         assert torch.allclose(loss, each, rtol=1e-10)
         each.mean().backward()
-        assert torch.allclose(gradient, torch.cat([p.grad.flatten() for p in one.parameters()]), rtol=1e-8, atol=1e-12)
+        assert torch.allclose(
+            gradient, torch.cat([p.grad.flatten() for p in one.parameters()]), rtol=1e-8, atol=1e-12
+        )
 
 
 def test_slices_find_every_parameter(network):
@@ -55,10 +57,15 @@ def test_common_baseline_removes_noise_and_not_the_mean(network):
     batches = len(target)  # a multiple of whole epochs, so that batches average to the full set
     relative = torch.stack([gradient(near[None], step)[0] for step in range(batches)]).squeeze()
     losses_of = llc.stacked_losses(model)
-    full = losses_of(near[None], pairs, target)[0].mean() - losses_of(w[None], pairs, target)[0].mean()
+    full = (
+        losses_of(near[None], pairs, target)[0].mean() - losses_of(w[None], pairs, target)[0].mean()
+    )
     assert torch.allclose(relative.mean(), full, rtol=1e-9)
     raw = torch.stack(
-        [losses_of(near[None], p, y)[0].mean() for p, y in zip(pairs.split(5), target.split(5), strict=True)]
+        [
+            losses_of(near[None], p, y)[0].mean()
+            for p, y in zip(pairs.split(5), target.split(5), strict=True)
+        ]
     )
     assert relative.std() < raw.std() / 3
 
@@ -66,13 +73,22 @@ def test_common_baseline_removes_noise_and_not_the_mean(network):
 def test_a_chain_on_a_network_runs_and_is_reproducible(network):
     model, pairs, target = network
     gradient = llc.minibatch_gradient(model, pairs, target, batch_size=8, seeds=[0])
-    options = {"eps": 1e-4, "n_beta": llc.inverse_temperature(len(target)), "gamma": 1.0, "steps": 6}
+    options = {
+        "eps": 1e-4,
+        "n_beta": llc.inverse_temperature(len(target)),
+        "gamma": 1.0,
+        "steps": 6,
+    }
     runs = [
         torch.stack(
             [
                 x
                 for x, _ in chain(
-                    gradient, llc.flatten(model)[None], pre.sgld(), torch.Generator().manual_seed(s), **options
+                    gradient,
+                    llc.flatten(model)[None],
+                    pre.sgld(),
+                    torch.Generator().manual_seed(s),
+                    **options,
                 )
             ]
         )
@@ -84,7 +100,9 @@ def test_a_chain_on_a_network_runs_and_is_reproducible(network):
 def test_estimate_and_its_error():
     trace = torch.tensor([[[9.0, 9.0]], [[1.0, 3.0]], [[1.0, 3.0]]])
     value, error = llc.estimate(trace, n_beta=10.0, burn_in=1)
-    assert value.tolist() == [20.0] and error.item() == pytest.approx(10 * math.sqrt(2) / math.sqrt(2))
+    assert value.tolist() == [20.0] and error.item() == pytest.approx(
+        10 * math.sqrt(2) / math.sqrt(2)
+    )
     assert llc.estimate(trace[..., :1], n_beta=1.0, burn_in=0)[1].isnan().all()
     with pytest.raises(ValueError, match=r"burn_in = 3: expected 0 \.\. 2"):
         llc.estimate(trace, n_beta=10.0, burn_in=3)

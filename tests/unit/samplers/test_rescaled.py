@@ -15,7 +15,9 @@ INVARIANT = ("rsgld", "si_sgld", "si_adaptive")
 
 def network(activation="relu", **sizes):
     """A small trained network at a minimum, in double precision, with its Fisher information."""
-    model = Grokker(7, **({"d_model": 8, "n_heads": 2, "d_hidden": 16} | sizes), activation=activation).double()
+    model = Grokker(
+        7, **({"d_model": 8, "n_heads": 2, "d_hidden": 16} | sizes), activation=activation
+    ).double()
     t = task("add", 7, 0.6, 0)
     pairs, target = t.pairs[t.train], t.target[t.train]
     llc.polish(model, pairs, target, steps=150, lr=1e-2)
@@ -48,8 +50,12 @@ def test_the_frame_is_the_rescaled_network(start, tuned, name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_same_seed_traces_are_equal_in_all_cells_for_the_invariant_samplers_alone(start, tuned, name):
-    traces = [rescaled.direct_trace(start, name, cell, HOW, **settings(tuned, name)) for cell in CELLS]
+def test_same_seed_traces_are_equal_in_all_cells_for_the_invariant_samplers_alone(
+    start, tuned, name
+):
+    traces = [
+        rescaled.direct_trace(start, name, cell, HOW, **settings(tuned, name)) for cell in CELLS
+    ]
     reference = traces[CELLS.index((1.0, 1.0))]
     worst = max(float((trace - reference).abs().max() / reference.abs().max()) for trace in traces)
     assert (worst < 1e-6) == (name in INVARIANT)
@@ -59,10 +65,22 @@ def test_same_seed_traces_are_equal_in_all_cells_for_the_invariant_samplers_alon
 def test_rows_hold_what_the_table_needs(start, tuned):
     rows = rescaled.rows(start, "si_sgld", CELLS, HOW, **settings(tuned, "si_sgld"))
     assert list(rows[0]) == [
-        "alpha", "beta", "llc", "llc_se", "n_chains", "n_steps", "eps", "gamma", "n_beta", "max_dlogit", "loss_star",
+        "alpha",
+        "beta",
+        "llc",
+        "llc_se",
+        "n_chains",
+        "n_steps",
+        "eps",
+        "gamma",
+        "n_beta",
+        "max_dlogit",
+        "loss_star",
         "health",
-    ]  # fmt: skip
-    assert len({round(row["llc"], 6) for row in rows}) == 1 and all(row["llc_se"] > 0 for row in rows)
+    ]
+    assert len({round(row["llc"], 6) for row in rows}) == 1 and all(
+        row["llc_se"] > 0 for row in rows
+    )
     assert max(row["max_dlogit"] for row in rows) < 1e-10
     assert [row["loss_star"] for row in rows] == pytest.approx([rows[0]["loss_star"]] * 9)
     assert rows[0]["n_beta"] == pytest.approx(len(start.target) / math.log(len(start.target)))
@@ -70,7 +88,10 @@ def test_rows_hold_what_the_table_needs(start, tuned):
 
 def test_stacking_changes_nothing(start, tuned):
     whole = rescaled.traces(start, "sgld", CELLS, HOW, **settings(tuned, "sgld"))
-    parts = [rescaled.traces(start, "sgld", CELLS[k : k + 4], HOW, **settings(tuned, "sgld")) for k in (0, 4, 8)]
+    parts = [
+        rescaled.traces(start, "sgld", CELLS[k : k + 4], HOW, **settings(tuned, "sgld"))
+        for k in (0, 4, 8)
+    ]
     assert torch.allclose(whole, torch.cat(parts, 1), rtol=1e-9)
 
 
@@ -86,10 +107,16 @@ def test_calibration_reaches_its_target(start, tuned):
 
 def test_crossing_is_interpolated_and_a_target_out_of_reach_is_named():
     gammas, values = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([math.nan, 4.0, 1.0])
-    assert calibration.crossing(gammas, values, 2.0, ceiling=9.0) == pytest.approx(10**1.5, rel=1e-6)
-    assert calibration.crossing(gammas, values, 6.0, ceiling=9.0) == pytest.approx(10**0.5, rel=1e-6)
+    assert calibration.crossing(gammas, values, 2.0, ceiling=9.0) == pytest.approx(
+        10**1.5, rel=1e-6
+    )
+    assert calibration.crossing(gammas, values, 6.0, ceiling=9.0) == pytest.approx(
+        10**0.5, rel=1e-6
+    )
     for target in (0.5, 20.0):
-        with pytest.raises(ValueError, match=r"not between the estimates 1 \.\. 9 at gamma = 1 \.\. 100"):
+        with pytest.raises(
+            ValueError, match=r"not between the estimates 1 \.\. 9 at gamma = 1 \.\. 100"
+        ):
             calibration.crossing(gammas, values, target, ceiling=9.0)
 
 
@@ -141,7 +168,9 @@ def test_polish_finds_a_minimum_where_weight_decay_did_not(start):
 
 def test_largest_curvature_is_that_of_the_hessian(start):
     small = network(d_model=4, n_heads=1, d_hidden=4, n_layers=1)
-    p = torch.rand(small.fisher.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p = torch.rand(
+        small.fisher.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     losses_of = llc.stacked_losses(small.model)
 
     def loss(w):
@@ -158,4 +187,6 @@ def test_the_logs_number_is_a_mean_loss(start):
     still = rescaled.plain_losses(start, "sgld", [(1, 1), (10, 10)], how, 1e-30)
     at_star, _ = llc.loss_and_gradient_norm(start.model, start.pairs, start.target)
     assert torch.allclose(still, torch.full_like(still, at_star), rtol=1e-6)
-    assert (rescaled.plain_losses(start, "sgld", [(1, 1)], how, 1.0) > math.log(7)).all(), "destroyed"
+    assert (rescaled.plain_losses(start, "sgld", [(1, 1)], how, 1.0) > math.log(7)).all(), (
+        "destroyed"
+    )

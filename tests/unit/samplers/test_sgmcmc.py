@@ -17,7 +17,9 @@ def quadratic(center, curvature=CURVATURE, batch_noise=0.0):
     """Loss sum_i h_i (w_i - c_i)^2 / 2 with gradients as noisy as a minibatch's, a function of the step alone."""
 
     def gradient(w, t):
-        jitter = batch_noise * torch.randn(D, dtype=w.dtype, generator=torch.Generator().manual_seed(1000 + t))
+        jitter = batch_noise * torch.randn(
+            D, dtype=w.dtype, generator=torch.Generator().manual_seed(1000 + t)
+        )
         return (curvature * (w - center) ** 2).sum(-1) / 2, curvature * (w - center) + jitter
 
     return gradient
@@ -64,25 +66,32 @@ def orbit_factors(*values):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_is_the_unscaled_network_in_another_metric(name):
     factors = orbit_factors(3.0, 0.5, 2.0)
-    assert torch.allclose(trace(name, factors, direct=True), trace(name, factors, direct=False), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(
+        trace(name, factors, direct=True), trace(name, factors, direct=False), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_which_samplers_do_not_see_a_rescaling(name):
-    one, scaled = (trace(name, orbit_factors(*values), direct=True) for values in ((1, 1, 1), (3.0, 0.5, 2.0)))
+    one, scaled = (
+        trace(name, orbit_factors(*values), direct=True) for values in ((1, 1, 1), (3.0, 0.5, 2.0))
+    )
     same = torch.allclose(one, scaled, rtol=1e-6, atol=1e-9)
     assert same == (name in ("rsgld", "si_sgld", "si_adaptive"))
 
 
 @pytest.mark.parametrize(
-    ("name", "exponent"), [("sgld", 2), ("psgld", 1), ("rsgld", 0), ("si_sgld", 0), ("si_adaptive", 0), ("si_div", 4)]
+    ("name", "exponent"),
+    [("sgld", 2), ("psgld", 1), ("rsgld", 0), ("si_sgld", 0), ("si_adaptive", 0), ("si_div", 4)],
 )
 def test_effective_step_falls_as_a_power_of_the_scale(name, exponent):
     scales = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
     sizes = []
     for c in scales:
         factors = torch.full((D,), c, dtype=torch.float64)
-        init, update = pre.in_frame(build(name, factors * W_STAR, CURVATURE**2 / factors**2), factors)
+        init, update = pre.in_frame(
+            build(name, factors * W_STAR, CURVATURE**2 / factors**2), factors
+        )
         metric, _ = update(init(W_STAR), W_STAR, CURVATURE * 0.1)
         sizes.append(float(metric.preconditioner.mean()))
     slope = np.polyfit(np.log(scales), np.log(sizes), 1)[0]
@@ -103,12 +112,18 @@ def test_frozen_samplers_return_the_exact_finite_step_value(name):
         steps=COMMON["steps"],
     )
     run = chain(
-        quadratic(W_STAR), center, preconditioner, torch.Generator().manual_seed(0),
-        **{**COMMON, "steps": COMMON["steps"] + 1}, common_noise=False,
-    )  # fmt: skip
+        quadratic(W_STAR),
+        center,
+        preconditioner,
+        torch.Generator().manual_seed(0),
+        **{**COMMON, "steps": COMMON["steps"] + 1},
+        common_noise=False,
+    )
     draws = COMMON["n_beta"] * torch.stack([losses for losses, _ in run][1:]).mean(0)
     assert abs(draws.mean() - exact) < 4 * draws.std() / len(draws) ** 0.5
-    assert abs(draws.mean() - D / 2) > 10 * draws.std() / len(draws) ** 0.5, "the bias is real and predicted"
+    assert abs(draws.mean() - D / 2) > 10 * draws.std() / len(draws) ** 0.5, (
+        "the bias is real and predicted"
+    )
 
 
 def test_adaptive_drift_keeps_the_target():
@@ -123,10 +138,21 @@ def test_adaptive_drift_keeps_the_target():
 
         def bounded(state, w, g):  # P = 1 + w^2 has the same divergence and never vanishes
             (p, _, drift), state = update(state, w, g)
-            return pre.Metric(1 + p, torch.zeros_like(w), drift if with_drift else torch.zeros_like(w)), state
+            return pre.Metric(
+                1 + p, torch.zeros_like(w), drift if with_drift else torch.zeros_like(w)
+            ), state
 
-        run = chain(gradient, center, (init, bounded), torch.Generator().manual_seed(0), eps=0.05, n_beta=n_beta,
-                    gamma=0.0, steps=600, common_noise=False)  # fmt: skip
+        run = chain(
+            gradient,
+            center,
+            (init, bounded),
+            torch.Generator().manual_seed(0),
+            eps=0.05,
+            n_beta=n_beta,
+            gamma=0.0,
+            steps=600,
+            common_noise=False,
+        )
         return float(torch.stack([(w**2).mean() for _, w in run][200:]).mean())
 
     assert moment(True) == pytest.approx(1.0, abs=0.08)
@@ -139,8 +165,17 @@ def test_monomials_are_found_at_any_temperature():
     def gradient(w, t):
         return (w.abs() ** powers).sum(-1), powers * w.abs() ** (powers - 1) * w.sign()
 
-    run = chain(gradient, torch.zeros(4000, 3, dtype=torch.float64), pre.sgld(), torch.Generator().manual_seed(0),
-                eps=0.005, n_beta=5.0, gamma=0.0, steps=2500, common_noise=False)  # fmt: skip
+    run = chain(
+        gradient,
+        torch.zeros(4000, 3, dtype=torch.float64),
+        pre.sgld(),
+        torch.Generator().manual_seed(0),
+        eps=0.005,
+        n_beta=5.0,
+        gamma=0.0,
+        steps=2500,
+        common_noise=False,
+    )
     estimate = 5.0 * torch.stack([losses.mean() for losses, _ in run][500:]).mean()
     assert float(estimate) == pytest.approx(monomial_sum([2, 4, 6]), rel=0.03)
 
@@ -156,7 +191,15 @@ def test_monomials_are_found_at_any_temperature():
 )
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        next(chain(quadratic(W_STAR), W_STAR[None], pre.sgld(), torch.Generator(), **{**COMMON, **changes}))
+        next(
+            chain(
+                quadratic(W_STAR),
+                W_STAR[None],
+                pre.sgld(),
+                torch.Generator(),
+                **{**COMMON, **changes},
+            )
+        )
 
 
 def test_sgld_is_that_of_posteriors_at_equal_noise():
@@ -164,12 +207,17 @@ def test_sgld_is_that_of_posteriors_at_equal_noise():
     sgld = pytest.importorskip("posteriors").sgmcmc.sgld
     options = {"eps": 0.004, "n_beta": 20.0, "gamma": 1.5, "steps": 40}
     ours = [
-        w for _, w in chain(quadratic(W_STAR), W_STAR[None], pre.sgld(), torch.Generator().manual_seed(3), **options)
+        w
+        for _, w in chain(
+            quadratic(W_STAR), W_STAR[None], pre.sgld(), torch.Generator().manual_seed(3), **options
+        )
     ]
 
     def log_posterior(w, batch):
         losses, _ = quadratic(W_STAR)(w, 0)
-        return -options["n_beta"] * losses - options["gamma"] / 2 * (w - W_STAR).square().sum(), torch.tensor([])
+        return -options["n_beta"] * losses - options["gamma"] / 2 * (
+            w - W_STAR
+        ).square().sum(), torch.tensor([])
 
     transform = sgld.build(log_posterior, lr=options["eps"] / 2)
     state = transform.init(W_STAR)

@@ -16,7 +16,9 @@ def test_published_example_of_the_deep_linear_formula():
 def test_two_layers_are_reduced_rank_regression():
     for m, h, n in itertools.product(range(1, 8), repeat=3):
         for r in range(min(m, h, n) + 1):
-            assert singular.deep_linear([m, h, n], r) == pytest.approx(singular.reduced_rank(m, h, n, r)), (m, h, n, r)
+            assert singular.deep_linear([m, h, n], r) == pytest.approx(
+                singular.reduced_rank(m, h, n, r)
+            ), (m, h, n, r)
 
 
 def test_multiplicity_of_reduced_rank_regression():
@@ -43,7 +45,9 @@ def test_full_rank_is_regular_and_depth_only_lowers():
 def test_reversal_does_not_matter():
     for widths in itertools.product((2, 3, 5, 6), repeat=4):
         for r in range(min(widths) + 1):
-            assert singular.deep_linear(widths, r) == pytest.approx(singular.deep_linear(widths[::-1], r))
+            assert singular.deep_linear(widths, r) == pytest.approx(
+                singular.deep_linear(widths[::-1], r)
+            )
 
 
 @pytest.mark.parametrize("powers", [(2,), (4,), (2, 4, 6)])
@@ -64,7 +68,10 @@ def test_normal_crossing_by_quadrature():
     estimates = []
     for n_beta in (1e3, 1e6):
         u, weights = np.polynomial.legendre.leggauss(400)
-        x, wx = np.exp((u - 1) * 10), weights * 10 * np.exp((u - 1) * 10)  # log-spaced nodes on (0, 1)
+        x, wx = (
+            np.exp((u - 1) * 10),
+            weights * 10 * np.exp((u - 1) * 10),
+        )  # log-spaced nodes on (0, 1)
         loss = x[:, None] ** 2 * x[None, :] ** 4
         density = np.exp(-n_beta * loss) * wx[:, None] * wx[None, :]
         estimates.append(n_beta * (loss * density).sum() / density.sum())
@@ -74,26 +81,43 @@ def test_normal_crossing_by_quadrature():
 
 def test_quadratic_estimate_against_simulation():
     rng = np.random.default_rng(0)
-    h, P, gamma, eps, n_beta, steps = np.array([1.0, 3.0]), np.array([1.0, 0.5]), np.array([2.0, 0.5]), 0.05, 10.0, 80
+    h, P, gamma, eps, n_beta, steps = (
+        np.array([1.0, 3.0]),
+        np.array([1.0, 0.5]),
+        np.array([2.0, 0.5]),
+        0.05,
+        10.0,
+        80,
+    )
     w, total = np.zeros((40_000, 2)), 0.0
     for _ in range(steps):
-        w = w - eps / 2 * P * (n_beta * h * w + gamma * w) + np.sqrt(eps * P) * rng.standard_normal(w.shape)
+        w = (
+            w
+            - eps / 2 * P * (n_beta * h * w + gamma * w)
+            + np.sqrt(eps * P) * rng.standard_normal(w.shape)
+        )
         total += (h * w**2).sum(1) / 2
     draws = n_beta * total / steps
-    exact = singular.quadratic_estimate(h, eps=eps, preconditioner=P, n_beta=n_beta, gamma=gamma, steps=steps)
+    exact = singular.quadratic_estimate(
+        h, eps=eps, preconditioner=P, n_beta=n_beta, gamma=gamma, steps=steps
+    )
     assert abs(draws.mean() - exact) < 4 * draws.std() / math.sqrt(len(draws))
 
 
 def test_quadratic_estimate_tends_to_half_the_dimension():
     h = np.array([0.5, 1.0, 7.0])
     options = {"preconditioner": np.ones(3), "n_beta": 100.0, "gamma": np.zeros(3)}
-    assert singular.quadratic_estimate(h, eps=1e-5, steps=10**7, **options) == pytest.approx(1.5, rel=1e-3)
+    assert singular.quadratic_estimate(h, eps=1e-5, steps=10**7, **options) == pytest.approx(
+        1.5, rel=1e-3
+    )
     with pytest.raises(ValueError, match=r"eps = 0\.1 is unstable: expected"):
         singular.quadratic_estimate(h, eps=0.1, steps=10, **options)
 
 
 def test_impossible_ranks_are_named():
-    with pytest.raises(ValueError, match=r"rank = 4 .* expected between 0 and the smallest width 3"):
+    with pytest.raises(
+        ValueError, match=r"rank = 4 .* expected between 0 and the smallest width 3"
+    ):
         singular.deep_linear([5, 3, 5], 4)
     with pytest.raises(ValueError, match="rank = -1"):
         singular.reduced_rank(2, 2, 2, -1)
@@ -102,10 +126,19 @@ def test_impossible_ranks_are_named():
 def test_quadratic_estimate_where_nothing_moves():
     """A flat direction costs nothing, and one that is not moved stays at the minimum."""
     options = {"eps": 1e-4, "n_beta": 100.0, "steps": 10**6}
-    alone = singular.quadratic_estimate(np.ones(1), preconditioner=np.ones(1), gamma=np.zeros(1), **options)
+    alone = singular.quadratic_estimate(
+        np.ones(1), preconditioner=np.ones(1), gamma=np.zeros(1), **options
+    )
     h, p = np.array([1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0])
-    assert singular.quadratic_estimate(h, preconditioner=p, gamma=np.zeros(3), **options) == pytest.approx(alone)
-    assert singular.quadratic_estimate(np.zeros(2), preconditioner=np.ones(2), gamma=np.ones(2), **options) == 0
+    assert singular.quadratic_estimate(
+        h, preconditioner=p, gamma=np.zeros(3), **options
+    ) == pytest.approx(alone)
+    assert (
+        singular.quadratic_estimate(
+            np.zeros(2), preconditioner=np.ones(2), gamma=np.ones(2), **options
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +154,12 @@ def test_quadratic_estimate_where_nothing_moves():
         (lambda: problems.normal_crossing(gamma=0.0), "gamma"),
         (lambda: problems.linear_network([3, 2, 3], rank=3), "rank"),
         (lambda: linear_gibbs.mean_loss([torch.eye(2)], [torch.zeros(4)], n_beta=1.0), "strength"),
-        (lambda: linear_gibbs.mean_loss([torch.eye(2), torch.ones(2, 3)], [torch.ones(4)] * 2, n_beta=1.0), "stars"),
+        (
+            lambda: linear_gibbs.mean_loss(
+                [torch.eye(2), torch.ones(2, 3)], [torch.ones(4)] * 2, n_beta=1.0
+            ),
+            "stars",
+        ),
     ],
 )
 def test_what_has_no_coefficient_is_named(call, said):
@@ -133,5 +171,6 @@ def test_coefficients_at_rank_zero_and_of_what_does_not_matter():
     assert singular.normal_crossing([0, 3, 0]) == (1 / 6, 1)
     assert singular.deep_linear([1, 1], 0) == 1 / 2  # one weight, a regular model
     assert (
-        singular.reduced_rank(1, 1, 1, 0) == 1 / 2 and singular.deep_linear_multiplicity([1, 1, 1], 0) == 2
+        singular.reduced_rank(1, 1, 1, 0) == 1 / 2
+        and singular.deep_linear_multiplicity([1, 1, 1], 0) == 2
     )  # (a b)^2

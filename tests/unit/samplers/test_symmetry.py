@@ -30,7 +30,10 @@ def network(activation="relu", shrink=1.0):
 @settings(max_examples=40, deadline=None)
 def test_logits_do_not_move(a, b):
     model = network()
-    assert symmetry.logit_gap(model, symmetry.rescale(model, 10**a, 10**b), PAIRS) <= symmetry.LOGIT_GATE
+    assert (
+        symmetry.logit_gap(model, symmetry.rescale(model, 10**a, 10**b), PAIRS)
+        <= symmetry.LOGIT_GATE
+    )
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(2, 1), (1, 0.5), (0.25, 8)])
@@ -43,7 +46,9 @@ def test_parameters_do_move():
     model = network()
     scaled = symmetry.rescale(model, 10.0, 0.1)
     changed = {
-        n for (n, w), v in zip(model.named_parameters(), scaled.parameters(), strict=True) if not torch.equal(w, v)
+        n
+        for (n, w), v in zip(model.named_parameters(), scaled.parameters(), strict=True)
+        if not torch.equal(w, v)
     }
     assert changed == {name for name, power in symmetry.exponents(model).items() if power != (0, 0)}
     down = scaled.blocks[0].ffn.down.weight / model.blocks[0].ffn.down.weight
@@ -56,12 +61,17 @@ def test_fixed_eps_breaks_a_small_residual_stream():
     gap = symmetry.logit_gap(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS)
     assert gap > 0.1
     with pytest.raises(ValueError, match="alpha needs eps_mode = 'coscaled'"):
-        symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS))
+        symmetry.require_exact(
+            symmetry.logit_gap(model, symmetry.rescale(model, 0.1, eps_mode="fixed"), PAIRS)
+        )
 
 
 def test_gelu_breaks_beta_and_not_alpha():
     model = network("gelu")
-    assert symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 3.0), PAIRS)) <= symmetry.LOGIT_GATE
+    assert (
+        symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 3.0), PAIRS))
+        <= symmetry.LOGIT_GATE
+    )
     with pytest.raises(ValueError, match="beta needs a ReLU"):
         symmetry.require_exact(symmetry.logit_gap(model, symmetry.rescale(model, 1.0, 3.0), PAIRS))
 
@@ -83,7 +93,10 @@ def trade_factors(model, scale):
                 norm.bias *= scale
                 for linear in linears:
                     linear.weight /= scale
-            for one, other in ((block.attn.query, block.attn.key), (block.attn.value, block.attn.out)):
+            for one, other in (
+                (block.attn.query, block.attn.key),
+                (block.attn.value, block.attn.out),
+            ):
                 one.weight *= scale
                 one.bias *= scale
                 other.weight /= scale
@@ -100,12 +113,19 @@ def test_the_other_symmetries_are_exact():
 def test_rescaling_composes():
     model = network()
     twice = symmetry.rescale(symmetry.rescale(model, 2.0, 4.0), 0.5, 0.25)
-    assert all(torch.equal(v, w) for v, w in zip(model.parameters(), twice.parameters(), strict=True))
+    assert all(
+        torch.equal(v, w) for v, w in zip(model.parameters(), twice.parameters(), strict=True)
+    )
 
 
 def test_grid_contains_one_exactly():
     grid = symmetry.log_grid(31)
-    assert len(grid) == 31 and grid[15] == 1.0 and np.isclose(grid[0], 0.1) and np.isclose(grid[-1], 10)
+    assert (
+        len(grid) == 31
+        and grid[15] == 1.0
+        and np.isclose(grid[0], 0.1)
+        and np.isclose(grid[-1], 10)
+    )
     with pytest.raises(ValueError, match="n = 30: expected an odd number"):
         symmetry.log_grid(30)
     assert 1.0 not in symmetry.log_grid(30, reference=False)

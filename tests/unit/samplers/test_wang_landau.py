@@ -69,10 +69,19 @@ def test_two_wells_agree_with_quadrature():
     z = torch.zeros(SEEDS, 6, d, dtype=torch.float64)
     z[..., 0], z[..., 1] = 1.0, 1.0  # all in the lower well
     found = wl.wang_landau(
-        two_wells, wl.start(two_wells, z, generator), grid, generator, steps=4000, h=0.12, flat=True, first=0.1
+        two_wells,
+        wl.start(two_wells, z, generator),
+        grid,
+        generator,
+        steps=4000,
+        h=0.12,
+        flat=True,
+        first=0.1,
     )
     error, se = errors(found.entropy, two_wells_entropy(grid.centres(), d))
-    assert error.abs().max() < 0.25 and found.entropy.mean(0).max() - found.entropy.mean(0).min() > 7
+    assert (
+        error.abs().max() < 0.25 and found.entropy.mean(0).max() - found.entropy.mean(0).min() > 7
+    )
     assert (error / se).square().mean() < 4
 
 
@@ -82,7 +91,9 @@ def test_error_bars_over_seeds_are_calibrated(ten):
     error, se = errors(found.entropy, harmonic_entropy(grid.centres(), 10))
     assert 0.3 < (error / se).square().mean() < 3
     single = (found.entropy - found.entropy.mean(0)).square().mean().sqrt()
-    assert error.square().mean().sqrt() < 2.5 * single / math.sqrt(SEEDS)  # as a mean of independent seeds
+    assert error.square().mean().sqrt() < 2.5 * single / math.sqrt(
+        SEEDS
+    )  # as a mean of independent seeds
 
 
 def test_histogram_is_flat_and_the_factor_falls_as_one_over_t(ten):
@@ -97,7 +108,9 @@ def test_histogram_is_flat_and_the_factor_falls_as_one_over_t(ten):
 def test_without_the_bias_potential_the_tails_are_not_visited():
     grid = wl.Grid(-1.0, 1.0, 20)
     free = run(harmonic, 30, grid, steps=800, h=0.1, flat=True, first=0.0)
-    assert (free.visits.sum(0)[:8] == 0).all(), "the volume at low energies is e^-60 of that at the top"
+    assert (free.visits.sum(0)[:8] == 0).all(), (
+        "the volume at low energies is e^-60 of that at the top"
+    )
     biased = run(harmonic, 30, grid, steps=3000, h=0.06, flat=True, first=0.1)
     assert (biased.visits.sum(0) > 0).all()
 
@@ -108,27 +121,41 @@ def test_a_start_from_the_mean_force_saves_the_climb():
     w = wl.start(harmonic, 2.8 * z / z.norm(dim=-1, keepdim=True), generator)
     options = {"h": 0.02, "friction": 5.0, "flat": True}
     way = torch.linspace(0.65, -0.25, 3000).tolist()
-    down, kept = wl.ramp(harmonic, w, grid, way, generator, stiffness=2e4, keep=range(0, 3000, 50), **options)
+    down, kept = wl.ramp(
+        harmonic, w, grid, way, generator, stiffness=2e4, keep=range(0, 3000, 50), **options
+    )
     assert slope(down.entropy, grid).mean() == pytest.approx(d / 2, rel=0.05)
     places = [-0.1, 0.1, 0.3, 0.5]
     w = wl.start(harmonic, wl.spread(kept, places), generator)
     assert (w.x - torch.tensor(places)).abs().max() < 0.05
-    found = wl.wang_landau(harmonic, w, grid, generator, steps=1500, first=0.1, entropy=down.entropy, **options)
+    found = wl.wang_landau(
+        harmonic, w, grid, generator, steps=1500, first=0.1, entropy=down.entropy, **options
+    )
     assert slope(found.entropy, grid).mean() == pytest.approx(d / 2, rel=0.03)
 
 
 def test_every_move_keeps_the_target_distribution():
     """At a fixed U = 2 ln E of a 6-d harmonic energy and the normal prior, E has a gamma distribution of shape 1."""
     generator, d = torch.Generator().manual_seed(0), 6
-    w = wl.start(harmonic, torch.randn(1, 4000, d, generator=generator, dtype=torch.float64), generator)
+    w = wl.start(
+        harmonic, torch.randn(1, 4000, d, generator=generator, dtype=torch.float64), generator
+    )
     power = math.log(10) * 2
     for _ in range(150):
         w, taken, _ = wl.move(
-            w, harmonic, lambda x: (power * x, torch.full_like(x, power)), generator, 0.35, 1.0, False
+            w,
+            harmonic,
+            lambda x: (power * x, torch.full_like(x, power)),
+            generator,
+            0.35,
+            1.0,
+            False,
         )
     energies = 10**w.x
     assert taken.double().mean() < 0.97, "the step is large enough for the test to matter"
-    assert energies.mean() == pytest.approx(1, abs=0.08) and energies.var() == pytest.approx(1, abs=0.25)
+    assert energies.mean() == pytest.approx(1, abs=0.08) and energies.var() == pytest.approx(
+        1, abs=0.25
+    )
 
 
 def test_offline_histogram_depends_on_the_recording_and_not_on_the_landscape():
@@ -136,14 +163,18 @@ def test_offline_histogram_depends_on_the_recording_and_not_on_the_landscape():
     losses = 10 ** torch.linspace(-0.01, -1.99, 400)
     even = wl.offline_histogram(losses.tolist(), grid)
     assert even.diff().abs().max() < 0.03
-    early = wl.offline_histogram(losses[torch.logspace(0, math.log10(399), 400).long()].tolist(), grid)
+    early = wl.offline_histogram(
+        losses[torch.logspace(0, math.log10(399), 400).long()].tolist(), grid
+    )
     assert early[-1] - early[0] > 1
     assert wl.offline_histogram([0.5, 100.0], grid).isinf().sum() == 3
 
 
 def test_observations_are_averaged_where_they_were_made(ten):
     grid, _ = ten
-    found = run(harmonic, 10, grid, steps=300, h=0.15, flat=True, observe=lambda z: harmonic(z)[0].log10())
+    found = run(
+        harmonic, 10, grid, steps=300, h=0.15, flat=True, observe=lambda z: harmonic(z)[0].log10()
+    )
     seen = found.observed.isfinite()
     middle = grid.centres().expand_as(found.observed)
     assert ((found.observed - middle)[seen].abs() <= grid.width() / 2 + 1e-9).all()
@@ -152,11 +183,15 @@ def test_observations_are_averaged_where_they_were_made(ten):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps = 0"), ({"h": -0.1}, "h = -0.1"), ({"friction": 0.0}, "friction = 0.0"),
-        ({"first": -1.0}, "first = -1.0"), ({"grid": wl.Grid(1.0, 0.0, 10)}, "low < high"),
-        ({"grid": wl.Grid(0.0, 1.0, 1)}, "at least 2 bins"), ({"grid": wl.Grid(2.0, 3.0, 10)}, r"expected all in \[2"),
+        ({"steps": 0}, "steps = 0"),
+        ({"h": -0.1}, "h = -0.1"),
+        ({"friction": 0.0}, "friction = 0.0"),
+        ({"first": -1.0}, "first = -1.0"),
+        ({"grid": wl.Grid(1.0, 0.0, 10)}, "low < high"),
+        ({"grid": wl.Grid(0.0, 1.0, 1)}, "at least 2 bins"),
+        ({"grid": wl.Grid(2.0, 3.0, 10)}, r"expected all in \[2"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(change, message):
     options = {"grid": wl.Grid(-1.0, 1.0, 10), "steps": 5, "h": 0.1, "friction": 1.0, **change}
     with pytest.raises(ValueError, match=message):
@@ -176,7 +211,9 @@ def test_other_bad_input_is_named():
 
 
 def test_energies_have_their_gradients():
-    z = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    z = torch.randn(
+        7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     for energy in (harmonic, two_wells):
         value, gradient = energy(z)
         assert torch.allclose(torch.autograd.grad(value.sum(), z)[0], gradient.detach())
@@ -190,16 +227,23 @@ def test_network_in_whitened_coordinates_is_the_network():
     assert z.square().mean() == pytest.approx(float((scale > 0).double().mean()))
     points = torch.stack([z, 1.1 * z])[None]
     value, gradient = landscape.loss_of(model, scale, pairs, target)(points)
-    assert value[0, 0] == pytest.approx(torch.nn.functional.cross_entropy(model(pairs), target).item())
+    assert value[0, 0] == pytest.approx(
+        torch.nn.functional.cross_entropy(model(pairs), target).item()
+    )
     direction = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(0))
-    ahead, behind = (landscape.loss_of(model, scale, pairs, target)(points + s * 1e-5 * direction)[0] for s in (1, -1))
+    ahead, behind = (
+        landscape.loss_of(model, scale, pairs, target)(points + s * 1e-5 * direction)[0]
+        for s in (1, -1)
+    )
     assert torch.allclose((gradient * direction).sum(-1), (ahead - behind) / 2e-5, rtol=1e-5)
     right = landscape.accuracy_of(model, scale, pairs, target)(points)
     assert right[0, 0] == (model(pairs).argmax(1) == target).double().mean()
 
 
 def test_first_passage_reads_a_path_where_it_comes_down():
-    found = landscape.first_passage([3.0, 1.0, 2.0, 0.1], [0.1, 0.2, 0.3, 0.4], [2.5, 1.0, 0.5, 0.01])
+    found = landscape.first_passage(
+        [3.0, 1.0, 2.0, 0.1], [0.1, 0.2, 0.3, 0.4], [2.5, 1.0, 0.5, 0.01]
+    )
     assert found[:3].tolist() == [0.2, 0.2, 0.4] and math.isnan(found[3])
 
 
@@ -210,7 +254,9 @@ def settled(d, walkers, h, grid=None, **options):
     return float((found.entropy - exact + exact.mean()).abs().max())
 
 
-@pytest.mark.parametrize(("walkers", "d", "h"), [(1, 4, 0.5), (2, 1, 0.4), (5, 10, 0.15), (16, 4, 0.5)])
+@pytest.mark.parametrize(
+    ("walkers", "d", "h"), [(1, 4, 0.5), (2, 1, 0.4), (5, 10, 0.15), (16, 4, 0.5)]
+)
 def test_the_default_factor_suits_any_number_of_walkers(walkers, d, h):
     assert settled(d, walkers, h, steps=2500) < 2
 

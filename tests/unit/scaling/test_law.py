@@ -14,8 +14,15 @@ TRUE = Law(1.8, 480.0, 2100.0, 0.348, 0.366)
 
 
 def runs(law=TRUE, noise=0.0, seed=0, sizes=6):
-    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e5, 1e9, sizes), np.geomspace(1e6, 1e10, sizes)))
-    return n, d, law.loss(n, d) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    n, d = (
+        v.ravel()
+        for v in np.meshgrid(np.geomspace(1e5, 1e9, sizes), np.geomspace(1e6, 1e10, sizes))
+    )
+    return (
+        n,
+        d,
+        law.loss(n, d) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n))),
+    )
 
 
 def test_exact_data_give_the_exact_law():
@@ -39,7 +46,9 @@ def test_no_coefficient_is_negative():
     n, d, _ = runs()
     law = fit_law(n, d, 3 * (d / 1e8) ** -0.3)
     assert min(law[:3]) >= 0 and law.b == pytest.approx(0.3, abs=0.01)
-    assert (law.A * n**-law.a < 1e-3).all() or law.loss(n, d) == pytest.approx(3 * (d / 1e8) ** -0.3, rel=1e-2)
+    assert (law.A * n**-law.a < 1e-3).all() or law.loss(n, d) == pytest.approx(
+        3 * (d / 1e8) ** -0.3, rel=1e-2
+    )
 
 
 def test_intervals_cover_new_runs():
@@ -62,7 +71,8 @@ def test_frontier_is_the_least_loss_at_given_compute():
 
 
 @pytest.mark.parametrize(
-    "change, name", [((0, slice(3), np.nan), "n"), ((2, 0, -1.0), "loss"), ((1, slice(None), 7.0), "d")]
+    "change, name",
+    [((0, slice(3), np.nan), "n"), ((2, 0, -1.0), "loss"), ((1, slice(None), 7.0), "d")],
 )
 def test_refuses(change, name):
     data = [np.array(values) for values in runs()]
@@ -90,7 +100,9 @@ def test_data_that_grow_with_the_parameters_do_not_tell_the_exponents_apart(powe
 
 
 def test_a_narrow_range_does_not_tell_the_terms_apart():
-    n, d = (v.ravel() for v in np.meshgrid(1e7 * np.linspace(1, 1.2, 4), 1e9 * np.linspace(1, 1.2, 4)))
+    n, d = (
+        v.ravel() for v in np.meshgrid(1e7 * np.linspace(1, 1.2, 4), 1e9 * np.linspace(1, 1.2, 4))
+    )
     (said,) = said_of(n, d, TRUE.loss(n, d))
     assert "n spans a factor 1.2" in said and "over a decade or more" in said
     n, d = np.concatenate([n, n / 10, n, n * 10]), np.concatenate([d, d, d / 10, d * 10])

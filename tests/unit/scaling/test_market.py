@@ -31,21 +31,32 @@ def test_f_star_is_the_mean_of_many_futures(monkeypatch):
         s = rho * s + np.sqrt(1 - rho**2) * rng.standard_normal(s.shape)
         x = rho_x * x + market.VOLATILITY[1] * np.sqrt(1 - rho_x**2) * rng.standard_normal(n)
     unit = np.sqrt(
-        pd.Series(day.returns[: at + 1] ** 2).ewm(halflife=market.TRAILING).mean().iloc[-1] * np.array(HORIZONS)
+        pd.Series(day.returns[: at + 1] ** 2).ewm(halflife=market.TRAILING).mean().iloc[-1]
+        * np.array(HORIZONS)
     )
-    np.testing.assert_allclose(f[0] * unit, [1e-4 * m for m, _ in means], atol=4e-4 * max(se for _, se in means))
+    np.testing.assert_allclose(
+        f[0] * unit, [1e-4 * m for m, _ in means], atol=4e-4 * max(se for _, se in means)
+    )
     price = np.log(day.raw[:, 0])
-    np.testing.assert_allclose(y[0] * unit, [price[at + h] - price[at] for h in HORIZONS], rtol=1e-5)
+    np.testing.assert_allclose(
+        y[0] * unit, [price[at + h] - price[at] for h in HORIZONS], rtol=1e-5
+    )
 
 
 def test_correlations_are_those_asked_for(monkeypatch):
     constant_volatility(monkeypatch)
-    world, at = market.World(best_short=0.5, best_long=0.2, tau=0.0), np.arange(400, 30_000 - 40, 10)
+    world, at = (
+        market.World(best_short=0.5, best_long=0.2, tau=0.0),
+        np.arange(400, 30_000 - 40, 10),
+    )
     noise, slow = world.scale
     assert market.best_correlation(slow, noise, 10) == pytest.approx(0.5, abs=1e-9)
     assert market.best_correlation(slow, noise, 1800) == pytest.approx(0.2, abs=1e-9)
     days = [market.generate(world, 0, d, 30_000) for d in range(8)]
-    y, f = (np.concatenate(part) for part in zip(*(market.targets(d, at, HORIZONS) for d in days), strict=True))
+    y, f = (
+        np.concatenate(part)
+        for part in zip(*(market.targets(d, at, HORIZONS) for d in days), strict=True)
+    )
     for h, horizon in enumerate(HORIZONS):
         expected = market.best_correlation(slow, noise, horizon)
         assert np.corrcoef(y[:, h], f[:, h])[0, 1] == pytest.approx(expected, abs=0.03)
@@ -53,9 +64,14 @@ def test_correlations_are_those_asked_for(monkeypatch):
 
 def test_the_oracle_has_no_slope_left():
     """E (y - f*) q = 0 for whatever is known at t: excess risk is the difference of the squared errors."""
-    days = [market.generate(market.World(best_short=0.5, best_long=0.2), i, 0, 12_000) for i in range(8)]
+    days = [
+        market.generate(market.World(best_short=0.5, best_long=0.2), i, 0, 12_000) for i in range(8)
+    ]
     at = np.arange(600, 11_900, 20)
-    y, f = (np.concatenate(part)[:, 1] for part in zip(*(market.targets(d, at, HORIZONS) for d in days), strict=True))
+    y, f = (
+        np.concatenate(part)[:, 1]
+        for part in zip(*(market.targets(d, at, HORIZONS) for d in days), strict=True)
+    )
     for q in (f, np.concatenate([d.signals[0, at] for d in days]), np.ones_like(f)):
         gap = (y - f) * q
         assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(len(gap) / 2)
@@ -79,7 +95,9 @@ def test_channels_determine_the_signals():
 
 def test_noise_hides_them_and_days_repeat():
     one, two = (market.generate(market.World(obs_noise=n), 0, 0, 400) for n in (0.0, 0.1))
-    assert np.array_equal(one.signals, two.signals) and not np.allclose(one.raw[:, 9], two.raw[:, 9], rtol=0.01)
+    assert np.array_equal(one.signals, two.signals) and not np.allclose(
+        one.raw[:, 9], two.raw[:, 9], rtol=0.01
+    )
     again, other = (market.generate(market.World(), 0, d, 400) for d in (0, 1))
     assert np.array_equal(one.raw, again.raw) and not np.array_equal(one.raw, other.raw)
 
@@ -89,7 +107,9 @@ def test_tau_is_the_spread_of_the_weights():
     assert np.array_equal(w_0, market.World(tau=0.0).weights(6))
     wide = market.World(tau=0.5)
     ratios = np.array([wide.weights(i) for i in range(300)]) / market._weights(wide.scale[1])
-    assert ratios.std() == pytest.approx(0.5, abs=0.03) and ratios.mean() == pytest.approx(1, abs=0.03)
+    assert ratios.std() == pytest.approx(0.5, abs=0.03) and ratios.mean() == pytest.approx(
+        1, abs=0.03
+    )
 
 
 def test_refuses_what_cannot_be():
@@ -126,10 +146,17 @@ def test_reads_real_days(tmp_path):
         market.read_days(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("mid_price", 0.0), ("vwap", -1.0), ("micro_price", np.inf), ("ask_volume_1", -1.0), ("open_interest", -0.5),
-    ("obi_1", -np.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mid_price", 0.0),
+        ("vwap", -1.0),
+        ("micro_price", np.inf),
+        ("ask_volume_1", -1.0),
+        ("open_interest", -0.5),
+        ("obi_1", -np.inf),
+    ],
+)
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_values_that_cannot_be_are_refused(tmp_path, name, value, suffix):
     frame = pd.DataFrame(market.generate(market.World(), 0, 0, 50).raw, columns=CHANNELS)
@@ -140,7 +167,9 @@ def test_values_that_cannot_be_are_refused(tmp_path, name, value, suffix):
         if good:
             assert np.isnan(market.read_days(tmp_path)["a"][7, CHANNELS.index(name)])
             continue
-        with pytest.raises(ValueError, match=rf"column {name} of {file} in row 7 = {value}.*finite numbers"):
+        with pytest.raises(
+            ValueError, match=rf"column {name} of {file} in row 7 = {value}.*finite numbers"
+        ):
             market.read_days(tmp_path)
 
 

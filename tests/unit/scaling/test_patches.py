@@ -77,7 +77,9 @@ def test_modes_forecast_zero_at_first_and_learn(mode):
         pt.build("x", 16, 1, 1)
 
 
-@pytest.mark.parametrize("mode, shape", [("pretrain", (60, 52)), ("end2end", (60, 60, 52)), ("factor", (60, 62))])
+@pytest.mark.parametrize(
+    "mode, shape", [("pretrain", (60, 52)), ("end2end", (60, 60, 52)), ("factor", (60, 62))]
+)
 def test_operations_agree_with_torch_s_counter(mode, shape):
     model, counter = filled(mode).float(), FlopCounterMode(display=False)
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -114,7 +116,13 @@ def test_half_batches_make_the_same_step():
     def trained(steps, micro):
         model = filled("pretrain", 16, 1, 1)
         if steps:
-            fit(model, loss, 32, Recipe(steps=steps, batch_size=32, lr=1e-2, micro_batch=micro), progress=False)
+            fit(
+                model,
+                loss,
+                32,
+                Recipe(steps=steps, batch_size=32, lr=1e-2, micro_batch=micro),
+                progress=False,
+            )
         return torch.cat([p.flatten() for p in model.parameters()])
 
     whole, parts, before = trained(2, 32), trained(2, 8), trained(0, 32)
@@ -132,7 +140,9 @@ def test_sixteen_files_are_valid_and_regenerate_byte_for_byte(tmp_path):
     configs = pc.read_all()
     assert configs == {config.name: config for config in pc.generate()}
     assert {name: c.n_params for name, c in configs.items() if name.startswith("ms")} == {
-        f"ms{k}_{stage}": COUNTS[d] for k, d in ((1, 64), (3, 256), (4, 512)) for stage in ("finetune", "pretrain")
+        f"ms{k}_{stage}": COUNTS[d]
+        for k, d in ((1, 64), (3, 256), (4, 512))
+        for stage in ("finetune", "pretrain")
     }
     cells = {"ds1_pretrain": (2, 2), "ds2_finetune": (5, 4), "end2end": (10, 8)}
     assert {name: (configs[name].instruments, configs[name].years) for name in cells} == cells
@@ -167,7 +177,9 @@ def test_a_missing_parent_is_refused(tmp_path):
 
 def test_another_width_brings_its_layers():
     base = pc.read_all()["level1_pretrain"]
-    assert pc.resized(base, 256) == pc.resized(pc.read_all()["ms3_pretrain"], 256, name="level1_pretrain")
+    assert pc.resized(base, 256) == pc.resized(
+        pc.read_all()["ms3_pretrain"], 256, name="level1_pretrain"
+    )
     assert pc.resized(pc.read_all()["factor"], 32).n_l2 == 2
 
 
@@ -177,7 +189,9 @@ def test_another_width_brings_its_layers():
 @pytest.fixture(scope="module")
 def days(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patches")
-    layout = patches.Layout(instruments=2, train_days=2, val_days=1, test_days=1, ticks=6600, core=1, unseen=1)
+    layout = patches.Layout(
+        instruments=2, train_days=2, val_days=1, test_days=1, ticks=6600, core=1, unseen=1
+    )
     world = market.World(best_short=0.7, best_long=0.25)
     patches.write_patches(folder, world, layout)
     return folder, world, patches.open_patches(folder)
@@ -190,7 +204,9 @@ def test_samples_are_the_days_own(days):
     for item in (1, len(data.items) - 1):
         row = data.items.iloc[item]
         day = market.generate(world, row.instrument, row.day, 6600)
-        np.testing.assert_allclose(data.features[item].reshape(-1, 52), transform(day.raw), atol=2e-3)
+        np.testing.assert_allclose(
+            data.features[item].reshape(-1, 52), transform(day.raw), atol=2e-3
+        )
         y, f = market.targets(day, np.array([20 * 60 - 1]), pt.SHORT_HORIZONS)
         np.testing.assert_allclose(data.target[1][item, 19], y[0])
         np.testing.assert_allclose(data.mean[1][item, 19], f[0])
@@ -202,7 +218,9 @@ def test_no_sample_touches_the_warm_up_or_the_end(days):
         ends = data.examples(level, "train")[:, 1]
         assert ends.min() == first and 60 * ends.max() + 59 + max(patches.HORIZONS[level]) < 6600
     assert set(data.items.day[data.items.split == "train"]) == {0, 1}
-    assert len(data.examples(1, "train", instruments=1, days=1)) == len(data.examples(1, "train")) // 4
+    assert (
+        len(data.examples(1, "train", instruments=1, days=1)) == len(data.examples(1, "train")) // 4
+    )
     assert data.items.instrument[data.items.split == "unseen"].tolist() == [2]
 
 
@@ -216,13 +234,18 @@ def test_windows_and_representations_line_up(days):
     assert data.factors().flatten(0, 1)[: 4 * 110].std(0) == pytest.approx(torch.ones(62), abs=1e-3)
 
 
-SMALL = patches.Layout(instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=0)
+SMALL = patches.Layout(
+    instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=0
+)
 
 
 def test_written_once_as_long_as_they_are_of_the_same_world_and_layout(tmp_path):
     world, other = (market.World(best_short=0.7, best_long=0.25, seed=seed) for seed in (0, 1))
     patches.write_patches(tmp_path / "a", world, SMALL)
-    first, before = patches.open_patches(tmp_path / "a"), (tmp_path / "a/features.npy").stat().st_ino
+    first, before = (
+        patches.open_patches(tmp_path / "a"),
+        (tmp_path / "a/features.npy").stat().st_ino,
+    )
     patches.write_patches(tmp_path / "a", world, SMALL)
     assert (tmp_path / "a/features.npy").stat().st_ino == before
     patches.write_patches(tmp_path / "a", other, SMALL)
@@ -239,7 +262,9 @@ def test_an_emptied_file_is_made_again(tmp_path, name):
     patches.write_patches(tmp_path, world, SMALL)
     whole = np.array(patches.open_patches(tmp_path).features)
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is damaged .*delete it, and write_patches makes it anew"):
+    with pytest.raises(
+        ValueError, match=r"is damaged .*delete it, and write_patches makes it anew"
+    ):
         patches.open_patches(tmp_path)
     patches.write_patches(tmp_path, world, SMALL)
     np.testing.assert_array_equal(patches.open_patches(tmp_path).features, whole)

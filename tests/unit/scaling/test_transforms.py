@@ -23,12 +23,22 @@ def by_pandas(x, inner=60, outer=1800):
     volumes = [CHANNELS[i] for i in LOGARITHMIC]
     x[volumes] = np.sign(x[volumes]) * np.log1p(x[volumes].abs())
     rolling = x.rolling(inner)
-    parts = {"norm": x, "std_norm": rolling.std(), "mean_norm": rolling.mean(), "skew_norm": rolling.skew()}
+    parts = {
+        "norm": x,
+        "std_norm": rolling.std(),
+        "mean_norm": rolling.mean(),
+        "skew_norm": rolling.skew(),
+    }
     out = {}
     for name, part in parts.items():
         past = part.shift(1).rolling(outer, min_periods=60)
         mean, std = past.mean(), past.std()
-        z = ((part - mean) / std).where(std > 1e-6 * np.maximum(mean.abs(), 1e-12), 0).clip(-5, 5).fillna(0)
+        z = (
+            ((part - mean) / std)
+            .where(std > 1e-6 * np.maximum(mean.abs(), 1e-12), 0)
+            .clip(-5, 5)
+            .fillna(0)
+        )
         out |= {f"{channel}__{name}": z[channel] for channel in CHANNELS}
     return pd.DataFrame(out)
 
@@ -37,7 +47,11 @@ def test_52_columns_without_a_nan():
     x = transform(raw())
     assert x.shape == (2000, 52) and x.dtype == np.float32
     assert np.isfinite(x).all() and np.abs(x).max() <= 5
-    assert columns()[0] == "mid_price__norm" and columns()[-1] == "open_interest__skew_norm" and len(columns()) == 52
+    assert (
+        columns()[0] == "mid_price__norm"
+        and columns()[-1] == "open_interest__skew_norm"
+        and len(columns()) == 52
+    )
     fewer = transform(raw(), include_skew_norm=False)
     assert np.array_equal(fewer, x[:, :39]) and columns(False) == columns()[:39]
 
@@ -64,7 +78,9 @@ def test_the_present_is_not_part_of_its_own_mean():
     x[:, 10] = np.tile([-1.0, 1.0], 200)
     x[300, 10] = 1e9
     assert transform(x)[300, 10] == 5
-    assert transform(x, outer=10_000)[301, 10] == pytest.approx(0, abs=0.1)  # it is part of the next one's
+    assert transform(x, outer=10_000)[301, 10] == pytest.approx(
+        0, abs=0.1
+    )  # it is part of the next one's
 
 
 def test_days_are_apart():

@@ -13,7 +13,7 @@ from torch import nn
 from fieldbook.nn.lightning import load_lightning
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import fit
-from fieldbook.spectra.blindspot import (  # fmt: skip
+from fieldbook.spectra.blindspot import (
     SELF_SUPERVISED,
     BlindSpotUNet,
     denoising_loss,
@@ -66,8 +66,16 @@ def reach(model, pixels):
 
 
 def test_parameters_are_counted_as_the_source_does():
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in BlindSpotUNet().named_children()}
-    assert parts == {"encoders": 522_240, "decoders_a": 867_552, "decoders_b": 461_952, "nin_layers": 37_926}
+    parts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in BlindSpotUNet().named_children()
+    }
+    assert parts == {
+        "encoders": 522_240,
+        "decoders_a": 867_552,
+        "decoders_b": 461_952,
+        "nin_layers": 37_926,
+    }
     assert sum(p.numel() for p in BlindSpotUNet(5, 24, 11).parameters()) == 113_190
 
 
@@ -84,9 +92,15 @@ def test_latents_of_the_mirror_image_are_the_other_half_reversed():
     for layer in ("enc_pre_latent", "enc_last"):
         both = model.encode_flux(flux, sigma, layer, "concat")
         mirrored = model.encode_flux(flux.flip(-1), sigma.flip(-1), layer)
-        torch.testing.assert_close(both, torch.cat([model.encode_flux(flux, sigma, layer), mirrored.flip(-1)], 1))
-        torch.testing.assert_close(model.encode_flux(flux, sigma, layer, "mean"), sum(both.chunk(2, 1)) / 2)
-    assert not torch.equal(*(model.encode_flux(flux, sigma, layer) for layer in ("enc_pre_latent", "enc_last")))
+        torch.testing.assert_close(
+            both, torch.cat([model.encode_flux(flux, sigma, layer), mirrored.flip(-1)], 1)
+        )
+        torch.testing.assert_close(
+            model.encode_flux(flux, sigma, layer, "mean"), sum(both.chunk(2, 1)) / 2
+        )
+    assert not torch.equal(
+        *(model.encode_flux(flux, sigma, layer) for layer in ("enc_pre_latent", "enc_last"))
+    )
 
 
 def test_forward_latents_are_causal():
@@ -99,7 +113,9 @@ def test_forward_latents_are_causal():
 
 def test_block_agrees_with_one_dimensional_layers():
     block, x = small().encoders[2], torch.randn(2, 5, 20, dtype=torch.float64)
-    peer = nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(5, 5, 3), nn.BatchNorm1d(5), nn.LeakyReLU(0.1))
+    peer = nn.Sequential(
+        nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(5, 5, 3), nn.BatchNorm1d(5), nn.LeakyReLU(0.1)
+    )
     peer[1].load_state_dict(block.conv.state_dict())
     peer[2].load_state_dict(block.bn.state_dict())
     torch.testing.assert_close(block(x.unsqueeze(2)).squeeze(2), peer.double().eval()(x))
@@ -109,9 +125,14 @@ def test_block_agrees_with_one_dimensional_layers():
 
 
 @given(
-    n=st.integers(2, 5), e=st.integers(1, 6), k=st.integers(1, 7), extra=st.integers(0, 24), sigma=st.booleans(),
-    seed=st.integers(0, 1000), output=st.integers(0, 1),
-)  # fmt: skip
+    n=st.integers(2, 5),
+    e=st.integers(1, 6),
+    k=st.integers(1, 7),
+    extra=st.integers(0, 24),
+    sigma=st.booleans(),
+    seed=st.integers(0, 1000),
+    output=st.integers(0, 1),
+)
 @settings(max_examples=25, deadline=None)
 def test_no_output_sees_its_own_pixel(n, e, k, extra, sigma, seed, output):
     model = small(seed, n=n, e=e, k=k, input_sigma=sigma)
@@ -124,7 +145,9 @@ def test_no_output_sees_its_own_pixel(n, e, k, extra, sigma, seed, output):
 @pytest.mark.parametrize("pixels", [24, 37])
 def test_all_other_pixels_within_reach_are_seen(sizes, pixels):
     expected = reach(small(n=sizes[0], e=sizes[1], k=sizes[2]), pixels)
-    found = sum(jacobian(small(s, n=sizes[0], e=sizes[1], k=sizes[2]), pixels, s).abs() for s in range(8))
+    found = sum(
+        jacobian(small(s, n=sizes[0], e=sizes[1], k=sizes[2]), pixels, s).abs() for s in range(8)
+    )
     assert torch.equal(found > 0, expected)
     near = (torch.arange(pixels)[:, None] - torch.arange(pixels)).abs()
     assert expected[(near > 0) & (near <= sizes[2])].all() and not expected.diagonal().any()
@@ -151,7 +174,9 @@ def test_in_training_mode_batch_norm_leaks():
 
 
 def test_posterior_mean_looks_at_the_pixel():
-    mu, sigma_x, noisy, sigma_n = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, 3.0, 7.0, 4))
+    mu, sigma_x, noisy, sigma_n = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, 3.0, 7.0, 4)
+    )
     found = posterior_mean(mu, sigma_x, noisy, sigma_n)
     assert found.item() == pytest.approx((9 * 7 + 16 * 2) / 25)
     assert torch.autograd.grad(found, noisy)[0].item() == pytest.approx(9 / 25)
@@ -216,7 +241,11 @@ def test_likelihood_is_least_at_the_analytic_optimum(kind):
     sigma_n = torch.tensor(0.5, dtype=torch.float64)
 
     def at(mu, sigma_x):
-        return float(SELF_SUPERVISED[kind](torch.full_like(noisy, mu), torch.full_like(noisy, sigma_x), noisy, sigma_n))
+        return float(
+            SELF_SUPERVISED[kind](
+                torch.full_like(noisy, mu), torch.full_like(noisy, sigma_x), noisy, sigma_n
+            )
+        )
 
     best = math.sqrt(variance - 0.25)
     for step in (1e-3, 0.1, 0.5):
@@ -238,11 +267,15 @@ def test_only_the_supervised_loss_knows_the_clean_flux():
     noise = 2 * sigma * torch.randn(flux.shape, generator=torch.Generator().manual_seed(1))
     expected = model(flux + noise, 2 * sigma)
     for kind in (*SELF_SUPERVISED, "supervised"):
-        found = denoising_loss(kind, rows(flux, sigma), 2.0)(model, index, torch.Generator().manual_seed(1))
+        found = denoising_loss(kind, rows(flux, sigma), 2.0)(
+            model, index, torch.Generator().manual_seed(1)
+        )
         if kind == "supervised":
             torch.testing.assert_close(found, gaussian(*expected, flux, 0.02 * sigma))
         else:
-            torch.testing.assert_close(found, SELF_SUPERVISED[kind](*expected, flux + noise, 2 * sigma))
+            torch.testing.assert_close(
+                found, SELF_SUPERVISED[kind](*expected, flux + noise, 2 * sigma)
+            )
 
 
 def test_first_guess_has_the_mean_and_spread_of_the_signal():
@@ -253,7 +286,9 @@ def test_first_guess_has_the_mean_and_spread_of_the_signal():
     mu, _ = model(noisy, sigma)  # in training mode BatchNorm makes it exact
     assert mu.mean().item() == pytest.approx(noisy.mean().item(), abs=1e-5)
     assert mu.std().item() == pytest.approx(flux.std().item(), rel=0.1)
-    assert model.nin_layers[-1].bn.bias[1].exp().log1p().item() == pytest.approx(flux.std().item() / 3, rel=0.1)
+    assert model.nin_layers[-1].bn.bias[1].exp().log1p().item() == pytest.approx(
+        flux.std().item() / 3, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -275,7 +310,9 @@ def test_training_denoises_better_than_the_identity(precision):
 
 
 def lightning_file(path, weights, **extra):
-    torch.save({"state_dict": weights, "epoch": 4, "pytorch-lightning_version": "2.5"} | extra, path)
+    torch.save(
+        {"state_dict": weights, "epoch": 4, "pytorch-lightning_version": "2.5"} | extra, path
+    )
     return path
 
 
@@ -297,7 +334,10 @@ def test_reads_a_lightning_checkpoint(tmp_path):
 
 def test_lists_all_that_does_not_fit(tmp_path):
     model = small(dtype=torch.float32)
-    weights = lightning_weights(model) | {"loss.scale": torch.ones(1), "model.encoders.0.conv.bias": torch.ones(6)}
+    weights = lightning_weights(model) | {
+        "loss.scale": torch.ones(1),
+        "model.encoders.0.conv.bias": torch.ones(6),
+    }
     del weights["model.decoders_b.0.bn.weight"]
     before = model.encoders[0].conv.weight.clone()
     with pytest.raises(ValueError, match=r"denoiser\.ckpt") as caught:

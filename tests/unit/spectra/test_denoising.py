@@ -19,7 +19,9 @@ def noisy_spectra(n=300, pixels=60, seed=0):
 def test_gain_of_the_noisy_flux_is_one_and_of_half_the_noise_two():
     clean, sigma, noisy = noisy_spectra()
     torch.testing.assert_close(snr_gain(noisy, noisy, clean, sigma), torch.ones(300))
-    torch.testing.assert_close(snr_gain((noisy + clean) / 2, noisy, clean, sigma), torch.full((300,), 2.0))
+    torch.testing.assert_close(
+        snr_gain((noisy + clean) / 2, noisy, clean, sigma), torch.full((300,), 2.0)
+    )
 
 
 def test_gain_weighs_pixels_by_their_noise():
@@ -33,14 +35,18 @@ def test_calibration_knows_right_from_wrong():
     mu, sigma_x, sigma_n = torch.rand(3, 200, 500, generator=generator)
     noisy = mu + (sigma_x**2 + sigma_n**2).sqrt() * torch.randn(200, 500, generator=generator)
     right = calibration(mu, sigma_x, noisy, sigma_n)
-    assert right == pytest.approx({"chi2": 1, "coverage_1_sigma": 0.6827, "coverage_2_sigma": 0.9545}, abs=0.01)
+    assert right == pytest.approx(
+        {"chi2": 1, "coverage_1_sigma": 0.6827, "coverage_2_sigma": 0.9545}, abs=0.01
+    )
     assert calibration(mu, 0 * sigma_x, noisy, sigma_n)["chi2"] > 1.5
     assert calibration(mu, 3 * sigma_x, noisy, sigma_n)["coverage_1_sigma"] > 0.8
 
 
 def test_pca_finds_the_plane_and_no_more():
     (_, _, noisy), (new, level, spoiled) = noisy_spectra(), noisy_spectra(seed=1)
-    gain = {c: snr_gain(pca(noisy, spoiled, c), spoiled, new, level).median() for c in (1, 3, 25, 60)}
+    gain = {
+        c: snr_gain(pca(noisy, spoiled, c), spoiled, new, level).median() for c in (1, 3, 25, 60)
+    }
     assert gain[3] == pytest.approx(20**0.5, rel=0.15)  # three of sixty dimensions keep their noise
     assert gain[1] < gain[3] > gain[25] > gain[60] == pytest.approx(1, abs=1e-3)
     assert torch.equal(pca(noisy, spoiled, 3), pca(noisy, spoiled, 3))

@@ -32,7 +32,9 @@ def test_fisher_is_the_covariance_of_the_score():
 
     score = torch.func.jacfwd(log_likelihood)(theta)
     information = fisher(jacobian, error)[0]
-    assert torch.allclose(torch.cov(score.T), information, atol=0.05 * float(information.diagonal().mean()))
+    assert torch.allclose(
+        torch.cov(score.T), information, atol=0.05 * float(information.diagonal().mean())
+    )
 
 
 def test_bound_is_the_variance_of_generalised_least_squares():
@@ -40,7 +42,9 @@ def test_bound_is_the_variance_of_generalised_least_squares():
     g = torch.Generator().manual_seed(2)
     for star in range(2):
         data = error[star] * torch.randn(20_000, 40, generator=g, dtype=torch.float64)
-        estimate = torch.linalg.lstsq(jacobian[star] / error[star][:, None], (data / error[star]).T).solution
+        estimate = torch.linalg.lstsq(
+            jacobian[star] / error[star][:, None], (data / error[star]).T
+        ).solution
         for parameter in range(4):
             expected = float(bound(fisher(jacobian, error), parameter)[star])
             assert float(estimate[parameter].var()) == pytest.approx(expected, rel=0.05)
@@ -75,12 +79,16 @@ def test_bayes_risk_of_a_gaussian_model_is_the_bound_with_a_prior():
     v = torch.tensor([0.5, 2.0], dtype=torch.float64)
     g = torch.Generator().manual_seed(6)
     theta = v.sqrt() * torch.randn(50_000, 2, generator=g, dtype=torch.float64)
-    data = theta @ jacobian[0].T + error[0] * torch.randn(50_000, 6, generator=g, dtype=torch.float64)
+    data = theta @ jacobian[0].T + error[0] * torch.randn(
+        50_000, 6, generator=g, dtype=torch.float64
+    )
     posterior = torch.linalg.inv(fisher(jacobian, error)[0] + torch.diag(1 / v))
     estimate = (data / error[0] ** 2) @ jacobian[0] @ posterior
     risk = float(((estimate - theta)[:, 0] ** 2).mean())
     assert risk == pytest.approx(float(bound(fisher(jacobian, error), 0, v)[0]), rel=0.03)
-    assert risk < float(bound(fisher(jacobian, error), 0)[0])  # below Cramer and Rao's bound: it is biased
+    assert risk < float(
+        bound(fisher(jacobian, error), 0)[0]
+    )  # below Cramer and Rao's bound: it is biased
 
 
 def test_uniform_error_is_that_of_the_posterior_mean():
@@ -104,7 +112,9 @@ def test_score_density_adds_up_to_the_bound(parameter):
     jacobian, error = linear(pixels=60)
     jacobian[..., 1] *= 1e-4  # units far apart
     density = score_density(jacobian, error, parameter)
-    torch.testing.assert_close(density.sum(1), 1 / bound(fisher(jacobian, error), parameter), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        density.sum(1), 1 / bound(fisher(jacobian, error), parameter), rtol=1e-9, atol=0
+    )
 
 
 def test_score_density_leaves_out_what_another_parameter_could_imitate():
@@ -138,21 +148,29 @@ def test_maximum_likelihood_reaches_the_bound():
     flux, jacobian = curve(truth)
     error = torch.full_like(flux, 0.02)
     data = flux + error * torch.randn(flux.shape, generator=g, dtype=torch.float64)
-    fit = maximum_likelihood(curve, data, error, torch.tensor([[2.0, -0.8, 1.2]]).repeat(800, 1), **BOX)
+    fit = maximum_likelihood(
+        curve, data, error, torch.tensor([[2.0, -0.8, 1.2]]).repeat(800, 1), **BOX
+    )
     assert fit.converged.all()
     assert float(fit.chi2.mean()) == pytest.approx(57, abs=1.5)
     for parameter in range(3):
-        ratio = float(fit.estimate[:, parameter].var() / bound(fisher(jacobian, error), parameter)[0])
+        ratio = float(
+            fit.estimate[:, parameter].var() / bound(fisher(jacobian, error), parameter)[0]
+        )
         assert 0.85 < ratio < 1.15
 
 
 def test_maximum_likelihood_stays_in_its_box():
     flux, _ = curve(torch.tensor([[1.0, 1.9, 0.6]], dtype=torch.float64))
     box = {"lower": BOX["lower"], "upper": torch.tensor([3, 1.0, 2.0])}
-    fit = maximum_likelihood(curve, flux, torch.full_like(flux, 0.1), torch.tensor([[1.0, 0.0, 1.0]]), **box)
+    fit = maximum_likelihood(
+        curve, flux, torch.full_like(flux, 0.1), torch.tensor([[1.0, 0.0, 1.0]]), **box
+    )
     assert fit.estimate[0, 1] == 1 and fit.converged.all()
     with pytest.raises(ValueError, match="lower"):
-        maximum_likelihood(curve, flux, flux + 1, flux[:, :3], lower=BOX["upper"], upper=BOX["lower"])
+        maximum_likelihood(
+            curve, flux, flux + 1, flux[:, :3], lower=BOX["upper"], upper=BOX["lower"]
+        )
 
 
 def test_best_template_is_the_one_that_made_the_data():
@@ -163,8 +181,10 @@ def test_best_template_is_the_one_that_made_the_data():
     data = templates[truth] + 0.1 * error * torch.randn(20, 30, generator=g)
     assert torch.equal(best_template(data, error, templates), truth)
     chi2 = (((data[:, None] - templates) / error[:, None]) ** 2).sum(-1)
-    assert torch.equal(best_template(data * 0 + 0.3, error, templates), (
-        ((0.3 - templates) / error[:, None]) ** 2).sum(-1).argmin(1))  # fmt: skip
+    assert torch.equal(
+        best_template(data * 0 + 0.3, error, templates),
+        (((0.3 - templates) / error[:, None]) ** 2).sum(-1).argmin(1),
+    )
     assert torch.equal(best_template(data, error, templates), chi2.argmin(1))
 
 
@@ -174,7 +194,9 @@ def test_what_cannot_be_known_is_named():
     with pytest.raises(ValueError, match=r"fisher\[1\] is singular"):
         bound(fisher(jacobian, error), 0)
     known = bound(fisher(jacobian, error), 0, torch.tensor([torch.inf, torch.inf, 1.0, torch.inf]))
-    assert known[1] == pytest.approx(float(bound(fisher(jacobian[1:2, :, [0, 1, 3]], error[1:2]), 0)[0]))
+    assert known[1] == pytest.approx(
+        float(bound(fisher(jacobian[1:2, :, [0, 1, 3]], error[1:2]), 0)[0])
+    )
     jacobian[1, :, 2] = jacobian[1, :, 3]
     with pytest.raises(ValueError, match="singular"):
         bound(fisher(jacobian, error), 0)

@@ -70,7 +70,9 @@ def test_weighting_by_the_label_error_is_best_and_by_another_error_worse_than_no
     """Gauss-Markov, after Aitken 1935 (Proc. R. Soc. Edinb. 55, 42): weights 1/variance of the label, or lose."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 3, dtype=torch.float64, generator=generator)
-    label_error, flux_error = torch.exp(torch.randn(2, 200, dtype=torch.float64, generator=generator))
+    label_error, flux_error = torch.exp(
+        torch.randn(2, 200, dtype=torch.float64, generator=generator)
+    )
     truth = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)[:, None]
     noise = label_error[:, None] * torch.randn(200, 4000, dtype=torch.float64, generator=generator)
     targets = features @ truth + noise
@@ -82,7 +84,9 @@ def test_weighting_by_the_label_error_is_best_and_by_another_error_worse_than_no
         expected = covariance(features, weights, label_error**2)
         variances[name] = float((found - truth).square().mean(1).sum())
         assert variances[name] == pytest.approx(float(expected.trace()), rel=0.1)
-        assert float((found - truth).mean(1).abs().max()) < 4 * float(expected.trace() / 4000) ** 0.5  # all unbiased
+        assert (
+            float((found - truth).mean(1).abs().max()) < 4 * float(expected.trace() / 4000) ** 0.5
+        )  # all unbiased
     assert variances["label"] < 0.5 * variances["none"] < 0.5 * variances["flux"]
 
 

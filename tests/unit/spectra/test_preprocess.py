@@ -9,7 +9,10 @@ from fieldbook.spectra.preprocess import Affine, principal_components, standardi
 
 def examples(n=80, features=12, rank=12):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(n, rank, generator=generator) @ torch.randn(rank, features, generator=generator) + 3
+    return (
+        torch.randn(n, rank, generator=generator) @ torch.randn(rank, features, generator=generator)
+        + 3
+    )
 
 
 def test_standardise():
@@ -17,7 +20,9 @@ def test_standardise():
     x[:, 4] = 0.1
     y = standardise(x)(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(12), atol=1e-5, rtol=0)
-    torch.testing.assert_close(y.std(0), torch.ones(12).index_fill(0, torch.tensor([4]), 0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        y.std(0), torch.ones(12).index_fill(0, torch.tensor([4]), 0), atol=1e-5, rtol=0
+    )
 
 
 def test_principal_components_are_white_and_those_of_scikit_learn():

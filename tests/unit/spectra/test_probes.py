@@ -9,9 +9,24 @@ from torch import nn
 
 from fieldbook.spectra.blindspot import BlindSpotUNet
 from fieldbook.spectra.heads import head
-from fieldbook.spectra.probes import Probe, View, features, fingerprint, frozen, pool, probe, probe_recipe, train
+from fieldbook.spectra.probes import (
+    Probe,
+    View,
+    features,
+    fingerprint,
+    frozen,
+    pool,
+    probe,
+    probe_recipe,
+    train,
+)
 
-LAST_WEIGHTS = {"steps": 1, "monitor": None, "patience": None, "schedule": "constant"}  # not the best ones
+LAST_WEIGHTS = {
+    "steps": 1,
+    "monitor": None,
+    "patience": None,
+    "schedule": "constant",
+}  # not the best ones
 VIEWS = [View("enc_last", "mean_max", "concat"), View(), View("enc_pre_latent", "flatten", "mean")]
 
 
@@ -25,7 +40,11 @@ def spectra(n=40, pixels=40, seed=0):
     labels = 1 + 4 * torch.rand(n, generator=generator)
     line = torch.exp(-0.5 * ((torch.arange(pixels) - 15.0) / 3) ** 2)
     sigma = torch.full((n, pixels), 0.05)
-    return 1 - 0.2 * labels[:, None] * line + sigma * torch.randn(n, pixels, generator=generator), sigma, labels
+    return (
+        1 - 0.2 * labels[:, None] * line + sigma * torch.randn(n, pixels, generator=generator),
+        sigma,
+        labels,
+    )
 
 
 def table(n=300, d=6, seed=0):
@@ -88,7 +107,11 @@ def test_features_need_the_noise_level():
 def test_fingerprint_sees_every_parameter_and_moving_average():
     model = encoder()
     known = {fingerprint(model)}
-    for t in (model.encoders[1].conv.weight, model.nin_layers[0].bn.running_mean, model.decoders_b[0].bn.bias):
+    for t in (
+        model.encoders[1].conv.weight,
+        model.nin_layers[0].bn.running_mean,
+        model.decoders_b[0].bn.bias,
+    ):
         t.data.flatten()[0] += 1e-6
         known.add(fingerprint(model))
     assert len(known) == 4 and fingerprint(model) in known
@@ -99,14 +122,21 @@ def test_frozen_restores_modes_and_gradients():
     model.encoders[0].eval()
     model.decoders_a.requires_grad_(False)
     with frozen(model):
-        assert not any(m.training for m in model.modules()) and not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules()) and not any(
+            p.requires_grad for p in model.parameters()
+        )
     assert model.training and not model.encoders[0].training and model.encoders[1].training
-    assert model.encoders[0].conv.weight.requires_grad and not model.decoders_a[0].conv.weight.requires_grad
+    assert (
+        model.encoders[0].conv.weight.requires_grad
+        and not model.decoders_a[0].conv.weight.requires_grad
+    )
 
 
 def test_frozen_notices_an_encoder_that_is_trained_after_all():
     model, (noisy, sigma, labels) = encoder(), spectra()
-    probe_, recipe = make_probe(model, noisy, sigma, labels, **LAST_WEIGHTS, lr_scale={"encoder.": 1.0})
+    probe_, recipe = make_probe(
+        model, noisy, sigma, labels, **LAST_WEIGHTS, lr_scale={"encoder.": 1.0}
+    )
     with pytest.raises(RuntimeError, match="frozen encoder changed"), frozen(model):
         model.encoders[0].requires_grad_(True)
         train(probe_, [noisy, sigma], labels, ([noisy, sigma], labels), recipe, progress=False)
@@ -146,7 +176,9 @@ def test_fine_tuning_moves_the_encoder_at_its_own_rate_and_must_be_asked_for():
     (noisy, sigma, labels), moved = spectra(), {}
     for factor in (0.01, 1.0):
         model = encoder()
-        p, recipe = make_probe(model, noisy, sigma, labels, **LAST_WEIGHTS, lr_scale={"encoder.": factor})
+        p, recipe = make_probe(
+            model, noisy, sigma, labels, **LAST_WEIGHTS, lr_scale={"encoder.": factor}
+        )
         before = model.encoders[0].conv.weight.detach().clone()
         train(p, [noisy, sigma], labels, ([noisy, sigma], labels), recipe, progress=False)
         moved[factor] = float((model.encoders[0].conv.weight.detach() - before).abs().max())
@@ -161,10 +193,15 @@ def test_fine_tuning_moves_the_encoder_at_its_own_rate_and_must_be_asked_for():
 
 def test_heads_have_the_sources_parameters_and_answer_in_the_labels_unit():
     x, y = torch.randn(50, 384), 3 + torch.randn(50)
-    counts = {name: sum(p.numel() for p in head(name, x, y).parameters()) for name in ("linear", "mlp_1", "mlp_2")}
+    counts = {
+        name: sum(p.numel() for p in head(name, x, y).parameters())
+        for name in ("linear", "mlp_1", "mlp_2")
+    }
     assert counts == {"linear": 385, "mlp_1": 385 * 256 + 257, "mlp_2": 385 * 256 + 257 * 256 + 257}
     model = head("mlp_1", x, 100 + 7 * y).eval()
-    torch.testing.assert_close(model(x), 100 + 3 * 7 + 7 * (head("mlp_1", x, y).eval()(x) - 3), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        model(x), 100 + 3 * 7 + 7 * (head("mlp_1", x, y).eval()(x) - 3), rtol=1e-4, atol=1e-3
+    )
     with pytest.raises(ValueError, match="mlp_9"):
         head("mlp_9", x, y)
 
@@ -173,7 +210,10 @@ def test_standardised_heads_do_not_know_the_features_unit():
     x, y = table()
     x[:, 5] = 7.0
     torch.testing.assert_close(
-        head("mlp_1", x, y).eval()(x), head("mlp_1", 9 * x - 4, y).eval()(9 * x - 4), rtol=1e-3, atol=1e-3
+        head("mlp_1", x, y).eval()(x),
+        head("mlp_1", 9 * x - 4, y).eval()(9 * x - 4),
+        rtol=1e-3,
+        atol=1e-3,
     )
     assert head("mlp_1", x, y).eval()(x).isfinite().all()
     raw = head("linear", x, y, standardise=False)
@@ -187,9 +227,13 @@ def test_probes_find_a_linear_label_in_its_own_unit_and_repeat_themselves(kind):
     one, two = (probe(kind, *splits, seed=4, recipe=recipe) for _ in range(2))
     assert one.pop("seconds") > 0 and two.pop("seconds") > 0 and one == two
     assert one["r2"] > 0.9 and one["n_features"] == 6
-    assert one["rmse"] == pytest.approx(np.sqrt(1 - one["r2"]) * splits[2][1].std().item(), rel=0.01)
+    assert one["rmse"] == pytest.approx(
+        np.sqrt(1 - one["r2"]) * splits[2][1].std().item(), rel=0.01
+    )
     in_cm = [(x, 100 * y) for x, y in splits]
-    assert probe(kind, *in_cm, seed=4, recipe=recipe)["mae"] == pytest.approx(100 * one["mae"], rel=0.05)
+    assert probe(kind, *in_cm, seed=4, recipe=recipe)["mae"] == pytest.approx(
+        100 * one["mae"], rel=0.05
+    )
 
 
 def test_ridge_takes_features_that_are_almost_the_same():
@@ -222,7 +266,9 @@ def test_the_default_recipe_is_the_sources():
 def test_best_weights_are_kept():
     (x, y), validation = table(), table(seed=1)
     model = head("linear", x, y)
-    recipe = probe_recipe(300, epochs=4, lr=0.5, patience=None, schedule="constant", monitor="r2", mode="max")
+    recipe = probe_recipe(
+        300, epochs=4, lr=0.5, patience=None, schedule="constant", monitor="r2", mode="max"
+    )
     fit = train(model, [x], y, ([validation[0]], validation[1]), recipe, progress=False)
     assert all(torch.equal(t, fit.best[name]) for name, t in model.state_dict().items())
 
@@ -239,7 +285,7 @@ def test_best_weights_are_kept():
         (lambda y: y.index_fill(0, torch.tensor([3, 5]), torch.nan), "2 NaN"),
         (lambda y: torch.zeros_like(y), "differ"),
     ],
-)  # fmt: skip
+)
 def test_labels_that_are_not_there_are_an_error(spoil, said):
     (x, y), recipe = table(), probe_recipe(300)
     model = head("linear", x, y)

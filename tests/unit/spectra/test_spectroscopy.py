@@ -15,7 +15,14 @@ from fieldbook.stars.emulator import emulator
 
 NODES = {"T_eff": (4500, 4800), "log_g": (2, 3, 4), "M_H": (-0.5, 0), "a_M": (0,), "C_M": (0,)}
 SIZES = {"train": 48, "val": 16, "test": 24}
-SETTINGS = {"patch": 512, "d_model": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.0, "noise_level": 1.0}
+SETTINGS = {
+    "patch": 512,
+    "d_model": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "noise_level": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +33,20 @@ def stars(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(stars, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    return sp.read(sp.synthesise(folder / "files", SIZES, stars, seed=0, rv_kms=50.0), folder / "maps", SIZES)
+    return sp.read(
+        sp.synthesise(folder / "files", SIZES, stars, seed=0, rv_kms=50.0), folder / "maps", SIZES
+    )
 
 
 def recipe(**changes):
-    options = {"steps": 4, "batch_size": 8, "lr": 1e-3, "eval_every": 2, "monitor": "val_mae_dex", **changes}
+    options = {
+        "steps": 4,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "eval_every": 2,
+        "monitor": "val_mae_dex",
+        **changes,
+    }
     return Recipe(**options)
 
 
@@ -41,16 +57,27 @@ def test_splits_hold_different_stars_and_repeat_themselves(data, stars, tmp_path
     assert {split: len(spectra) for split, spectra in data.items()} == SIZES
     temperatures = np.concatenate([spectra.params.T_eff for spectra in data.values()])
     assert len(set(temperatures)) == len(temperatures)
-    again = sp.read(sp.synthesise(tmp_path / "a", SIZES, stars, seed=0, rv_kms=50.0), tmp_path / "b", SIZES)
+    again = sp.read(
+        sp.synthesise(tmp_path / "a", SIZES, stars, seed=0, rv_kms=50.0), tmp_path / "b", SIZES
+    )
     assert np.array_equal(again["test"].flux, data["test"].flux)
-    other = sp.read(sp.synthesise(tmp_path / "c", SIZES, stars, seed=1, rv_kms=50.0), tmp_path / "d", SIZES)
+    other = sp.read(
+        sp.synthesise(tmp_path / "c", SIZES, stars, seed=1, rv_kms=50.0), tmp_path / "d", SIZES
+    )
     assert not np.array_equal(other["test"].flux, data["test"].flux)
 
 
 def test_a_large_split_takes_several_files(stars, tmp_path, monkeypatch):
     monkeypatch.setattr(sp, "SHARD", 20)
     folder = sp.synthesise(tmp_path / "files", SIZES, stars, seed=0, rv_kms=0.0)
-    assert sorted(p.name for p in folder.iterdir()) == ["test_0", "test_1", "train_0", "train_1", "train_2", "val_0"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "test_0",
+        "test_1",
+        "train_0",
+        "train_1",
+        "train_2",
+        "val_0",
+    ]
     with pytest.raises(ValueError, match=r"test = 'test\*' fits several"):
         sp.read(folder, tmp_path / "maps", SIZES)
 
@@ -67,9 +94,13 @@ def test_provide_keeps_what_it_made(tmp_path, monkeypatch):
     _, first = sp.provide(SIZES, grid="small", rv_kms=50.0)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     _, second = sp.provide(SIZES, grid="small", rv_kms=50.0)
-    assert len(times) == 9 and times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert len(times) == 9 and times == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")
+    }
     assert np.array_equal(first["val"].error, second["val"].error)
-    _, real = sp.provide(SIZES, data_dir=str(next((tmp_path / "data/inputs/spectra").iterdir())), grid="small")
+    _, real = sp.provide(
+        SIZES, data_dir=str(next((tmp_path / "data/inputs/spectra").iterdir())), grid="small"
+    )
     assert np.array_equal(first["val"].flux, real["val"].flux)
     with pytest.raises(ValueError, match="grid = 'huge'"):
         sp.provide(SIZES, grid="huge")
@@ -81,9 +112,13 @@ def test_provide_keeps_what_it_made(tmp_path, monkeypatch):
 def test_knowing_more_never_hurts(stars):
     found = sp.limits(stars, 40, seed=0, rv_kms=50.0)
     variance = 2.0**2 / 12
-    assert (found.least <= found.linear * (1 + 1e-9)).all()  # the best linear estimator is not the best one
+    assert (
+        found.least <= found.linear * (1 + 1e-9)
+    ).all()  # the best linear estimator is not the best one
     assert (found.linear <= np.minimum(found.unbiased, variance) * (1 + 1e-9)).all()
-    assert np.corrcoef(found.mag, np.log(found.unbiased))[0, 1] > 0.7  # faint stars are known less well
+    assert (
+        np.corrcoef(found.mag, np.log(found.unbiased))[0, 1] > 0.7
+    )  # faint stars are known less well
     barely, still = (sp.limits(stars, 40, seed=0, rv_kms=rv) for rv in (1e-3, 0.0))
     assert (still.unbiased < barely.unbiased).all()  # the same spectra, the velocity known
 
@@ -161,9 +196,9 @@ def test_every_kind_of_network_trains(data, options, monkeypatch):
     assert len({row["val_mae_dex"] for row in fit.history}) == 3
     guess = sp.predict(model, fixed_noise(data["val"], 1.0), norm)
     kept = min(row["val_mae_dex"] for row in fit.history)  # the best weights are loaded
-    assert sp.errors(data["val"].params.log_g.to_numpy(), guess, norm, "val")["val_mae_dex"] == pytest.approx(
-        kept, rel=1e-5
-    )
+    assert sp.errors(data["val"].params.log_g.to_numpy(), guess, norm, "val")[
+        "val_mae_dex"
+    ] == pytest.approx(kept, rel=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [{"preprocess": "log"}, {"start": "theirs"}, {"norm": "robust"}])

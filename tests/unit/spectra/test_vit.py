@@ -36,10 +36,14 @@ def draw(*shape, seed=0):
 # -- parameters
 
 
-@pytest.mark.parametrize("position, count", [("learned", 4_809_729), ("rope", 4_743_937), ("none", 4_743_937)])
+@pytest.mark.parametrize(
+    "position, count", [("learned", 4_809_729), ("rope", 4_743_937), ("none", 4_743_937)]
+)
 def test_parameters_at_the_size_of_the_seed_experiment(position, count):
     model = SpectraViT(position=position)
-    assert sum(w.numel() for w in model.parameters()) == count == parameter_table(model)["total"].sum()
+    assert (
+        sum(w.numel() for w in model.parameters()) == count == parameter_table(model)["total"].sum()
+    )
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -48,7 +52,10 @@ def test_parameter_table_is_complete(pooling):
     table = parameter_table(model).set_index("term")
     assert table["total"].sum() == sum(w.numel() for w in model.parameters())
     assert table.loc["head", "parameters"] == 16 * 3 + 3
-    assert ("CLS token" in table.index, "pooling query" in table.index) == (pooling == "cls", pooling == "attention")
+    assert ("CLS token" in table.index, "pooling query" in table.index) == (
+        pooling == "cls",
+        pooling == "attention",
+    )
 
 
 def test_same_seed_same_weights_and_the_global_state_is_left_alone():
@@ -177,12 +184,21 @@ transformers = pytest.importorskip("transformers")
 def peer(attention, model, dropout=0.0):
     """Hugging Face's ViTModel on images of one row, with the weights of `model`."""
     config = transformers.ViTConfig(
-        image_size=(1, 64), patch_size=(1, 8), num_channels=1, hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=32, hidden_dropout_prob=dropout, layer_norm_eps=1e-5,
+        image_size=(1, 64),
+        patch_size=(1, 8),
+        num_channels=1,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        hidden_dropout_prob=dropout,
+        layer_norm_eps=1e-5,
         attn_implementation=attention,
-    )  # fmt: skip
+    )
     vit = transformers.ViTModel(config, add_pooling_layer=False).eval()
-    vit.load_state_dict(renamed({name: w.detach() for name, w in model.named_parameters() if "head" not in name}))
+    vit.load_state_dict(
+        renamed({name: w.detach() for name, w in model.named_parameters() if "head" not in name})
+    )
     return vit
 
 
@@ -191,17 +207,26 @@ def renamed(tensors):
     found = {
         "embeddings.cls_token": tensors["cls"],
         "embeddings.position_embeddings": tensors["position"][None],
-        "embeddings.patch_embeddings.projection.weight": tensors["tokens.project.weight"][:, :, None],
+        "embeddings.patch_embeddings.projection.weight": tensors["tokens.project.weight"][
+            :, :, None
+        ],
         "embeddings.patch_embeddings.projection.bias": tensors["tokens.project.bias"],
     }
-    parts = {"attn_norm": "layernorm_before", "ffn_norm": "layernorm_after", "attn.out": "attention.o_proj",
-             "ffn.up": "mlp.fc1", "ffn.down": "mlp.fc2"}  # fmt: skip
+    parts = {
+        "attn_norm": "layernorm_before",
+        "ffn_norm": "layernorm_after",
+        "attn.out": "attention.o_proj",
+        "ffn.up": "mlp.fc1",
+        "ffn.down": "mlp.fc2",
+    }
     for kind in ("weight", "bias"):
         found[f"layernorm.{kind}"] = tensors[f"norm.{kind}"]
         for layer in range(2):
             for ours, theirs in parts.items():
                 found[f"layers.{layer}.{theirs}.{kind}"] = tensors[f"blocks.{layer}.{ours}.{kind}"]
-            for name, part in zip("qkv", tensors[f"blocks.{layer}.attn.qkv.{kind}"].chunk(3), strict=True):
+            for name, part in zip(
+                "qkv", tensors[f"blocks.{layer}.attn.qkv.{kind}"].chunk(3), strict=True
+            ):
                 found[f"layers.{layer}.attention.{name}_proj.{kind}"] = part
     return found
 
@@ -218,17 +243,28 @@ def test_parity_with_hugging_face(attention):
     theirs = {name: g for (name, _), g in zip(vit.named_parameters(), gradients, strict=True)}
     names = [name for name, _ in model.named_parameters() if "head" not in name]
     weights = [model.get_parameter(name) for name in names]
-    ours = renamed(dict(zip(names, torch.autograd.grad(model(flux).square().sum(), weights), strict=True)))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * max(g.abs().max() for g in gradients).item())
+    ours = renamed(
+        dict(zip(names, torch.autograd.grad(model(flux).square().sum(), weights), strict=True))
+    )
+    torch.testing.assert_close(
+        ours, theirs, rtol=1e-5, atol=1e-5 * max(g.abs().max() for g in gradients).item()
+    )
 
 
 def test_the_total_of_the_seed_experiment_is_that_of_the_peer_with_its_pooler():
     config = transformers.ViTConfig(
-        image_size=(1, 4096), patch_size=(1, 16), num_channels=1, hidden_size=256, num_hidden_layers=6,
-        num_attention_heads=8, intermediate_size=1024,
-    )  # fmt: skip
+        image_size=(1, 4096),
+        patch_size=(1, 16),
+        num_channels=1,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=1024,
+    )
     with torch.device("meta"):
-        with_pooler, without = (transformers.ViTModel(config, add_pooling_layer=p) for p in (True, False))
+        with_pooler, without = (
+            transformers.ViTModel(config, add_pooling_layer=p) for p in (True, False)
+        )
     head = 257
     assert sum(w.numel() for w in with_pooler.parameters()) + head == 4_875_521
     assert sum(w.numel() for w in without.parameters()) + head == 4_809_729
@@ -247,7 +283,9 @@ def test_attention_maps_give_back_the_forward_pass(position, pooling):
         v = block.attn.qkv(block.attn_norm(x))[..., 32:].unflatten(-1, (4, 4)).transpose(1, 2)
         x = x + block.attn.out((attention @ v).transpose(1, 2).flatten(-2))
         x = x + block.ffn(block.ffn_norm(x))
-    torch.testing.assert_close(model.head((pooled[..., None] * model.norm(x)).sum(1))[:, 0], model(flux))
+    torch.testing.assert_close(
+        model.head((pooled[..., None] * model.norm(x)).sum(1))[:, 0], model(flux)
+    )
     with pytest.raises(ValueError, match="eval"):
         attention_maps(model.train(), flux)
 
@@ -282,7 +320,11 @@ def lines(n, seed):
     depth = torch.rand(n, 2, generator=generator)
     pixel = torch.arange(64)
     profiles = torch.stack([torch.exp(-(((pixel - at) / 1.5) ** 2)) for at in (20, 45)])
-    flux = 0.5 + (depth * torch.tensor([-0.5, 0.5])) @ profiles + 0.02 * torch.randn(n, 64, generator=generator)
+    flux = (
+        0.5
+        + (depth * torch.tensor([-0.5, 0.5])) @ profiles
+        + 0.02 * torch.randn(n, 64, generator=generator)
+    )
     error = 0.05 + 0.3 * torch.rand(n, generator=generator)
     label = (depth[:, 0] - 0.5) * 12**0.5
     return flux, label, label + error * torch.randn(n, generator=generator), error
@@ -329,7 +371,9 @@ def test_every_architecture_trains(tokenizer, position, pooling):
 def test_every_loss_trains(name, pooling):
     start, end, score = train(name, pooling=pooling)
     assert end < 0.75 * start
-    assert score > 0.5 if name == "cross_entropy" else score < 0.4  # the largest class has a quarter
+    assert (
+        score > 0.5 if name == "cross_entropy" else score < 0.4
+    )  # the largest class has a quarter
 
 
 # -- what is not accepted

@@ -23,8 +23,21 @@ from fieldbook.stars.dataset import LabelNorm, Spectra, fixed_noise, noisy, sign
 from fieldbook.stars.pandas_hdf5 import numbers
 from fieldbook.stars.spectra_hdf5 import convert, splits, write
 
-COLUMNS = ["snr", "mag", "log_g", "T_eff", "M_H", "redshift", "C_M", "a_M"]  # in an order of their own
-FLUX, ERROR, WAVE = "dataset/arrays/flux/value", "dataset/arrays/error/value", "spectrumdataset/wave"
+COLUMNS = [
+    "snr",
+    "mag",
+    "log_g",
+    "T_eff",
+    "M_H",
+    "redshift",
+    "C_M",
+    "a_M",
+]  # in an order of their own
+FLUX, ERROR, WAVE = (
+    "dataset/arrays/flux/value",
+    "dataset/arrays/error/value",
+    "spectrumdataset/wave",
+)
 
 
 def values(n=12, pixels=10, seed=0):
@@ -34,7 +47,18 @@ def values(n=12, pixels=10, seed=0):
     return wave, rng.uniform(0.1, 1, (n, pixels)), rng.uniform(0.01, 0.1, (n, pixels)), params
 
 
-def build(path: Path, wave, flux, error, params, *, dtype="<f8", key="dataset/params", table="table", **layout) -> Path:
+def build(
+    path: Path,
+    wave,
+    flux,
+    error,
+    params,
+    *,
+    dtype="<f8",
+    key="dataset/params",
+    table="table",
+    **layout,
+) -> Path:
     """The source's layout, with nothing of the library."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
@@ -91,10 +115,15 @@ def test_a_further_table_does_not_hide_the_one_at_the_usual_key(tmp_path):
 def test_columns_of_any_numbers_load(tmp_path, data_columns):
     wave, flux, error, params = values()
     params = params.astype({"mag": "f4", "C_M": "f2", "redshift": ">f8"}).assign(
-        count=np.arange(12) - 2**60, small=np.arange(12, dtype="u1"), flag=np.arange(12) % 2 == 0, name="a star"
+        count=np.arange(12) - 2**60,
+        small=np.arange(12, dtype="u1"),
+        flag=np.arange(12) % 2 == 0,
+        name="a star",
     )
     file = build(tmp_path / "a.h5", wave, flux, error, params.drop(columns="name"))
-    params.set_index("name").to_hdf(file, key="dataset/params", format="table", data_columns=data_columns, mode="r+")
+    params.set_index("name").to_hdf(
+        file, key="dataset/params", format="table", data_columns=data_columns, mode="r+"
+    )
     with h5py.File(file) as h5:
         read = numbers(h5["dataset/params"])
     assert set(read) == set(params) - {"name"}
@@ -127,10 +156,20 @@ def test_a_pickle_in_a_file_is_not_run(tmp_path, protocol):
     malice = pickle.dumps([Malice(marker)], protocol)
     file = build(tmp_path / "bad.h5", *values())
     names(malice)(file)
-    with pytest.raises(ValueError, match=r"bad\.h5: .*values_block_0_kind of dataset/params/table .*posix\.mkdir"):
+    with pytest.raises(
+        ValueError, match=r"bad\.h5: .*values_block_0_kind of dataset/params/table .*posix\.mkdir"
+    ):
         convert([file], tmp_path / "out")
     content, harmless = values(), build(tmp_path / "attributes.h5", *values())
-    for attribute in ("info", "non_index_axes", "values_cols", "index_cols", "data_columns", "levels", "anything"):
+    for attribute in (
+        "info",
+        "non_index_axes",
+        "values_cols",
+        "index_cols",
+        "data_columns",
+        "levels",
+        "anything",
+    ):
         names(malice, "", attribute)(harmless)
     for attribute in ("index_kind", "values_block_0_meta", "anything"):
         names(malice, attribute=attribute)(harmless)
@@ -152,8 +191,14 @@ def test_what_we_write_reads_with_h5py_and_pandas(tmp_path):
     wave, flux, error, params = values()
     write(tmp_path / "dataset.h5", wave, flux, error, params)
     with h5py.File(tmp_path / "dataset.h5") as h5:
-        assert np.array_equal(h5[WAVE], wave) and np.array_equal(h5[FLUX], flux) and np.array_equal(h5[ERROR], error)
-    pd.testing.assert_frame_equal(pd.read_hdf(tmp_path / "dataset.h5"), params)  # without a key, as the source does
+        assert (
+            np.array_equal(h5[WAVE], wave)
+            and np.array_equal(h5[FLUX], flux)
+            and np.array_equal(h5[ERROR], error)
+        )
+    pd.testing.assert_frame_equal(
+        pd.read_hdf(tmp_path / "dataset.h5"), params
+    )  # without a key, as the source does
     with pd.HDFStore(tmp_path / "dataset.h5", "r") as store:
         assert store.get_storer("dataset/params").is_table
     assert_holds(convert([tmp_path / "dataset.h5"], tmp_path / "out"), wave, flux, error, params)
@@ -164,7 +209,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     content, path = values(n=400, pixels=40), tmp_path / "dataset.h5"
     write(path, *values())
     before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    for size in (50_000, 260_000, len(before)):  # in the arrays, at their end or in the table, in neither
+    for size in (
+        50_000,
+        260_000,
+        len(before),
+    ):  # in the arrays, at their end or in the table, in neither
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
         try:
             with pytest.raises(OSError, match=r"dataset\.h5"):
@@ -176,7 +225,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path):
     convert([build(tmp_path / "a.h5", *values())], tmp_path / "out")
-    big, limit = build(tmp_path / "b.h5", *values(n=400, pixels=40)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    big, limit = (
+        build(tmp_path / "b.h5", *values(n=400, pixels=40)),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
     try:
         with pytest.raises(OSError, match="out"):
@@ -189,7 +241,9 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
 def test_negative_flux_is_clipped_and_a_missing_snr_is_computed(tmp_path):
     wave, flux, error, params = values()
     flux[3, 4] = -0.5
-    spectra = convert([build(tmp_path / "a.h5", wave, flux, error, params.drop(columns="snr"))], tmp_path / "out")
+    spectra = convert(
+        [build(tmp_path / "a.h5", wave, flux, error, params.drop(columns="snr"))], tmp_path / "out"
+    )
     assert spectra.flux.min() == 0
     expected = [np.median(np.maximum(f, 0) / e) for f, e in zip(flux, error, strict=True)]
     np.testing.assert_allclose(spectra.params["snr"], expected, rtol=1e-6)
@@ -237,7 +291,9 @@ def two_tables(file: Path) -> None:
 
 
 def fixed_table(file: Path) -> None:
-    pd.read_hdf(file, key="dataset/params").to_hdf(file, key="dataset/params", format="fixed", mode="a")
+    pd.read_hdf(file, key="dataset/params").to_hdf(
+        file, key="dataset/params", format="fixed", mode="a"
+    )
 
 
 def names(pickled: bytes, group: str = "/table", attribute: str = "values_block_0_kind"):
@@ -253,7 +309,9 @@ def spoilt_chunk(file: Path) -> None:
         array = h5[FLUX][()]
         del h5[FLUX]
         start = (
-            h5.create_dataset(FLUX, data=array, chunks=(12, 10), compression="gzip").id.get_chunk_info(0).byte_offset
+            h5.create_dataset(FLUX, data=array, chunks=(12, 10), compression="gzip")
+            .id.get_chunk_info(0)
+            .byte_offset
         )
     with open(file, "r+b") as raw:
         raw.seek(start + 20)
@@ -267,7 +325,10 @@ FAULTS = {
     "no wave": (replaced(WAVE, lambda a: None), [WAVE, "missing"]),
     "no table": (table(lambda t: None), [PARAMS, "missing"]),
     "a group for a dataset": (
-        lambda f: (replaced(FLUX, lambda a: None)(f), h5py.File(f, "a").create_group(FLUX).file.close()),
+        lambda f: (
+            replaced(FLUX, lambda a: None)(f),
+            h5py.File(f, "a").create_group(FLUX).file.close(),
+        ),
         [FLUX, "dataset"],
     ),
     "complex flux": (replaced(FLUX, lambda a: a + 0j), [FLUX, "complex"]),
@@ -284,19 +345,40 @@ FAULTS = {
     "negative error": (replaced(ERROR, entry(0, 0, -1)), [ERROR, "row 0, pixel 0"]),
     "NaN in error": (replaced(ERROR, entry(5, 2, np.nan)), [ERROR, "row 5, pixel 2"]),
     "no log_g": (table(lambda t: t.drop(columns="log_g")), [PARAMS, "log_g", "there: snr, mag"]),
-    "NaN in a label": (table(lambda t: t.replace({"M_H": {t["M_H"][6]: np.nan}})), [PARAMS, "M_H", "row 6"]),
-    "words for a label": (table(lambda t: t.assign(mag=["bright"] * 12)), [PARAMS, "'mag' of numbers"]),
-    "classes for a label": (table(lambda t: t.assign(mag=t["mag"].astype("category"))), [PARAMS, "'mag' of numbers"]),
-    "dates for a label": (table(lambda t: t.assign(mag=pd.to_datetime(t["mag"]))), [PARAMS, "'mag' of numbers"]),
+    "NaN in a label": (
+        table(lambda t: t.replace({"M_H": {t["M_H"][6]: np.nan}})),
+        [PARAMS, "M_H", "row 6"],
+    ),
+    "words for a label": (
+        table(lambda t: t.assign(mag=["bright"] * 12)),
+        [PARAMS, "'mag' of numbers"],
+    ),
+    "classes for a label": (
+        table(lambda t: t.assign(mag=t["mag"].astype("category"))),
+        [PARAMS, "'mag' of numbers"],
+    ),
+    "dates for a label": (
+        table(lambda t: t.assign(mag=pd.to_datetime(t["mag"]))),
+        [PARAMS, "'mag' of numbers"],
+    ),
     "a fixed table": (fixed_table, [PARAMS, "'frame'", "format='table'"]),
     "empty table": (empty_table, [PARAMS, "0 rows"]),
     "more rows than spectra": (table(lambda t: pd.concat([t, t])), [PARAMS, "24 rows", "12"]),
     "fewer rows than spectra": (table(lambda t: t[:5]), [PARAMS, "5 rows", "12"]),
     "two tables": (two_tables, [PARAMS, "one, two"]),
     "a series": (table(lambda t: t["log_g"]), [PARAMS, "series_table", "columns"]),
-    "names without end": (names(pickle.dumps(["mag"], 0)[:-1]), [PARAMS, "values_block_0_kind", "list of names"]),
-    "too few names": (names(pickle.dumps(["mag"], 0)), [PARAMS, "values_block_0_kind", "list of 8 names"]),
-    "no names": (names(pickle.dumps([["mag"]] * 8, 0)), [PARAMS, "values_block_0_kind", "list of 8 names"]),
+    "names without end": (
+        names(pickle.dumps(["mag"], 0)[:-1]),
+        [PARAMS, "values_block_0_kind", "list of names"],
+    ),
+    "too few names": (
+        names(pickle.dumps(["mag"], 0)),
+        [PARAMS, "values_block_0_kind", "list of 8 names"],
+    ),
+    "no names": (
+        names(pickle.dumps([["mag"]] * 8, 0)),
+        [PARAMS, "values_block_0_kind", "list of 8 names"],
+    ),
     "not HDF5": (lambda f: f.write_text("flux, error\n"), ["not HDF5"]),
     "empty file": (lambda f: f.write_bytes(b""), ["not HDF5"]),
     "truncated": (lambda f: os.truncate(f, f.stat().st_size - 100), ["damaged"]),
@@ -325,7 +407,9 @@ def test_shards_of_different_grids_are_refused(tmp_path):
     for other in (wave + 0.01, wave[:9]):
         flux, error, params = rest[0][:, : len(other)], rest[1][:, : len(other)], rest[2]
         two = build(tmp_path / "two.h5", other, flux, error, params)
-        with pytest.raises(ValueError, match=r"two\.h5: spectrumdataset/wave differs from that of .*one\.h5"):
+        with pytest.raises(
+            ValueError, match=r"two\.h5: spectrumdataset/wave differs from that of .*one\.h5"
+        ):
             convert([one, two], tmp_path / "out")
     rounded = build(tmp_path / "rounded.h5", wave.astype("f4"), *rest)  # the same grid, in float32
     assert len(convert([one, rounded], tmp_path / "out")) == 24
@@ -374,10 +458,16 @@ def test_conversion_is_done_once_until_a_file_changes(tmp_path):
         convert([file], out)
 
 
-@pytest.mark.parametrize(("module", "name", "call"), [
-    ("fieldbook.stars.spectra_hdf5", "signal_to_noise", 2), ("fieldbook.stars.spectra_hdf5", "_fsync", 3),
-    ("os", "rename", 1), ("os", "rename", 2), ("shutil", "rmtree", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        ("fieldbook.stars.spectra_hdf5", "signal_to_noise", 2),
+        ("fieldbook.stars.spectra_hdf5", "_fsync", 3),
+        ("os", "rename", 1),
+        ("os", "rename", 2),
+        ("shutil", "rmtree", 1),
+    ],
+)
 def test_a_killed_conversion_leaves_nothing_wrong(tmp_path, monkeypatch, module, name, call):
     out, monkeypatched = tmp_path / "out", []
     convert([build(tmp_path / "old.h5", *values())], out)
@@ -433,7 +523,13 @@ def test_memory_stays_constant(tmp_path, monkeypatch):
     monkeypatch.setattr(spectra_hdf5, "BUFFER", 2**16)
     peaks = []
     for n in (500, 2000):  # 1 and 4 MB in float32
-        file = build(tmp_path / f"{n}.h5", *values(n, 256), chunks=(64, 256), compression="gzip", compression_opts=1)
+        file = build(
+            tmp_path / f"{n}.h5",
+            *values(n, 256),
+            chunks=(64, 256),
+            compression="gzip",
+            compression_opts=1,
+        )
         tracemalloc.start()
         convert([file], tmp_path / f"out{n}")
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -442,7 +538,9 @@ def test_memory_stays_constant(tmp_path, monkeypatch):
     assert peaks[1] - peaks[0] < 1500 * 300
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_type_chunks_and_shapes(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("fuzz")
@@ -456,8 +554,18 @@ def test_any_type_chunks_and_shapes(tmp_path_factory, data):
         wave, flux, error, params = values(n, pixels, seed=k)
         flux, error = (np.ceil(a * 100).astype(dtype) for a in (flux, error))
         parts.append((flux, error, params))
-        files.append(build(folder / f"{k}.h5", wave, flux, error, params, dtype=dtype, chunks=chunks,
-                           compression=compression))  # fmt: skip
+        files.append(
+            build(
+                folder / f"{k}.h5",
+                wave,
+                flux,
+                error,
+                params,
+                dtype=dtype,
+                chunks=chunks,
+                compression=compression,
+            )
+        )
     spectra_hdf5.BUFFER, usual = data.draw(st.integers(1, 4000)), spectra_hdf5.BUFFER
     try:
         spectra = convert(files, folder / "out")
@@ -492,12 +600,16 @@ def stored(tmp_path):
     """120 spectra of 16 pixels on disk, and the same in memory."""
     wave, flux, error, params = values(120, 16)
     convert([build(tmp_path / "a.h5", wave, flux, error, params)], tmp_path / "out")
-    return Spectra.open(tmp_path / "out"), Spectra(wave, flux.astype("f4"), error.astype("f4"), params)
+    return Spectra.open(tmp_path / "out"), Spectra(
+        wave, flux.astype("f4"), error.astype("f4"), params
+    )
 
 
 def assert_same(rows, spectra, index):
     for got, whole in zip(rows, (spectra.flux, spectra.error), strict=True):
-        assert got.dtype == torch.float32 and np.array_equal(got, np.asarray(whole)[np.asarray(index)])
+        assert got.dtype == torch.float32 and np.array_equal(
+            got, np.asarray(whole)[np.asarray(index)]
+        )
 
 
 @pytest.mark.parametrize("block", [None, 16, 48])
@@ -543,7 +655,9 @@ def test_forked_processes_read_from_the_same_handles(stored):
     spectra, memory = stored
     spectra.rows([4])
     if (child := os.fork()) == 0:
-        os._exit(0 if torch.equal(spectra.rows([4, 1])[0], torch.from_numpy(memory.flux[[4, 1]])) else 1)
+        os._exit(
+            0 if torch.equal(spectra.rows([4, 1])[0], torch.from_numpy(memory.flux[[4, 1]])) else 1
+        )
     assert os.waitpid(child, 0)[1] == 0
     assert_same(spectra.rows([4, 1]), memory, [4, 1])
 
@@ -565,7 +679,10 @@ def test_arrays_that_do_not_belong_together(wrong):
 def test_noise_has_the_spread_of_the_error():
     flux, error = torch.full((400, 50), 3.0), torch.linspace(0.1, 2, 50).expand(400, 50)
     noise = noisy(flux, error, 0.5, torch.Generator().manual_seed(1)) - flux
-    assert abs(float((noise / (0.5 * error)).std()) - 1) < 0.02 and abs(float((noise / error).mean())) < 0.02
+    assert (
+        abs(float((noise / (0.5 * error)).std()) - 1) < 0.02
+        and abs(float((noise / error).mean())) < 0.02
+    )
     assert torch.allclose(noise.std(0), 0.5 * error[0], rtol=0.2)
     again = noisy(flux, error, 0.5, torch.Generator().manual_seed(1)) - flux
     assert torch.equal(noise, again)
@@ -586,11 +703,15 @@ def test_fixed_noise_belongs_to_the_row(stored):
     assert not torch.equal(fixed_noise(spectra, 1.0, seed=1), whole)
     assert torch.allclose(fixed_noise(spectra, 2.0) - flux, 2 * (whole - flux), atol=1e-6)
     assert torch.equal(fixed_noise(spectra, 0.0), flux)
-    assert torch.equal(fixed_noise(stored[0], 1.0), fixed_noise(stored[1], 1.0))  # on disk and in memory
+    assert torch.equal(
+        fixed_noise(stored[0], 1.0), fixed_noise(stored[1], 1.0)
+    )  # on disk and in memory
 
 
 def test_signal_to_noise_by_hand():
-    assert signal_to_noise(np.array([[1.0, 2, 3], [4, 4, 4]]), np.array([[1.0, 1, 1], [2, 1, 4]])).tolist() == [2, 2]
+    assert signal_to_noise(
+        np.array([[1.0, 2, 3], [4, 4, 4]]), np.array([[1.0, 1, 1], [2, 1, 4]])
+    ).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("kind", ["standard", "minmax"])
@@ -600,13 +721,17 @@ def test_label_norms_leave_r2_and_scale_the_mae(kind):
     norm = LabelNorm.fit(train, kind)
     normed = norm.transform(train)
     if kind == "standard":
-        assert normed.mean() == pytest.approx(0, abs=1e-12) and normed.std(ddof=1) == pytest.approx(1)
+        assert normed.mean() == pytest.approx(0, abs=1e-12) and normed.std(ddof=1) == pytest.approx(
+            1
+        )
     else:
         assert (normed.min(), normed.max()) == (0, 1)
     guess = truth + rng.normal(size=200)
     raw, scaled = scores(truth, guess), scores(norm.transform(truth), norm.transform(guess))
     assert scaled["r2"] == pytest.approx(raw["r2"], abs=1e-6)
-    assert scaled["mae"] * norm.scale == pytest.approx(raw["mae"]) and scaled["mae"] != pytest.approx(raw["mae"])
+    assert scaled["mae"] * norm.scale == pytest.approx(raw["mae"]) and scaled[
+        "mae"
+    ] != pytest.approx(raw["mae"])
     np.testing.assert_allclose(norm.inverse(norm.transform(truth)), truth)
     assert torch.allclose(norm.transform(torch.tensor(truth)), torch.tensor(norm.transform(truth)))
 

@@ -29,7 +29,9 @@ def packed(path: Path, name: str, array: np.ndarray, library: str = "blosc") -> 
     group, _, leaf = name.rpartition("/")
     with tables.open_file(path, "a") as h5:
         filters = tables.Filters(5, library)
-        h5.create_carray(f"/{group}", leaf, obj=array, filters=filters, chunkshape=(5, 4), createparents=True)
+        h5.create_carray(
+            f"/{group}", leaf, obj=array, filters=filters, chunkshape=(5, 4), createparents=True
+        )
 
 
 def relabelled(path: Path, params: pd.DataFrame, **how: object) -> None:
@@ -38,7 +40,9 @@ def relabelled(path: Path, params: pd.DataFrame, **how: object) -> None:
     params.to_hdf(path, key=PARAMS, format="table", mode="a", **how)
 
 
-def virtual(path: Path, name: str, file: str, source: str, rows: int = 12, part: slice = np.s_[:]) -> None:
+def virtual(
+    path: Path, name: str, file: str, source: str, rows: int = 12, part: slice = np.s_[:]
+) -> None:
     """Lay a virtual dataset of 12 rows over some of another."""
     layout = h5py.VirtualLayout((12, 10), "f8")
     taken = h5py.VirtualSource(file, source, (rows, 10))[part]
@@ -154,7 +158,11 @@ def test_tables_of_the_other_byte_order_and_of_any_width(tmp_path, library):
 def test_attributes_of_text_may_be_stored_in_any_way(tmp_path, stored):
     content = values()
     file = build(tmp_path / "a.h5", *content)
-    kinds = {"str": lambda text: text, "bytes": np.bytes_, "array": lambda text: np.array([text.encode()])}
+    kinds = {
+        "str": lambda text: text,
+        "bytes": np.bytes_,
+        "array": lambda text: np.array([text.encode()]),
+    }
     with h5py.File(file, "a") as h5:
         h5[PARAMS].attrs["pandas_type"] = kinds[stored]("frame_table")
         h5[FLUX].attrs["pandas_type"] = h5py.Empty("f4")  # nobody's table
@@ -194,7 +202,9 @@ def test_links_and_virtual_datasets_are_followed_and_belong_to_the_identity(tmp_
     time = (tmp_path / "deep.h5").stat()
     with h5py.File(tmp_path / "deep.h5", "a") as h5:
         h5["flux"][...] = 2 * flux
-    os.utime(tmp_path / "deep.h5", ns=(time.st_atime_ns, time.st_mtime_ns))  # as rsync and tar leave it
+    os.utime(
+        tmp_path / "deep.h5", ns=(time.st_atime_ns, time.st_mtime_ns)
+    )  # as rsync and tar leave it
     assert_holds(convert([file], tmp_path / "out"), wave, 2 * flux, error, params)
     relabelled(tmp_path / "labels.h5", params.assign(mag=3.0))
     assert_holds(convert([file], tmp_path / "out"), wave, 2 * flux, error, params.assign(mag=3.0))
@@ -215,13 +225,20 @@ def a_source(folder: Path, rows: int = 12) -> None:
 
 VIRTUAL = {
     "its file is gone": (lambda folder: (folder / "s.h5").unlink(), ["s.h5", GONE]),
-    "its dataset is gone": (lambda folder: h5py.File(folder / "s.h5", "w").close(), ["s.h5: x is missing"]),
-    "it has become smaller": (lambda folder: a_source(folder, 11), ["s.h5: x has shape (11, 10)", "takes from it"]),
+    "its dataset is gone": (
+        lambda folder: h5py.File(folder / "s.h5", "w").close(),
+        ["s.h5: x is missing"],
+    ),
+    "it has become smaller": (
+        lambda folder: a_source(folder, 11),
+        ["s.h5: x has shape (11, 10)", "takes from it"],
+    ),
     "it is a text": (lambda folder: (folder / "s.h5").write_text("flux"), ["s.h5: is not HDF5"]),
     "PyTables has packed it": (
-        lambda folder: packed(folder / "s.h5", "x", values()[1]), ["s.h5: x is compressed", "ptrepack --complib=zlib"],
+        lambda folder: packed(folder / "s.h5", "x", values()[1]),
+        ["s.h5: x is compressed", "ptrepack --complib=zlib"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("part", [np.s_[:], np.s_[0:12], np.s_[:, 0:10]])
@@ -237,7 +254,9 @@ def test_virtual_values_that_are_not_there_are_refused(tmp_path, fault, part):
     assert not [word for word in words if word not in str(caught.value)], caught.value
     if "ptrepack" in str(caught.value):  # the remedy
         command = str(caught.value).split("`")[1].replace("<new file>", str(tmp_path / "new.h5"))
-        subprocess.run([Path(sys.executable).with_name("ptrepack"), *command.split()[1:]], check=True)
+        subprocess.run(
+            [Path(sys.executable).with_name("ptrepack"), *command.split()[1:]], check=True
+        )
         os.replace(tmp_path / "new.h5", tmp_path / "s.h5")
     else:
         a_source(tmp_path)
@@ -285,7 +304,9 @@ def test_values_in_raw_files_are_refused_with_a_way_out(tmp_path, monkeypatch):
     content, file = values(), build(tmp_path / "a.h5", *values())
     with h5py.File(file, "a") as h5:
         del h5[FLUX]
-        h5.create_dataset(FLUX, (12, 10), "f8", external=[("raw.bin", 0, h5py.h5f.UNLIMITED)])[...] = content[1]
+        h5.create_dataset(FLUX, (12, 10), "f8", external=[("raw.bin", 0, h5py.h5f.UNLIMITED)])[
+            ...
+        ] = content[1]
     said = refusal(file, tmp_path / "out")
     assert "raw files" in said
     with h5py.File(file, "a") as h5:
@@ -296,10 +317,18 @@ def test_values_in_raw_files_are_refused_with_a_way_out(tmp_path, monkeypatch):
 # -- flux that was never written
 
 
-@pytest.mark.parametrize("how", [
-    {"chunks": (2, 10)}, {"chunks": (2, 10), "compression": "gzip"}, {"chunks": (12, 5)}, {"chunks": (5, 3)},
-    {"chunks": (2, 10), "fillvalue": 1.0}, {"chunks": (12, 10), "fillvalue": 1.0}, {"chunks": (12, 10)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"chunks": (2, 10)},
+        {"chunks": (2, 10), "compression": "gzip"},
+        {"chunks": (12, 5)},
+        {"chunks": (5, 3)},
+        {"chunks": (2, 10), "fillvalue": 1.0},
+        {"chunks": (12, 10), "fillvalue": 1.0},
+        {"chunks": (12, 10)},
+    ],
+)
 @pytest.mark.parametrize("name", [FLUX, ERROR])
 def test_rows_that_were_never_written_are_refused(tmp_path, how, name):
     wave, flux, error, params = values()
@@ -310,7 +339,9 @@ def test_rows_that_were_never_written_are_refused(tmp_path, how, name):
     with h5py.File(file, "a") as h5:
         array = h5.pop(name)[()]
         written = h5.create_dataset(name, array.shape, "f8", **how)
-        written[:8, : 5 if how["chunks"] == (12, 5) else 10] = array[:8, : 5 if how["chunks"] == (12, 5) else 10]
+        written[:8, : 5 if how["chunks"] == (12, 5) else 10] = array[
+            :8, : 5 if how["chunks"] == (12, 5) else 10
+        ]
     said = refusal(file, tmp_path / "out")
     assert name in said and ("row 8" in said if whole else "never written in full" in said)
     with h5py.File(file, "a") as h5:
@@ -336,11 +367,29 @@ def test_a_signal_to_noise_without_end_is_refused(tmp_path):
 # -- labels
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("T_eff", 0), ("T_eff", -5000), ("T_eff", 1e7), ("log_g", -99), ("log_g", 999), ("M_H", -9.99), ("a_M", 1e3),
-    ("C_M", -9999), ("mag", 99.99), ("mag", np.inf), ("redshift", -1), ("redshift", 1e4), ("snr", 0), ("snr", -3),
-    ("snr", np.inf), ("snr", np.nan), ("weight", -1), ("weight", np.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("T_eff", 0),
+        ("T_eff", -5000),
+        ("T_eff", 1e7),
+        ("log_g", -99),
+        ("log_g", 999),
+        ("M_H", -9.99),
+        ("a_M", 1e3),
+        ("C_M", -9999),
+        ("mag", 99.99),
+        ("mag", np.inf),
+        ("redshift", -1),
+        ("redshift", 1e4),
+        ("snr", 0),
+        ("snr", -3),
+        ("snr", np.inf),
+        ("snr", np.nan),
+        ("weight", -1),
+        ("weight", np.inf),
+    ],
+)
 def test_labels_that_cannot_be_are_refused(tmp_path, name, value):
     wave, flux, error, params = values()
     params.loc[4, name] = value
@@ -359,7 +408,9 @@ def test_labels_at_their_limits_are_accepted(tmp_path):
         assert_holds(convert([file], tmp_path / "out"), wave, flux, error, params)
     unknown = params.assign(a_M=np.nan)
     file = build(tmp_path / "c.h5", wave, flux, error, unknown)
-    assert len(convert([file], tmp_path / "out", required=["log_g"])) == 12  # of a star it may be unknown
+    assert (
+        len(convert([file], tmp_path / "out", required=["log_g"])) == 12
+    )  # of a star it may be unknown
     with pytest.raises(ValueError, match="'a_M', row 0"):
         convert([file], tmp_path / "out")
 
@@ -460,7 +511,9 @@ def test_an_emptied_side_file_is_made_again(tmp_path, name):
     assert_holds(Spectra.open(tmp_path / "out"), *values())
 
 
-@pytest.mark.parametrize(("code", "bad"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+@pytest.mark.parametrize(
+    ("code", "bad"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)]
+)
 def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch, code, bad):
     file, flush = build(tmp_path / "a.h5", *values()), os.fsync
 

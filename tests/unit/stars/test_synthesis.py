@@ -6,7 +6,7 @@ from scipy.special import voigt_profile
 
 from fieldbook.spectra.information import bound, fisher, maximum_likelihood
 from fieldbook.stars import observation
-from fieldbook.stars.atmosphere import (  # fmt: skip
+from fieldbook.stars.atmosphere import (
     abundances,
     atmosphere,
     continuum,
@@ -22,7 +22,7 @@ from fieldbook.stars.atmosphere import (  # fmt: skip
 from fieldbook.stars.dataset import signal_to_noise
 from fieldbook.stars.emulator import SMALL, emulator
 from fieldbook.stars.observation import CHUNK, draw, spectra
-from fieldbook.stars.synthesis import (  # fmt: skip
+from fieldbook.stars.synthesis import (
     LABELS,
     LSF_FWHM,
     OVERSAMPLING,
@@ -81,17 +81,27 @@ def test_h_minus_bound_free_ends_at_its_threshold_and_peaks_near_8500():
     bound_free, _ = h_minus(wave, np.array(t))
     ions = 0.750 * t**-2.5 * np.exp(1.438777e8 / 16419 / t)
     cross_section = bound_free / ions / -np.expm1(-1.438777e8 / wave / t) * 1e18
-    assert cross_section.max() == pytest.approx(40, rel=0.03) and abs(wave[cross_section.argmax()] - 8500) < 300
+    assert (
+        cross_section.max() == pytest.approx(40, rel=0.03)
+        and abs(wave[cross_section.argmax()] - 8500) < 300
+    )
     assert (bound_free[wave > 16419] == 0).all()
-    saha_ions = 1 / (4 * 0.33333 * t**2.5 * np.exp(-0.7542 / (8.617333e-5 * t)))  # n(H-) / (n(H) p_e), U(H-) = 1
+    saha_ions = 1 / (
+        4 * 0.33333 * t**2.5 * np.exp(-0.7542 / (8.617333e-5 * t))
+    )  # n(H-) / (n(H) p_e), U(H-) = 1
     assert ions * 1e-18 * 1e18 == pytest.approx(saha_ions, rel=0.01)
 
 
 def test_hydrogen_jumps_where_its_third_level_is_freed():
     t = np.array(6000.0)
     level = 9 * np.exp(-12.0875 / (8.617333e-5 * t))
-    blue, red = (hydrogen_levels(np.array(w), t) / w**3 / -np.expm1(-1.438777e8 / w / t) for w in (8300.0, 8480.0))
-    kramers = 7.91e-18 * 3 / 8203.6**3  # at the edge 7.91e-18 n cm2, falling as the cube of the wavelength
+    blue, red = (
+        hydrogen_levels(np.array(w), t) / w**3 / -np.expm1(-1.438777e8 / w / t)
+        for w in (8300.0, 8480.0)
+    )
+    kramers = (
+        7.91e-18 * 3 / 8203.6**3
+    )  # at the edge 7.91e-18 n cm2, falling as the cube of the wavelength
     assert blue - red == pytest.approx(level * kramers, rel=0.01)
 
 
@@ -117,7 +127,9 @@ def test_electrons_balance_the_charge_of_the_ions():
 def test_hydrostatic_equilibrium_of_power_laws():
     """kappa = k tau^b has P = g tau^(1 - b) / (k (1 - b)); below a top of constant opacity, b = 0 is exact."""
     tau = 10 ** np.linspace(-4.5, 1.7, 24)
-    assert hydrostatic(tau, 1e4, np.full(24, 0.2), 1e4 * tau / 0.2) == pytest.approx(1e4 * tau / 0.2, rel=1e-12)
+    assert hydrostatic(tau, 1e4, np.full(24, 0.2), 1e4 * tau / 0.2) == pytest.approx(
+        1e4 * tau / 0.2, rel=1e-12
+    )
     opacity, pressure = 0.2 * tau**0.4, 1e4 * tau**0.6 / (0.2 * 0.6)
     assert hydrostatic(tau, 1e4, opacity, pressure)[14:] == pytest.approx(pressure[14:], rel=1e-3)
 
@@ -127,10 +139,16 @@ def test_atmosphere_is_in_equilibrium():
     air = atmosphere(5777, 4.44, a)
     gram = 1.6735e-24 * (1 + 0.0851 * 4 / 1.0) * 1.01  # per hydrogen nucleus: H, He and 1 % more
     slope = np.gradient(np.log(air.pressure), np.log(air.tau))
-    assert slope[2:-2] == pytest.approx((air.tau * 10**4.44 * gram / air.opacity / air.pressure)[2:-2], rel=0.05)
-    again = continuum(np.array(5000.0), air.temperature, air.electron_pressure, air.hydrogen, air.neutral_hydrogen)
+    assert slope[2:-2] == pytest.approx(
+        (air.tau * 10**4.44 * gram / air.opacity / air.pressure)[2:-2], rel=0.05
+    )
+    again = continuum(
+        np.array(5000.0), air.temperature, air.electron_pressure, air.hydrogen, air.neutral_hydrogen
+    )
     assert air.opacity == pytest.approx(again, rel=1e-3)
-    assert np.log10(np.interp(1, air.tau, air.pressure)) == pytest.approx(5.1, abs=0.1)  # the Sun: 1.2e5 dyn/cm2
+    assert np.log10(np.interp(1, air.tau, air.pressure)) == pytest.approx(
+        5.1, abs=0.1
+    )  # the Sun: 1.2e5 dyn/cm2
 
 
 def test_carbon_monoxide_leaves_titanium_the_oxygen_that_carbon_does_not_bind():
@@ -139,7 +157,9 @@ def test_carbon_monoxide_leaves_titanium_the_oxygen_that_carbon_does_not_bind():
         return molecules(air)["TiO"][10]
 
     assert tio(0.4) < 0.05 * tio(0) < 0.05 * tio(-0.4)  # C/O 1.4, .55, .2
-    cold, hot = (molecules(atmosphere(t, 4.5, abundances(0, 0, 0)))["TiO"][10] for t in (3800, 5500))
+    cold, hot = (
+        molecules(atmosphere(t, 4.5, abundances(0, 0, 0)))["TiO"][10] for t in (3800, 5500)
+    )
     assert hot < 1e-3 * cold
 
 
@@ -159,10 +179,13 @@ def test_lines_are_voigt_profiles():
     add_lines(opacity, grid, air, air.opacity)
     strength, sigma, gamma = line_constants(air)
     layer = 12
-    exact = sum(
-        s[layer] * voigt_profile(grid - centre, w[layer], g[layer])
-        for s, w, g, centre in zip(strength, sigma, gamma, lines().wavelength, strict=True)
-    ) / air.opacity[layer]  # fmt: skip
+    exact = (
+        sum(
+            s[layer] * voigt_profile(grid - centre, w[layer], g[layer])
+            for s, w, g, centre in zip(strength, sigma, gamma, lines().wavelength, strict=True)
+        )
+        / air.opacity[layer]
+    )
     assert np.abs(opacity[layer] - exact).max() < 0.02 * 1 and exact.max() > 10
     assert opacity[layer][exact > 0.3] == pytest.approx(exact[exact > 0.3], rel=0.05)
 
@@ -173,11 +196,17 @@ def test_flux_of_known_atmospheres():
     assert emergent(tau, np.ones_like(tau)) == pytest.approx(np.pi)
     assert emergent(tau, 1 + 3 * tau) == pytest.approx(np.pi * 3, rel=2e-3)
     reference = np.linspace(0.1, 2, 7)
-    assert optical_depth(np.full((7, 3), 2.0), reference) == pytest.approx(np.outer(2 * reference, np.ones(3)))
-    total, _ = quad(lambda w: planck(np.array([w]), np.array([6000.0]))[0, 0] / 1e20, 500, 1e6, limit=400)
+    assert optical_depth(np.full((7, 3), 2.0), reference) == pytest.approx(
+        np.outer(2 * reference, np.ones(3))
+    )
+    total, _ = quad(
+        lambda w: planck(np.array([w]), np.array([6000.0]))[0, 0] / 1e20, 500, 1e6, limit=400
+    )
     assert total * 2 * 5.9552e-6 * 1e40 / 1e40 == pytest.approx(total * 1.19104e-5)
     peak = np.arange(4000, 6000, 1.0)
-    assert peak[planck(peak, np.array([6000.0]))[0].argmax()] == pytest.approx(2.8978e7 / 6000, abs=1)
+    assert peak[planck(peak, np.array([6000.0]))[0].argmax()] == pytest.approx(
+        2.8978e7 / 6000, abs=1
+    )
 
 
 def test_line_spread_keeps_the_area_and_has_its_width():
@@ -201,7 +230,12 @@ def test_lines_lie_where_they_belong(line, sun):
 
 def test_lines_of_the_sun_have_their_strength(sun):
     """Equivalent widths of the solar atlas (Moore et al. 1966), A; ours is LTE, with 160 lines."""
-    observed = {(8183.0, 8191.0): 0.23, (7697.0, 7705.0): 0.154, (8802.0, 8815.0): 0.48, (8688.0, 8694.0): 0.27}
+    observed = {
+        (8183.0, 8191.0): 0.23,
+        (7697.0, 7705.0): 0.154,
+        (8802.0, 8815.0): 0.48,
+        (8688.0, 8694.0): 0.27,
+    }
     for window, expected in observed.items():
         assert equivalent_width(sun, *window) == pytest.approx(expected, rel=0.25)
     assert 2.5 < equivalent_width(sun, 8525, 8568) < 3.7  # Ca II; 3.67 with its farthest wings
@@ -231,19 +265,25 @@ def test_labels_out_of_range_are_named():
 
 def off_grid(n, seed=0):
     stars = draw(n, seed, RANGES)
-    return torch.tensor(stars[list(LABELS)].to_numpy()), torch.tensor(stars.redshift.to_numpy() * 299792.458)
+    return torch.tensor(stars[list(LABELS)].to_numpy()), torch.tensor(
+        stars.redshift.to_numpy() * 299792.458
+    )
 
 
 def test_emulator_agrees_with_the_synthesiser_off_its_nodes(small):
     labels, rv = off_grid(12)
-    direct = np.stack([synthesize(*star, rv_kms=v) for star, v in zip(labels.tolist(), rv.tolist(), strict=True)])
+    direct = np.stack(
+        [synthesize(*star, rv_kms=v) for star, v in zip(labels.tolist(), rv.tolist(), strict=True)]
+    )
     rms = np.sqrt(((small(labels, rv).numpy() - direct) ** 2).mean(1))
     assert np.median(rms) < 0.001 and rms.max() < 0.003
 
 
 def test_emulator_is_exact_at_its_nodes(small):
     star = [4800.0, 3.25, -0.6, 0.3, 0.0]
-    assert small(torch.tensor([star], dtype=torch.float64))[0].numpy() == pytest.approx(synthesize(*star), abs=1e-5)
+    assert small(torch.tensor([star], dtype=torch.float64))[0].numpy() == pytest.approx(
+        synthesize(*star), abs=1e-5
+    )
 
 
 def test_derivatives_are_those_of_finite_differences(small):
@@ -259,7 +299,9 @@ def test_derivatives_are_those_of_finite_differences(small):
             along[:, i] = step
         by = step if i == 5 else 0.0
         difference = (small(labels + along, rv + by) - small(labels - along, rv - by)) / (2 * step)
-        assert torch.allclose(jacobian[..., i], difference, rtol=1e-4, atol=1e-4 * float(difference.abs().max()))
+        assert torch.allclose(
+            jacobian[..., i], difference, rtol=1e-4, atol=1e-4 * float(difference.abs().max())
+        )
 
 
 def test_derivatives_are_those_of_the_synthesiser(small):
@@ -280,7 +322,9 @@ def test_derivatives_are_those_of_the_synthesiser(small):
 def test_emulator_keeps_precision_and_is_read_again(small, tmp_path):
     labels, rv = off_grid(4)
     single = small(labels.float(), rv.float())
-    assert single.dtype == torch.float32 and torch.allclose(single.double(), small(labels, rv), atol=2e-4)
+    assert single.dtype == torch.float32 and torch.allclose(
+        single.double(), small(labels, rv), atol=2e-4
+    )
     nodes = {name: values[:1] for name, values in SMALL.items()} | {"T_eff": (4500, 4600)}
     built = emulator(tmp_path, nodes, components=1)
     (path,) = tmp_path.glob("*.safetensors")
@@ -316,7 +360,11 @@ def test_data_sets_are_a_function_of_their_seed_and_begin_alike(small):
     n = CHUNK + 10
     wave, flux, error, stars = spectra(n, 3, small)
     again, shorter = spectra(n, 3, small), spectra(20, 3, small)
-    assert np.array_equal(flux, again[1]) and np.array_equal(error, again[2]) and stars.equals(again[3])
+    assert (
+        np.array_equal(flux, again[1])
+        and np.array_equal(error, again[2])
+        and stars.equals(again[3])
+    )
     assert np.array_equal(flux[:20], shorter[1]) and np.array_equal(error[:20], shorter[2])
     assert stars[:20].equals(shorter[3])
     assert not np.array_equal(flux[:20], spectra(20, 4, small)[1])
@@ -328,10 +376,17 @@ def test_data_sets_are_a_function_of_their_seed_and_begin_alike(small):
 
 def test_stars_fill_their_ranges_evenly():
     stars = draw(4000, 0, RANGES, rv_kms=50)
-    for name, (low, high) in (RANGES | {"mag": (20.5, 22.5), "redshift": (-50 / 299792.458, 50 / 299792.458)}).items():
+    for name, (low, high) in (
+        RANGES | {"mag": (20.5, 22.5), "redshift": (-50 / 299792.458, 50 / 299792.458)}
+    ).items():
         assert stars[name].between(low, high).all()
         assert stars[name].std() == pytest.approx((high - low) / np.sqrt(12), rel=0.05)
-    assert np.abs(np.corrcoef(stars[["T_eff", "log_g", "M_H", "a_M", "mag", "redshift"]].T) - np.eye(6)).max() < 0.06
+    assert (
+        np.abs(
+            np.corrcoef(stars[["T_eff", "log_g", "M_H", "a_M", "mag", "redshift"]].T) - np.eye(6)
+        ).max()
+        < 0.06
+    )
     with pytest.raises(ValueError, match="log_g"):
         draw(5, 0, RANGES | {"log_g": (4, 1)})
 
@@ -349,7 +404,9 @@ def test_noise_is_that_of_its_electrons():
 @pytest.mark.parametrize(("mag", "expected"), [(20.5, 18.4), (21.5, 8.1), (22.5, 3.4)])
 def test_signal_to_noise(mag, expected, sun):
     flux = torch.tensor(sun)[None]
-    ratio = float(signal_to_noise(sun[None], observation.error(flux, torch.tensor([mag])).numpy()).item())
+    ratio = float(
+        signal_to_noise(sun[None], observation.error(flux, torch.tensor([mag])).numpy()).item()
+    )
     assert ratio == pytest.approx(expected, rel=0.05)
 
 
@@ -367,8 +424,13 @@ def test_maximum_likelihood_reaches_the_bound_on_bright_stars(small):
     flux, jacobian = model(truth[:1])
     sigma = observation.error(flux, torch.tensor([18.0]))
     data = flux + sigma * torch.randn(200, PIXELS, generator=g, dtype=torch.float64)
-    low, high = (torch.tensor([SMALL[n][i] for n in LABELS[:4]] + [100.0 * s]) for i, s in ((0, -1), (-1, 1)))
+    low, high = (
+        torch.tensor([SMALL[n][i] for n in LABELS[:4]] + [100.0 * s]) for i, s in ((0, -1), (-1, 1))
+    )
     start = truth + torch.tensor([80, -0.3, 0.15, -0.05, 15.0])
     fit = maximum_likelihood(model, data, sigma.expand_as(data), start, lower=low, upper=high)
     least = float(bound(fisher(jacobian, sigma), 1))
-    assert fit.converged.all() and 0.8 < float((fit.estimate[:, 1] - 3.3).square().mean()) / least < 1.3
+    assert (
+        fit.converged.all()
+        and 0.8 < float((fit.estimate[:, 1] - 3.3).square().mean()) / least < 1.3
+    )
