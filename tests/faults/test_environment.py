@@ -51,7 +51,7 @@ def said(done: subprocess.CompletedProcess) -> str:
 PAGE = """\
 import matplotlib.pyplot as plt
 
-from fieldbook import figures
+from fieldbook.run import figures
 
 {style}
 figure, axes = plt.subplots()
@@ -146,7 +146,7 @@ def test_every_text_file_is_opened_with_its_encoding(file: Path) -> None:
 
 
 def test_tables_and_claims_are_the_same_bytes_in_a_locale_without_letters(tmp_path: Path) -> None:
-    code = """from fieldbook import results
+    code = """from fieldbook.run import results
 run = results.Run("agop", {"profile": "quick", "σ": 1})
 run.table("t", ["x"]).append({"x": "µ – σ", "y": 0.1})
 run.claim("α → β", "the log, §2", "≈ 0.1", True)
@@ -279,14 +279,14 @@ def test_elsewhere_any_library_may_be_used(first: Path, tmp_path: Path) -> None:
     done = start(
         first / ".venv/bin/python",
         "-c",
-        "from fieldbook import paths; print(paths.ROOT)",
+        "from fieldbook.run import paths; print(paths.ROOT)",
         cwd=tmp_path,
     )
     assert done.stdout.strip() == str(first)
 
 
 def test_a_checkout_may_be_worked_on_from_another_by_name(first: Path, second: Path) -> None:
-    code = "from fieldbook import paths; print(paths.results())"
+    code = "from fieldbook.run import paths; print(paths.results())"
     command = [first / ".venv/bin/python", "-c", code]
     mine = start(*command, cwd=second, FIELDBOOK_RESULTS=str(first / "build/mine"))
     assert mine.stdout.strip() == str(first / "build/mine")

@@ -175,7 +175,7 @@ def test_a_shard_begins_with_its_own_jobs_and_leaves_none(tmp_path):
 
 KILLED = """
 import time
-from fieldbook import results, tables
+from fieldbook.run import results, tables
 run = results.Run("agop", {"profile": "test", "p": 7})
 def square(job):
     time.sleep(0.02)
