@@ -74,17 +74,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook.run import figures, parameters, results
+from fieldbook.run import figures, paths
+from fieldbook.run.chapter import start
 from fieldbook.nn import machine
 from fieldbook.grokking import modular
 from fieldbook.grokking import experiment, networks
 from fieldbook.grokking import agop, circulant
 
-chosen = parameters.load("agop", globals())  # checked; 1e-4 read as text is a number again
-globals().update(chosen)
-figures.use_style()
-device = machine.device()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("agop")
 
 # %% [markdown]
 # ## The task
@@ -100,7 +97,7 @@ pd.set_option("display.max_colwidth", None)
 # mirror $(b, a)$ in the train set, and products with zero are all zero. The *strict* test pairs leave both out.
 
 # %%
-tasks = {operation: networks.task_of(chosen, operation, seeds[0]) for operation in operations}
+tasks = {one: networks.task_of(par, one, par.seeds[0]) for one in par.operations}
 counts = [(len(t.pairs), t.train.sum(), (~t.train).sum(), t.strict.sum()) for t in tasks.values()]
 pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict test"]).astype(int)
 
@@ -135,12 +132,12 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 
 # %%
 generator = torch.Generator().manual_seed(0)
-embeddings = torch.randn(200, p, d_model, generator=generator)
-shift = (torch.arange(p)[:, None] - torch.arange(p)) % p
+embeddings = torch.randn(200, par.p, par.d_model, generator=generator)
+shift = (torch.arange(par.p)[:, None] - torch.arange(par.p)) % par.p
 examples = {
-    "independent entries": torch.randn(200, p, p, generator=generator),
+    "independent entries": torch.randn(200, par.p, par.p, generator=generator),
     "Gram matrix of random embeddings": embeddings @ embeddings.mT,
-    "exact circulant": torch.randn(200, p, generator=generator)[:, shift],
+    "exact circulant": torch.randn(200, par.p, generator=generator)[:, shift],
 }
 
 # %%
@@ -158,80 +155,77 @@ calibration.round(3) + 0.0
 
 # %%
 CONTROLS = {"none": {}, "wd0": {"weight_decay": 0.0}, "few": {"train_fraction": 0.15}}
-jobs = [{"operation": o, "seed": s, "control": "none"} for o in operations for s in seeds]
-if controls:
-    jobs += [{"operation": operations[0], "seed": seeds[0], "control": c} for c in ("wd0", "few")]
+jobs = [{"operation": o, "seed": s, "control": "none"} for o in par.operations for s in par.seeds]
+if par.controls:
+    first = {"operation": par.operations[0], "seed": par.seeds[0]}
+    jobs += [{**first, "control": control} for control in ("wd0", "few")]
 
 
 # %%
 def name_of(job):
     """`add_seed0`, or `add_seed0_wd0` for a control."""
-    return f"{job['operation']}_seed{job['seed']}" + (
-        "" if job["control"] == "none" else f"_{job['control']}"
-    )
-
-
-# %%
-def table_of(job):
-    """A network's own table, one row per evaluation."""
-    return run.table(name_of(job), ["step"])
+    control = "" if job["control"] == "none" else f"_{job['control']}"
+    return f"{job['operation']}_seed{job['seed']}{control}"
 
 
 # %% [markdown]
-# A control differs from the other networks in one parameter. The training recipe holds all that determines the weights;
-# a run stops `settle` updates after its test accuracy has passed 99 %.
+# A control differs from the other networks in one parameter. The training recipe holds all that
+# determines the weights; a run stops `settle` updates after its test accuracy has passed 99 %.
 
 
 # %%
-def train_network(job):
-    """Train one network and return its row of `runs.csv`."""
-    settings, folder = chosen | CONTROLS[job["control"]], run.inputs / name_of(job)
+def train_network(job, folder):
+    """Train one network: its row of `runs`, and a table of its evaluations."""
+    settings = par.replace(**CONTROLS[job["control"]])
     task = networks.task_of(settings, job["operation"], job["seed"])
     network = networks.network_of(settings, job["seed"]).to(device)
     recipe = networks.recipe_of(settings, job["seed"], device)
-    table, options = table_of(job), {"sketch": sketch, "progress": False}
-    rows = experiment.train(network, task, recipe, table, folder, **options)
-    return {**job, **experiment.summary(rows)}
+    found = experiment.train(network, task, recipe, folder, sketch=par.sketch, progress=False)
+    return {"runs": experiment.summary(pd.DataFrame(found)), name_of(job): found}
 
+
+# %%
+runs = run.sweep("runs", jobs, train_network)
+evaluations = {name_of(job): run.frame(name_of(job)) for job in jobs}
+rows = pd.concat(evaluations[name_of(job)].assign(**job) for job in jobs)
+grown, headline = runs[runs.control == "none"], rows[rows.control == "none"]
+runs.round(2)
 
 # %% [markdown]
-# Two more things are kept of a trained network, for the figures: a block of its AGOP, from more random outputs than an
-# evaluation can afford, and the spectrum of its embedding.
+# Two more things are read from a trained network, for the figures: a block of its AGOP, from more
+# random outputs than an evaluation can afford, and the spectrum of its embedding. Other chapters
+# start from the networks of the first seed, which are left where they look for them.
+
+# %% tags=["hide-input"]
+weights = {}
+for job in [] if paths.frozen() else jobs:
+    if job["seed"] == par.seeds[0] and job["control"] == "none":
+        weights[job["operation"]] = run.files("runs", job)
+        networks.hand_over(weights[job["operation"]], par.profile, job["operation"])
 
 
 # %% tags=["hide-input"]
 def first_block(operation, milestone):
-    """The centred one-hot AGOP block of operand a, (p, p) in natural order, at a checkpoint of the first seed."""
-    file = run.inputs / f"{operation}_seed{seeds[0]}" / f"{milestone}.safetensors"
-    network = networks.load(chosen, file).to(device).requires_grad_(False)
+    """The centred one-hot AGOP block of operand a, (p, p) in natural order, first seed."""
+    file = weights[operation] / f"{milestone}.safetensors"
+    network = networks.load(par, file).to(device).requires_grad_(False)
     operands = network.token(tasks[operation].pairs.to(device))
-    g = agop.agop_sketch(network.decode, operands, torch.Generator(device).manual_seed(0), k=4)
+    generator = torch.Generator(device).manual_seed(0)
+    g = agop.agop_sketch(network.decode, operands, generator, k=4)
     return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
 
 
 # %% tags=["hide-input"]
-def spectrum_of(operation):
-    """Shares of the embedding's Fourier energy before and after training, (p // 2, 2), first seed."""
-    final = run.inputs / f"{operation}_seed{seeds[0]}" / "final.safetensors"
-    both = [networks.network_of(chosen, seeds[0]), networks.load(chosen, final)]
-    order = modular.token_order(operation, p)
+def spectrum_of(job):
+    """Shares of the embedding's Fourier energy before and after training, first seed."""
+    final = weights[job["operation"]] / "final.safetensors"
+    both = [networks.network_of(par, par.seeds[0]), networks.load(par, final)]
+    order = modular.token_order(job["operation"], par.p)
     energies = [circulant.fourier_energies(network.numbers.detach()[order]) for network in both]
-    return torch.stack([e / e.sum() for e in energies], 1).tolist()
+    shares = torch.stack([e / e.sum() for e in energies], 1).tolist()
+    numbered = enumerate(shares, start=1)
+    return [{"frequency": k, "untrained": u, "trained": t} for k, (u, t) in numbered]
 
-
-# %% [markdown]
-# Everything that determines the rows is named here: parameters, library, and the functions above. If one of them
-# changes, earlier rows are set aside and computed again.
-
-# %%
-makers = [train_network, first_block, spectrum_of]
-run = results.Run("agop", chosen, uses=[experiment, networks, CONTROLS, *makers])
-
-# %%
-runs = run.sweep("runs", jobs, train_network, workers=workers, shard=shard)
-rows = pd.concat(table_of(job).frame().assign(**job) for job in jobs)
-grown, headline = runs[runs.control == "none"], rows[rows.control == "none"]
-runs.round(2)
 
 # %% [markdown]
 # (agop-training)=
@@ -265,14 +259,14 @@ def draw_network(upper, lower, one):
 
 # %% mystnb={"image": {"alt": "Accuracies, circulant score and losses against updates, one column per operation"}} tags=["hide-input"]
 figure, axes = plt.subplots(
-    2, len(operations), figsize=(figures.PAGE, 3.6), sharex="col", sharey="row", squeeze=False
+    2, len(par.operations), figsize=(figures.PAGE, 3.6), sharex="col", sharey="row", squeeze=False
 )
-for (upper, lower), operation in zip(axes.T, operations, strict=True):
+for (upper, lower), operation in zip(axes.T, par.operations, strict=True):
     for _, one in headline[headline.operation == operation].groupby("seed"):
         draw_network(upper, lower, one)
     figures.power_ticks(lower)
-    if draw_log_steps:
-        upper.set_xscale("symlog", linthresh=eval_every)
+    if par.draw_log_steps:
+        upper.set_xscale("symlog", linthresh=par.eval_every)
     upper.set_title(SYMBOL[operation])
     lower.set_xlabel("updates")
 axes[0, 0].set_ylabel("accuracy, score")
@@ -280,7 +274,7 @@ axes[1, 0].set_ylabel("cross-entropy, nat")
 figures.legend_once(axes[1, 0], loc="lower left")
 figures.legend_once(axes[0, 0], above=figure)
 figures.letter_panels(axes.flat)
-figures.save(figure, "agop", profile, "training")
+run.figure(figure, "training")
 
 # %% [markdown]
 # (agop-easy)=
@@ -311,7 +305,7 @@ for ax, (title, (members, look)) in zip(axes, PANELS.items(), strict=True):
     figures.legend_once(ax)
 axes[0].set_ylabel("test accuracy")
 figures.letter_panels(axes)
-figures.save(figure, "agop", profile, "easy_pairs")
+run.figure(figure, "easy_pairs")
 
 # %% [markdown]
 # (agop-matrices)=
@@ -324,27 +318,28 @@ figures.save(figure, "agop", profile, "easy_pairs")
 
 
 # %% tags=["hide-input"]
-shown = next((o for o in operations if o in ("mul", "div")), operations[0])
-blocks_table = run.table("blocks", ["milestone", "token"])
-for milestone in ("initial", "final"):
-    if not blocks_table.has({"milestone": milestone, "token": 0}):
-        block = first_block(shown, milestone)
-        scaled = np.round(block / abs(block).max(), 4)
-        named = ({f"t{j}": value for j, value in enumerate(row)} for row in scaled.tolist())
-        blocks_table.append(
-            *({"milestone": milestone, "token": i, **row} for i, row in enumerate(named))
-        )
+shown = next((o for o in par.operations if o in ("mul", "div")), par.operations[0])
+
+
+def block_rows(job):
+    """The rows of a block, scaled to its largest entry."""
+    block = first_block(shown, job["milestone"])
+    scaled = np.round(block / abs(block).max(), 4)
+    named = [{f"t{j}": value for j, value in enumerate(row)} for row in scaled.tolist()]
+    return [{"token": i, **row} for i, row in enumerate(named)]
+
 
 # %% tags=["hide-input"]
-stored = blocks_table.frame().set_index(["milestone", "token"])
+blocks = run.sweep("blocks", [{"milestone": m} for m in ("initial", "final")], block_rows)
+stored = blocks.set_index(["milestone", "token"])
 before, after = (stored.loc[milestone].to_numpy() for milestone in ("initial", "final"))
-order = modular.token_order(shown, p).numpy()
+order = modular.token_order(shown, par.p).numpy()
 matrices = {
     "untrained": before,
     "trained, natural order": after,
     "trained, cyclic order": after[order][:, order],
 }
-labels = ["token", "token", "exponent $k$ of token $g^k$" if len(order) < p else "token"]
+labels = ["token", "token", "exponent $k$ of token $g^k$" if len(order) < par.p else "token"]
 
 # %% mystnb={"image": {"alt": "Heat maps of the AGOP block before training, after it, and after it in cyclic token order"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.3))
@@ -354,7 +349,7 @@ for ax, (title, matrix), label in zip(axes, matrices.items(), labels, strict=Tru
     ax.grid(False)
 figure.colorbar(image, ax=axes, label="AGOP / its 98 % quantile", shrink=0.9)
 figures.letter_panels(axes)
-figures.save(figure, "agop", profile, "matrices")
+run.figure(figure, "matrices")
 
 # %% [markdown]
 # (agop-nulls)=
@@ -386,24 +381,24 @@ MEASURES = {
 figure, axes = plt.subplots(2, 2, figsize=(figures.PAGE, 4.2), sharex=True)
 for ax, (name, title) in zip(axes.flat, MEASURES.items(), strict=True):
     for job in jobs:
-        figures.curves(ax, table_of(job).frame(), {name: LOOK[job["control"]]}, lw=1)
+        figures.curves(ax, evaluations[name_of(job)], {name: LOOK[job["control"]]}, lw=1)
     ax.set(title=title)
 for _, one in headline.groupby(["operation", "seed"]):
     figures.curves(
         axes[1, 0], one, {"train_loss": ("train loss of grokking runs", "train", "-")}, lw=0.7
     )
-null = axes[1, 1].axhline(1 / d_model, color="k", ls="-", lw=0.8)
+null = axes[1, 1].axhline(1 / par.d_model, color="k", ls="-", lw=0.8)
 axes[0, 0].axhline(0, color="k", ls="-", lw=0.6)
 axes[0, 0].set_ylabel("score")
 axes[0, 1].set(ylabel="cosine", ylim=(0, 1.05))
 axes[1, 0].set(ylabel="norm; loss, nat", xlabel="updates")
-axes[1, 1].set(ylabel="share in hidden basis", xlabel="updates", ylim=(0, 3 / d_model))
+axes[1, 1].set(ylabel="share in hidden basis", xlabel="updates", ylim=(0, 3 / par.d_model))
 axes[1, 1].legend([null], [r"null $1/d$"])
 axes[1, 0].legend(handles=axes[1, 0].lines[-1:], loc="lower left")
 figures.power_ticks(axes[1, 0])
 figures.legend_once(axes[0, 0])
 figures.letter_panels(axes.flat)
-figures.save(figure, "agop", profile, "nulls")
+run.figure(figure, "nulls")
 
 # %% [markdown]
 # (agop-lead)=
@@ -421,12 +416,18 @@ leads = {"lead_10": "at 10 % of range", "lead_50": "at 50 % of range"}
 # %% mystnb={"image": {"alt": "Lead of the circulant score over the strict test accuracy, one point per network"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.COLUMN, 2.2))
 for x, share in enumerate(leads):
-    for i, operation in enumerate(operations):
+    for i, operation in enumerate(par.operations):
         one = grown[grown.operation == operation][share]
         ax.plot([x + 0.1 * i] * len(one), one, MARKS[operation], ls="none", label=SYMBOL[operation])
     error = 2 * grown[share].sem() if len(grown) > 1 else None
     ax.errorbar(
-        x + 0.1 * len(operations), grown[share].mean(), error, fmt="_", color="k", ms=10, capsize=3
+        x + 0.1 * len(par.operations),
+        grown[share].mean(),
+        error,
+        fmt="_",
+        color="k",
+        ms=10,
+        capsize=3,
     )
 ax.axhline(0, color="k", ls="-", lw=0.6)
 ax.set(
@@ -436,7 +437,7 @@ ax.set(
     ylabel="lead of the score, updates",
 )
 figures.legend_once(ax, ncols=2)
-figures.save(figure, "agop", profile, "lead")
+run.figure(figure, "lead")
 
 # %% [markdown]
 # (agop-spectrum)=
@@ -448,22 +449,13 @@ figures.save(figure, "agop", profile, "lead")
 # zero, lags behind both score and accuracy and is still rising when training stops.
 
 # %% tags=["hide-input"]
-spectrum_table = run.table("spectrum", ["operation", "frequency"])
-for operation in operations:
-    if not spectrum_table.has({"operation": operation, "frequency": 1}):
-        named = enumerate(spectrum_of(operation), start=1)
-        lines = [
-            {"operation": operation, "frequency": k, "untrained": u, "trained": t}
-            for k, (u, t) in named
-        ]
-        spectrum_table.append(*lines)
+spectrum = run.sweep("spectrum", [{"operation": o} for o in par.operations], spectrum_of)
 
 # %% mystnb={"image": {"alt": "Share of the embedding's energy per frequency, before and after training"}} tags=["hide-input"]
-spectrum = spectrum_table.frame()
 figure, axes = plt.subplots(
-    1, len(operations), figsize=(figures.PAGE, 1.9), sharey=True, squeeze=False
+    1, len(par.operations), figsize=(figures.PAGE, 1.9), sharey=True, squeeze=False
 )
-for ax, operation in zip(axes.flat, operations, strict=True):
+for ax, operation in zip(axes.flat, par.operations, strict=True):
     one = spectrum[spectrum.operation == operation]
     ax.bar(one.frequency, one.trained, color=figures.COLORS["test"], width=0.9, label="trained")
     ax.step(
@@ -478,7 +470,7 @@ for ax, operation in zip(axes.flat, operations, strict=True):
 axes[0, 0].set_ylabel("share of energy")
 axes[0, 0].legend()
 figures.letter_panels(axes.flat)
-figures.save(figure, "agop", profile, "spectrum")
+run.figure(figure, "spectrum")
 
 # %% [markdown]
 # ## Look for yourself
@@ -489,9 +481,9 @@ figures.save(figure, "agop", profile, "spectrum")
 if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
     from ipywidgets import interact
 
-    @interact(operation=operations, milestone=[*experiment.MILESTONES, "final"])
+    @interact(operation=par.operations, milestone=[*experiment.MILESTONES, "final"])
     def show_block(operation, milestone):
-        order = modular.token_order(operation, p).numpy()
+        order = modular.token_order(operation, par.p).numpy()
         plt.matshow(first_block(operation, milestone)[order][:, order])
         plt.title(f"{SYMBOL[operation]}, {milestone}")
         plt.grid(False)
@@ -505,7 +497,7 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # circle. "Memorised" is the first evaluation with a train accuracy above 99 %.
 
 # %% tags=["hide-input"]
-full = p >= 97
+full = par.p >= 97
 products = headline[headline.operation.isin(["mul", "div"])]
 memorised = headline[headline.train_acc > 0.99].groupby(["operation", "seed"], sort=False).first()
 
@@ -566,14 +558,18 @@ run.claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), 
 # it, and the easy part of the test set.
 
 # %% tags=["hide-input"]
-frames = {job["control"]: table_of(job).frame() for job in jobs if job["control"] != "none"}
+frames = {job["control"]: evaluations[name_of(job)] for job in jobs if job["control"] != "none"}
 peaks = {LOOK[name][0]: one.agop_circ.max() for name, one in frames.items()}
 text, ours = (
     "networks that do not grok show no circle (score at most 0.05)",
     [f"{k}: {v:.3f}" for k, v in peaks.items()],
 )
 run.claim(
-    text, "not given", "; ".join(ours), max(peaks.values(), default=1) <= 0.05, full and controls
+    text,
+    "not given",
+    "; ".join(ours),
+    max(peaks.values(), default=1) <= 0.05,
+    full and par.controls,
 )
 
 # %% tags=["hide-input"]
@@ -586,7 +582,7 @@ run.claim(
     "Mallinar et al. 2024: a progress measure",
     ours,
     min(halfway) > max(without, default=1),
-    controls,
+    par.controls,
 )
 
 # %% tags=["hide-input"]
@@ -635,12 +631,12 @@ ours = (
 run.claim(text, source, ours, score > 0.5, full)
 
 # %% tags=["hide-input"]
-ours = f"{span(headline.cycle_bias_hidden, 4)}, null {1 / d_model:.4f}"
+ours = f"{span(headline.cycle_bias_hidden, 4)}, null {1 / par.d_model:.4f}"
 text, source = (
     "the log's cycle bias (hidden basis) at least doubles its null",
     "the log: 0.0069 to 0.0084",
 )
-run.claim(text, source, ours, (headline.cycle_bias_hidden * d_model).max() >= 2)
+run.claim(text, source, ours, (headline.cycle_bias_hidden * par.d_model).max() >= 2)
 
 # %% tags=["hide-input"]
 share, score = calibration.loc["Gram matrix of random embeddings"]
@@ -682,4 +678,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=machine.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(par.precision, device))

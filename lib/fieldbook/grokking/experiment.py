@@ -20,7 +20,7 @@ from fieldbook.grokking.modular import Task, residue_class, token_order
 from fieldbook.grokking.networks import GROKKED, facts_of, fit, waiting
 from fieldbook.nn.checkpoints import atomic_write, save_weights
 from fieldbook.nn.recipe import Recipe
-from fieldbook.run.tables import Table
+from fieldbook.run.tables import Log
 
 MILESTONES: dict[str, Callable[[dict], bool]] = {
     "initial": lambda row: row["step"] == 0,
@@ -36,27 +36,22 @@ def train(
     model: Grokker,
     task: Task,
     recipe: Recipe,
-    table: Table,
     folder: Path,
     *,
     sketch: int = 1,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Train on a task's train split, filling a table with one row of `measure` per evaluation.
+) -> list[dict[str, float]]:
+    """Train on a task's train split; return one row of `measure` per evaluation.
 
-    A killed call continues from its last evaluation and ends with the same bytes in table and
-    checkpoints.
+    A killed call continues from its last evaluation and ends with the same rows and checkpoints.
 
     Args:
         recipe: may monitor `waiting`, which grows until the test accuracy exceeds 99 %, to stop a
             while after that.
-        table: keyed by `step`.
         folder: of `<milestone>.safetensors`, and of what a resume needs.
         sketch: Rademacher vectors per example in the AGOP.
-    Returns:
-        The table, with `agop_align` filled in.
     """
-    device = model.numbers.device
+    device, log = model.numbers.device, Log(folder / "rows")
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
         generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
@@ -68,22 +63,22 @@ def train(
         for name, reached in MILESTONES.items():
             if reached(row) and not (folder / f"{name}.safetensors").exists():
                 save_weights(network, folder / f"{name}.safetensors")
-        table.append(row)
+        log.write(row)
         return waiting(step, row["test_acc"])
 
-    def written(step: int) -> bool:
-        return table.has({"step": step})
-
-    options = {
-        "evaluate": evaluate,
-        "checkpoint": folder,
-        "progress": progress,
-        "description": folder.name,
-    }
-    fit(model, task, recipe, written=written, **options)
+    fit(
+        model,
+        task,
+        recipe,
+        evaluate=evaluate,
+        checkpoint=folder,
+        written=log.has,
+        progress=progress,
+        description=folder.name,
+    )
     if not (folder / "final.safetensors").exists():
         save_weights(model, folder / "final.safetensors", facts_of(model, task, recipe))
-    return _align(table, folder)
+    return _align(log, folder)
 
 
 def measure(
@@ -170,7 +165,7 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
     accuracy.
 
     Args:
-        rows: of `train`.
+        rows: of `train`, as a frame.
     Returns:
         `last_step`; `grokked_step`, the first evaluation with test accuracy above 99 % (nan if
         none); `lead_10`, `lead_50`, steps from the score's crossing of that share of its range to
@@ -277,13 +272,15 @@ def _blocks_file(folder: Path, step: int) -> Path:
     return folder / "agop" / f"{step:07d}.npy"
 
 
-def _align(table: Table, folder: Path) -> pd.DataFrame:
+def _align(log: Log, folder: Path) -> list[dict[str, float]]:
     """Fill in the cosine of each one-hot AGOP with the last one, known only now, and drop the
     matrices."""
-    frame = table.frame()
-    if frame.agop_align.isna().any():
-        blocks = [np.load(_blocks_file(folder, step)) for step in frame.step]
+    rows = log.rows()
+    if any(math.isnan(row["agop_align"]) for row in rows):
+        blocks = [np.load(_blocks_file(folder, row["step"])) for row in rows]
         unit = [block / np.linalg.norm(block) for block in blocks]
-        table.replace(frame.assign(agop_align=[float((one * unit[-1]).sum()) for one in unit]))
+        for row, one in zip(rows, unit, strict=True):
+            row["agop_align"] = float((one * unit[-1]).sum())
+            log.write(row)
     shutil.rmtree(folder / "agop", ignore_errors=True)
-    return table.frame()
+    return rows

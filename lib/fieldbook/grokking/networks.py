@@ -1,11 +1,10 @@
 """The grokked networks that several chapters share: chapter agop's settings make them, and here
 they are found.
 
-Settings are the parameters of chapter agop, by name, for instance those of one of its profiles.
+Settings are the parameters of chapter agop, for instance those of one of its profiles.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,55 +17,55 @@ from fieldbook.grokking.grokker import Grokker
 from fieldbook.grokking.modular import Task
 from fieldbook.grokking.modular import task as build_task
 from fieldbook.nn import training
-from fieldbook.nn.checkpoints import load_weights, read_weights, save_weights
+from fieldbook.nn.checkpoints import atomic_write, load_weights, read_weights, save_weights
+from fieldbook.nn.closure import closure
 from fieldbook.nn.identity import digest, structure_of
 from fieldbook.nn.machine import device, resolve_precision
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.workers import each
-from fieldbook.run import parameters, paths
-from fieldbook.run.provenance import source_hash
+from fieldbook.run import paths
 
 GROKKED = 0.99  # test accuracy
-Settings = Mapping[str, Any]
-
-
-def settings_of(profile: str) -> dict[str, Any]:
-    """The parameters of chapter agop under one of its profiles."""
-    return parameters.check_file(
-        paths.notebook("agop"), paths.ROOT / "parameters" / "agop" / f"{profile}.yaml"
-    )
+Settings = Any  # parameters of chapter agop, read by name: `settings.p`
 
 
 def task_of(settings: Settings, operation: str, seed: int) -> Task:
     """The pairs of an operation and their split."""
-    return build_task(
-        operation,
-        settings["p"],
-        settings["train_fraction"],
-        seed,
-        exclude_zero=settings["exclude_zero"],
-    )
+    share, without_zero = settings.train_fraction, settings.exclude_zero
+    return build_task(operation, settings.p, share, seed, exclude_zero=without_zero)
 
 
 def network_of(settings: Settings, seed: int) -> Grokker:
     """An untrained network with the initial weights of a seed."""
-    names = ("p", "d_model", "n_heads", "n_layers", "d_hidden", "activation", "operator")
-    return Grokker(**{name: settings[name] for name in names}, seed=seed)
+    return Grokker(
+        p=settings.p,
+        d_model=settings.d_model,
+        n_heads=settings.n_heads,
+        n_layers=settings.n_layers,
+        d_hidden=settings.d_hidden,
+        activation=settings.activation,
+        operator=settings.operator,
+        seed=seed,
+    )
 
 
 def recipe_of(settings: Settings, seed: int, device: torch.device) -> Recipe:
     """AdamW for `steps` updates, or until `settle` updates after the test accuracy has passed 99
     %."""
-    names = ("steps", "batch_size", "lr", "weight_decay", "clip", "eval_every")
     return Recipe(
-        **{name: settings[name] for name in names},
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        eval_every=settings.eval_every,
         betas=(0.9, 0.98),
         warmup=10,
         seed=seed,
-        precision=resolve_precision(settings["precision"], device),
+        precision=resolve_precision(settings.precision, device),
         monitor="waiting",
         mode="max",
-        patience=max(settings["settle"] // settings["eval_every"], 1),
+        patience=max(settings.settle // settings.eval_every, 1),
     )
 
 
@@ -77,7 +76,7 @@ def waiting(step: int, test_acc: float) -> dict[str, float]:
 
 
 def trained(
-    profile: str, operations: Sequence[str], *, workers: int = 1, train_missing: bool = True
+    settings: Settings, operations: Sequence[str], *, workers: int = 1, train_missing: bool = True
 ) -> dict[str, Path]:
     """Weights of one trained network per operation, in the results folder: {operation: safetensors
     file}.
@@ -86,31 +85,35 @@ def trained(
     of other settings or code, are trained here, with its first seed; a killed call continues.
 
     Args:
-        profile: of chapter agop, in `parameters/agop/<profile>.yaml`.
+        settings: parameters of chapter agop, under one of its profiles.
         workers: processes of one thread each.
         train_missing: train what is not there; otherwise that is an error.
     Raises:
-        FileNotFoundError: no such profile; or a network is missing and may not be trained. Names
-            file and remedy.
+        FileNotFoundError: a network is missing and may not be trained; names file and remedy.
         ValueError: a file is damaged; names it.
     """
     files = {
-        operation: paths.inputs("networks", profile) / f"{operation}.safetensors"
+        operation: paths.inputs("networks", settings.profile) / f"{operation}.safetensors"
         for operation in operations
     }
-    settings = settings_of(profile)
     missing = [
         operation for operation in operations if not _is_of(files[operation], settings, operation)
     ]
     if missing and not train_missing:
-        file, remedy = (
-            files[missing[0]],
-            f"run chapter agop at profile {profile} through Snakemake, or set train_missing",
-        )
+        file = files[missing[0]]
+        remedy = f"run chapter agop at profile {settings.profile} through Snakemake"
+        remedy += ", or set train_missing"
         kind = "of these settings and this code " if file.exists() else ""
         raise FileNotFoundError(f"no trained network {kind}at {file}; {remedy}")
     list(each(_train, [(settings, operation, files[operation]) for operation in missing], workers))
     return files
+
+
+def hand_over(folder: Path, profile: str, operation: str) -> None:
+    """Leave the `final` weights in a folder of chapter agop where `trained` looks for them."""
+    content = (folder / "final.safetensors").read_bytes()
+    target = paths.inputs("networks", profile) / f"{operation}.safetensors"
+    atomic_write(target, lambda file: file.write(content))
 
 
 def facts_of(model: Grokker, task: Task, recipe: Recipe) -> dict[str, str]:
@@ -120,13 +123,13 @@ def facts_of(model: Grokker, task: Task, recipe: Recipe) -> dict[str, str]:
         "recipe": chosen,
         "task": task,
         "network": structure_of(model),
-        "code": source_hash([sys.modules[__name__]]),
+        "code": closure(fit, Grokker, build_task).digest,
     }
     return {name: digest(value) for name, value in parts.items()}
 
 
 def _facts(settings: Settings, operation: str) -> dict[str, str]:
-    seed = settings["seeds"][0]
+    seed = settings.seeds[0]
     recipe = recipe_of(settings, seed, device())
     return facts_of(network_of(settings, seed), task_of(settings, operation, seed), recipe)
 
@@ -149,7 +152,7 @@ def train(settings: Settings, operation: str, folder: Path, evaluate: training.E
     Args:
         evaluate: (network, step) -> metrics, `waiting`'s among them.
     """
-    seed, where = settings["seeds"][0], device()
+    seed, where = settings.seeds[0], device()
     model, task = network_of(settings, seed).to(where), task_of(settings, operation, seed)
     fit(
         model,
@@ -177,7 +180,7 @@ def fit(model: Grokker, task: Task, recipe: Recipe, **options: Any) -> training.
 
 def _train(settings: Settings, operation: str, file: Path) -> None:
     """Train one network, watching its test accuracy alone, and leave its weights in a file."""
-    t, where = task_of(settings, operation, settings["seeds"][0]), device()
+    t, where = task_of(settings, operation, settings.seeds[0]), device()
     pairs, target = t.pairs[~t.train].to(where), t.target[~t.train].to(where)
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:

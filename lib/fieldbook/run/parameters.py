@@ -26,7 +26,7 @@ import re
 import reprlib
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -62,6 +62,44 @@ _PLAIN = {  # words of YAML that are read as they look
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
+class Parameters:
+    """A chapter's checked parameters, `par.lr`; they do not change.
+
+    Values of other parameters are asked for by name, as any function may: what a table depends on
+    is found by the names that its code mentions.
+    """
+
+    def __init__(self, values: Mapping[str, Any]):
+        vars(self).update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no parameter is named {name}; known are {', '.join(vars(self))}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"par.{name} is not to be set; par.replace({name}=..) makes a copy")
+
+    def __repr__(self) -> str:
+        return f"Parameters({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parameters) and vars(self) == vars(other)
+
+    __hash__ = None
+
+    def __reduce__(self) -> tuple:
+        return Parameters, (self.asdict(),)
+
+    def replace(self, **changes: Any) -> "Parameters":
+        """A copy with some values changed; raises AttributeError if there is no such parameter."""
+        for name in changes:
+            getattr(self, name)
+        return Parameters(vars(self) | changes)
+
+    def asdict(self) -> dict[str, Any]:
+        """All of them by name."""
+        return dict(vars(self))
+
+
 def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
     """Name -> (type, default, comment) of each parameter of a notebook.
 
@@ -76,26 +114,31 @@ def specification(notebook: Path) -> dict[str, tuple[Any, Any, str]]:
         cells = json.loads(Path(notebook).read_bytes())["cells"]
         tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         source = "".join("".join(cell["source"]) for cell in tagged[:1])
-        statements, tokens = (
-            ast.parse(source).body,
-            tokenize.generate_tokens(io.StringIO(source).readline),
-        )
-        comments = {
-            token.end[0]: token.string.lstrip("# ")
-            for token in tokens
-            if token.type == tokenize.COMMENT
-        }
-    except Exception as error:  # a damaged file, or a cell that is not Python, fails in many ways
+    except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{notebook}: the parameters cell cannot be read ({error})") from error
+    return _specified(source, notebook)
+
+
+def _specified(source: str, where: Path | str) -> dict[str, tuple[Any, Any, str]]:
+    """Of the source of a parameters cell; `where` it is from, for messages."""
+    try:
+        statements = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError, ValueError) as error:
+        raise ValueError(f"{where}: the parameters cell cannot be read ({error})") from error
     if not statements:
-        raise ValueError(f"{notebook}: no cell tagged `parameters` with annotated assignments")
+        raise ValueError(f"{where}: no cell tagged `parameters` with annotated assignments")
+    comments = {
+        token.end[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
     known = {}
     for node in statements:
         if not isinstance(node, ast.AnnAssign) or node.value is None:
-            raise ValueError(
-                f"{notebook}: `{ast.unparse(node)}` among the parameters; expected `name: type = value`"
-            )
-        known[ast.unparse(node.target)] = _entry(notebook, node, comments.get(node.end_lineno, ""))
+            found = f"`{ast.unparse(node)}` among the parameters"
+            raise ValueError(f"{where}: {found}; expected `name: type = value`")
+        known[ast.unparse(node.target)] = _entry(where, node, comments.get(node.end_lineno, ""))
     return known
 
 
@@ -106,7 +149,12 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: one line for each unknown name (with the nearest known one), wrong type or
             value out of range.
     """
-    known = specification(notebook)
+    return _checked(notebook, specification(notebook), values)
+
+
+def _checked(
+    where: Path | str, known: Mapping[str, tuple], values: Mapping[str, Any]
+) -> dict[str, Any]:
     problems = []
     for name in values:
         if name not in known:
@@ -115,10 +163,9 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"{name}: unknown parameter; {hint}")
     accepted = {}
     for name, (kind, default, comment) in known.items():
+        value = values.get(name, default)
         try:
-            accepted[name] = TypeAdapter(kind).validate_python(
-                values.get(name, default), strict=True
-            )
+            accepted[name] = TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
             problems += [_sentence(name, item, comment) for item in error.errors()]
     if not problems:
@@ -128,9 +175,8 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        raise ValueError(
-            "\n".join([f"{notebook}: parameters refused", *(f"  {line}" for line in problems)])
-        )
+        lines = [f"{where}: parameters refused", *(f"  {line}" for line in problems)]
+        raise ValueError("\n".join(lines))
     return accepted
 
 
@@ -160,12 +206,37 @@ def check_file(notebook: Path, file: Path) -> dict[str, Any]:
     return accepted
 
 
-def load(chapter: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked parameters of a running notebook, from its `globals()`."""
-    notebook = paths.notebook(chapter)
-    return check(
-        notebook, {name: namespace[name] for name in specification(notebook) if name in namespace}
-    )
+def load(chapter: str, namespace: Mapping[str, Any]) -> Parameters:
+    """The checked parameters of a running notebook, from its `globals()`.
+
+    They are checked against the parameters cell that has been run there, be it of a copy or not yet
+    saved; outside IPython, against the chapter's notebook on disk.
+    """
+    where = paths.notebook(chapter)
+    source = _running_cell(namespace.get("In", []))
+    known = specification(where) if source is None else _specified(source, f"notebook {chapter}")
+    values = {name: namespace[name] for name in known if name in namespace}
+    return Parameters(_checked(where, known, values))
+
+
+def of_profile(chapter: str, profile: str) -> Parameters:
+    """The parameters of a chapter under one of its profiles; raises as `check_file` does."""
+    file = paths.ROOT / "parameters" / chapter / f"{profile}.yaml"
+    return Parameters(check_file(paths.notebook(chapter), file))
+
+
+def _running_cell(executed: Sequence[str]) -> str | None:
+    """The last of these cells that holds annotated assignments alone, `profile` among them."""
+    for source in reversed(executed):
+        try:
+            statements = ast.parse(source).body
+        except (SyntaxError, ValueError):
+            continue
+        annotated = [node for node in statements if isinstance(node, ast.AnnAssign)]
+        names = [ast.unparse(node.target) for node in annotated]
+        if "profile" in names and len(annotated) == len(statements):
+            return source
+    return None
 
 
 def _broken_rules(known: Mapping[str, tuple], values: Mapping[str, Any]) -> list[str]:
@@ -222,7 +293,7 @@ def _misread_node(node: yaml.Node | None, where: str) -> Iterator[str]:
             yield f"{where}: `{node.value:.40}` is read as {meaning:.40}; {remedy}"
 
 
-def _entry(notebook: Path, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
+def _entry(notebook: Path | str, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
     name, written = ast.unparse(node.target), ast.unparse(node.annotation)
     annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", written)
     if annotation is None:
@@ -283,7 +354,8 @@ def _number(value: Any) -> Any:
 
 def _sentence(name: str, item: Mapping[str, Any], comment: str) -> str:
     where = f"{name}[{item['loc'][0]}]" if item["loc"] else name
-    return f"{where} = {reprlib.repr(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]} ({comment})"
+    said = item["msg"][0].lower() + item["msg"][1:]
+    return f"{where} = {reprlib.repr(item['input'])}: {said} ({comment})"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,7 +35,8 @@ def foreign() -> str | None:
         )
     if str(ROOT / "lib") in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         remedy = "unset PYTHONPATH, which names that library"
-    return f"{here} is one checkout of fieldbook, but the library that runs is that of {ROOT}: {remedy}"
+    problem = f"is one checkout of fieldbook, but the library that runs is that of {ROOT}"
+    return f"{here} {problem}: {remedy}"
 
 
 def results() -> Path:

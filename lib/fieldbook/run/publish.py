@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.run import paths
-from fieldbook.run.results import read_manifest, sha256
+from fieldbook.run.manifest import read_manifest, sha256
 
 KEPT = {"data": ("*.csv", "manifest.json"), "figures": ("*.pdf", "*.png")}
 

@@ -1,18 +1,14 @@
-"""Tables that survive a kill: CSVs filled row by row, keyed, locked and fsynced, and the sweep that
-fills them."""
+"""Rows that survive a kill: parts, each in a file that is whole or absent, and the sweep that makes
+one part per job."""
 
-import contextlib
 import csv
 import hashlib
+import inspect
 import io
+import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from functools import partial
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,278 +20,233 @@ from tqdm import tqdm
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.workers import each
-from fieldbook.run import paths
 
 Row = Mapping[str, Any]
-FILLING: ContextVar[str | None] = ContextVar("FILLING", default=None)
-"""The file that the sweep of this moment fills."""
-LIKE_A_NUMBER = re.compile(r"[-+]?inf|[-+\d.,'%\seE]*")  # as a spreadsheet may write it
+Tables = dict[str, list[Row]]
 PATIENCE = 1.0  # seconds that a sweep waits for another process before it looks elsewhere
 
 
-class Table:
-    """A CSV whose rows are identified by key columns and appended one by one under a lock, each
-    fsynced.
+class Parts:
+    """A folder of immutable parts, each a few tables of rows under a key.
 
-    Keys are compared as values, as 1.00E-05 is 1e-05 after a spreadsheet. Numbers are written with
-    ten significant digits. A row torn by a kill is dropped when the file is next touched; one whose
-    key is there already is ignored, so that a resumed computation may repeat its last step.
-
-    Args:
-        writing: makes the context in which the file is changed; a lock beside it unless given.
-    Raises:
-        ValueError: (any method) the file has been damaged or edited into something else; names it
-            and the remedy.
+    A part is written once, whole, and never changed: nothing can be torn or need repair. One that
+    has been damaged or edited counts as absent.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        keys: Sequence[str],
-        writing: Callable[[], AbstractContextManager] | None = None,
-    ):
-        self.path, self.keys = Path(path), tuple(keys)
-        self._writing = writing or partial(FileLock, self.path.with_name(f".{self.path.name}.lock"))
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
 
-    def frame(self) -> pd.DataFrame:
-        """All rows in file order, empty fields as nan; an empty frame with the key columns if there
-        are none."""
-        lines, _ = self._read()
-        if not lines:
-            return pd.DataFrame(columns=list(self.keys))
-        return pd.read_csv(io.StringIO("\n".join(lines)), keep_default_na=False, na_values=[""])
+    def file(self, key: Row) -> Path:
+        """Where the part of a key is: its values are the file's name, as far as they can be."""
+        values = "-".join(text(value) for value in key.values())
+        name = re.sub(r"[^\w.+-]+", "_", values)[:80]
+        exact = hashlib.sha256(repr(_plain_row(key)).encode()).hexdigest()[:8]
+        return self.folder / f"{name}.{exact}.json"
 
-    def has(self, key: Row) -> bool:
-        """Is there a row with these key values?"""
-        return not self.missing([key])
+    def folder_of(self, key: Row) -> Path:
+        """A folder beside the part, for checkpoints and the like."""
+        return self.file(key).with_suffix("")
 
-    def missing(self, keys: Iterable[Row]) -> list[Row]:
-        """The keys without a row, in the order given."""
-        keys = list(keys)
-        known = set(self._read(keys)[1])
-        return [key for key in keys if self.key(key) not in known]
+    def read(self, key: Row) -> Tables | None:
+        """The tables of a part; None if there is no whole one."""
+        try:
+            seal, _, content = self.file(key).read_text(encoding="utf-8").partition("\n")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return json.loads(content) if seal == _seal(content) else None
 
-    def append(self, *rows: Row) -> None:
-        """Add rows whose keys are new.
+    def write(self, key: Row, tables: Mapping[str, Iterable[Row]]) -> None:
+        """Add a part.
 
         Raises:
-            ValueError: columns other than the file's.
-            PermissionError: results are frozen.
-            OSError: not written, for instance because the disk is full; the file keeps its old
-                rows.
+            ValueError: a value is neither number, text, truth value nor None; or rows of a table
+                differ in their columns.
+            OSError: not written, for instance because the disk is full; names the file.
         """
-        self._refuse_if_frozen()
-        if not rows:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing():
-            lines, keys = self._read(rows)
-            header = next(csv.reader(lines), [str(name) for name in rows[0]])
-            new: dict[tuple[str, ...], str] = {}
-            for row in rows:
-                if header != [str(name) for name in row]:
-                    raise ValueError(
-                        f"{self.path}: columns are {header}, the new row has {list(row)}"
-                    )
-                new.setdefault(self.key(row), _line(row.values()))
-            text = ("" if lines else _line(header)) + "".join(
-                new[key] for key in new if key not in set(keys)
-            )
-            size = sum(len(line.encode()) + 1 for line in lines)
-            try:
-                with open(self.path, "ab") as file:
-                    file.truncate(size)
-                    file.write(text.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.truncate(self.path, size)
-                raise OSError(
-                    error.errno, f"row not written ({error.strerror})", str(self.path)
-                ) from error
-
-    def replace(self, frame: pd.DataFrame) -> None:
-        """Put a whole frame in place of the rows, atomically."""
-        self._refuse_if_frozen()
-        text = "".join(
-            map(_line, [frame.columns, *(record.values() for record in frame.to_dict("records"))])
-        )
-        with self._writing():
-            atomic_write(self.path, lambda file: file.write(text.encode()))
-
-    def sort(self, order: Sequence[Row] | None = None) -> None:
-        """Put the rows of these keys first, in this order, so that the bytes do not tell which was
-        appended first.
-
-        Args:
-            order: by the key columns themselves unless given.
-        """
-        if order is None:
-            order = self.frame().sort_values(list(self.keys)).to_dict("records")
-        if self._sorted(order) != self._read()[0]:
-            self._refuse_if_frozen()
-            with self._writing():
-                text = "".join(f"{line}\n" for line in self._sorted(order))
-                atomic_write(self.path, lambda file: file.write(text.encode()))
-
-    def key(self, row: Row) -> tuple[str, ...]:
-        """What identifies a row: its key columns, as they are written."""
-        if absent := [name for name in self.keys if name not in row]:
-            raise ValueError(f"{self.path}: row without its key columns {absent}")
-        return tuple(_text(row[name]) for name in self.keys)
-
-    def _read(self, like: Sequence[Row] = ()) -> tuple[list[str], list[tuple[str, ...]]]:
-        """Lines as they are on disk, header first, a torn one left out, and the key of each row.
-
-        Args:
-            like: rows whose values say which key columns hold numbers or truth values.
-        """
-        content = self.path.read_bytes() if self.path.exists() else b""
-        try:
-            lines = content[: content.rfind(b"\n") + 1].decode().split("\n")[:-1]
-            header, *rows = list(csv.reader(lines)) or [self.keys]
-            places = [header.index(name) for name in self.keys]
-            if len(rows) != max(len(lines) - 1, 0) or any(len(row) != len(header) for row in rows):
-                raise ValueError("not every line is a row with the header's fields")
-            kinds = [_kind([row.get(name) for row in like]) for name in self.keys]
-            columns = [
-                _column([row[i] for row in rows], kind)
-                for i, kind in zip(places, kinds, strict=True)
-            ]
-            keys = list(zip(*columns, strict=True))
-            if len(set(keys)) < len(keys):
-                raise ValueError(f"{', '.join(max(keys, key=keys.count))} comes twice")
-        except (ValueError, csv.Error) as error:
-            remedy = "restore the file, or delete it to compute it again"
-            raise ValueError(
-                f"{self.path} is no table keyed by {', '.join(self.keys)} ({error}); {remedy}"
-            ) from None
-        return lines, keys
-
-    def _sorted(self, order: Sequence[Row]) -> list[str]:
-        lines, keys = self._read(order)
-        rank = {self.key(row): position for position, row in enumerate(order)}
-        places = [-1, *(rank.get(key, len(rank)) for key in keys)]  # the header stays first
-        return [line for _, line in sorted(zip(places, lines, strict=False), key=itemgetter(0))]
-
-    def _refuse_if_frozen(self) -> None:
-        if paths.frozen():
-            raise PermissionError(f"{self.path}: results are frozen, and this would change them")
+        plain = {name: [_plain_row(row) for row in rows] for name, rows in tables.items()}
+        for name, rows in plain.items():
+            _require_alike(f"{name} of {dict(key)}", rows)
+        written = json.dumps(plain)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = f"{_seal(written)}\n{written}".encode()
+        atomic_write(self.file(key), lambda file: file.write(content))
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor | np.generic) else value
+class Log:
+    """Rows of a computation that is under way, by their number: what it has measured so far.
 
+    A computation that was killed and continues may write its last rows again.
+    """
 
-def _text(value: Any) -> str:
-    value = _plain(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.10g}" if isinstance(value, float) else " ".join(str(value).splitlines())
+    def __init__(self, folder: Path):
+        self._parts = Parts(folder)
 
+    def has(self, step: int) -> bool:
+        """Is there a row of this number?"""
+        return self._parts.read({"step": step}) is not None
 
-def _kind(values: Sequence[Any]) -> type:
-    """Whether a column of these values holds numbers or truth values; otherwise texts."""
-    kinds = {type(_plain(value)) for value in values if _text(value)}
-    return bool if kinds == {bool} else float if kinds and kinds <= {int, float} else str
+    def write(self, row: Row) -> None:
+        """Add or replace the row whose `step` this is."""
+        self._parts.write({"step": row["step"]}, {"rows": [row]})
 
-
-def _column(texts: list[str], kind: type) -> list[str]:
-    """Fields as `_text` writes their values; as they are, if there are other texts among them."""
-    if kind is bool and {text.lower() for text in texts} <= {"", "true", "false"}:
-        return [text.capitalize() for text in texts]
-    if kind is float and all(LIKE_A_NUMBER.fullmatch(text) for text in texts):
-        return [_number(text) for text in texts]
-    return texts
-
-
-def _number(text: str) -> str:
-    try:
-        return str(int(text))
-    except ValueError:
-        return _text(float(text)) if text else ""
-
-
-def _line(values: Iterable[Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([_text(value) for value in values])
-    return buffer.getvalue()
+    def rows(self) -> list[Row]:
+        """All rows in the order of their `step`."""
+        steps = (int(file.name.split(".")[0]) for file in self._parts.folder.glob("*.json"))
+        found = (self._parts.read({"step": step}) for step in sorted(steps))
+        return [part["rows"][0] for part in found if part is not None]
 
 
 def sweep(
-    table: Table,
+    parts: Parts,
     jobs: Sequence[Row],
-    compute: Callable[[Row], Row],
+    compute: Callable[..., Row | Mapping[str, Any]],
     *,
     workers: int = 1,
     shard: Sequence[int] = (0, 1),
     cost: Callable[[Row], float] | None = None,
-    description: str = "",
-) -> pd.DataFrame:
-    """Fill a table with one row per job, computing only those missing, and return it in the order
-    of the jobs.
+    name: str = "rows",
+) -> Iterator[Tables]:
+    """Compute the parts of those jobs that have none, and return all in the order of the jobs.
 
-    Each row is in the file as soon as it is computed. Any number of processes, on all machines that
-    share the folder, may fill one table: a job that one of them is at is left to it, and taken over
-    if that process dies.
+    A part is there as soon as it is computed. Any number of processes, on all machines that share
+    the folder, may work on one sweep: a job that one of them is at is left to it, and taken over if
+    that process dies.
 
     Args:
-        table: keyed by columns that every job has.
-        compute: job -> row (with the job's keys), run in `workers` processes of one thread each.
+        compute: job -> its row (without the job's own values, or with them), or {table: row or
+            rows}; run in `workers` processes of one thread each. One that has an argument `folder`
+            is given a folder of its own, for checkpoints.
         shard: (i, n): begin with every n-th job from the i-th, then help with the rest, so that n
-            calls share a table.
+            calls share a sweep.
         cost: of a job, in any unit; the dearest are begun first, so that no worker ends long after
             the others.
+        name: of the table that a row alone belongs to.
     Raises:
-        ValueError: a row does not have its job's keys.
-        Exception: whatever `compute` raised, with a note that names the job; the rows finished so
+        ValueError: a job comes twice; a row contradicts its job.
+        Exception: whatever `compute` raised, with a note that names the job; the parts finished so
             far are kept.
     """
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard = {list(shard)}: expected [i, n] with 0 <= i < n")
-    jobs = list(jobs)
+    jobs = [dict(job) for job in jobs]
+    files = [parts.file(job) for job in jobs]
+    if len(set(files)) < len(files):
+        twice = next(job for job in jobs if files.count(parts.file(job)) > 1)
+        raise ValueError(f"the job {twice} comes twice in the sweep of {name}")
     queue = sorted(jobs, key=cost, reverse=True) if cost else jobs
-    todo = table.missing(job for k in range(count) for job in queue[(index + k) % count :: count])
-    if todo and paths.frozen():
-        raise PermissionError(
-            f"{table.path}: results are frozen, and {len(todo)} rows are missing: {dict(todo[0])}, .."
-        )
-    with tqdm(total=len(todo), desc=description, mininterval=1, disable=not todo) as bar:
+    todo = [job for k in range(count) for job in queue[(index + k) % count :: count]]
+    todo = [job for job in todo if parts.read(job) is None]
+    with tqdm(total=len(todo), desc=name, mininterval=1, disable=not todo) as bar:
         patience = 0.0  # at first none, so that no job waits while others are free
         while todo:
-            calls = [(job, compute, table, patience) for job in todo]
+            calls = [(job, compute, parts, name, patience) for job in todo]
             for finished in each(_do, calls, workers, ordered=False):
                 bar.update(finished)
-            todo, patience = table.missing(todo), PATIENCE
-    table.sort(jobs)
-    return table.frame()
+            todo = [job for job in todo if parts.read(job) is None]
+            patience = PATIENCE
+    return (parts.read(job) for job in jobs)
 
 
-def _do(job: Row, compute: Callable[[Row], Row], table: Table, patience: float) -> bool:
-    """Append one job's row, unless it is there; False if another process is at it for all of
+def _do(job: Row, compute: Callable, parts: Parts, name: str, patience: float) -> bool:
+    """Make one job's part, unless it is there; False if another process is at it for all of
     `patience` seconds."""
-    digest = hashlib.sha256(repr(table.key(job)).encode()).hexdigest()[:16]
-    path = table.path.with_name(f".{table.path.name}.{digest}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    path = parts.file(job).with_suffix(".lock")
     try:
         lock = FileLock(path, timeout=patience, poll_interval=PATIENCE / 2).acquire()
     except Timeout:
         return False
     with lock:
-        try:
-            if not table.has(job):
-                token = FILLING.set(table.path.name)
-                try:
-                    row = compute(job)
-                finally:
-                    FILLING.reset(token)
-                if table.key(row) != table.key(job):
-                    raise ValueError(f"{table.path}: computed a row with the key {table.key(row)}")
-                table.append(row)
-        except Exception as error:
-            error.add_note(f"in the job {dict(job)} of {table.path}")
-            raise
-        path.unlink(missing_ok=True)  # whoever waits for it will find the row
+        if parts.read(job) is None:
+            try:
+                private = "folder" in inspect.signature(compute).parameters
+                options = {"folder": parts.folder_of(job)} if private else {}
+                parts.write(job, _tables(compute(dict(job), **options), job, name))
+            except Exception as error:
+                error.add_note(f"in the job {dict(job)} of {name}")
+                raise
+        path.unlink(missing_ok=True)  # whoever waits for it will find the part
     return True
+
+
+def _tables(found: Any, job: Row, name: str) -> dict[str, list[Row]]:
+    """What a job has returned, as {table: rows}; its own rows begin with the job's values."""
+    if (
+        not found
+        or not isinstance(found, Mapping)
+        or not all(_are_rows(value) for value in found.values())
+    ):
+        found = {name: found}
+    tables = {}
+    for table, rows in found.items():
+        rows = [rows] if isinstance(rows, Mapping) else list(rows)
+        tables[table] = [{**job, **row} for row in rows] if table == name else rows
+        for row in tables[table] if table == name else ():
+            if any(text(row[key]) != text(value) for key, value in job.items()):
+                raise ValueError(f"computed a row of another job: {row}")
+    return tables
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value)
+    )
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a CSV unless it holds them already; numbers with ten significant digits.
+
+    Raises:
+        ValueError: rows differ in their columns.
+    """
+    _require_alike(path.stem, rows)
+    buffer = io.StringIO()
+    lines = csv.writer(buffer, lineterminator="\n")
+    lines.writerow(rows[0])
+    lines.writerows([text(value) for value in row.values()] for row in rows)
+    content = buffer.getvalue().encode()
+    if not path.exists() or path.read_bytes() != content:
+        atomic_write(path, lambda file: file.write(content))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table as `write_csv` leaves it; empty fields are nan, and no word is.
+
+    Raises:
+        ValueError: it is no table; names it.
+    """
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise ValueError(f"{path} is no table ({error}); delete it to make it again") from error
+
+
+def _require_alike(name: str, rows: Sequence[Row]) -> None:
+    first = list(rows[0]) if rows else []
+    for row in rows:
+        if list(row) != first:
+            raise ValueError(f"{name}: columns are {first}, another row has {list(row)}")
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    return {str(name): _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, torch.Tensor | np.generic) else value
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{value!r} is no number, text, truth value or None, as a table holds")
+    return value
+
+
+def text(value: Any) -> str:
+    """A value as a table holds it."""
+    value = _plain(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else " ".join(str(value).splitlines())

@@ -1,0 +1,314 @@
+"""What a function's results depend on, beside its arguments: found by following its code.
+
+A function depends on its own code, on whatever that refers to (functions, classes, constants, what
+it closes over, tables of package data) and so on, as far as the code is ours. Libraries are known
+by name alone. Everything is read from the text of the code without comments and docstrings, so that
+the answer is the same under every Python, in a checkout and from an installed wheel.
+"""
+
+import ast
+import functools
+import importlib.resources
+import inspect
+import symtable
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fieldbook.nn.identity import content_of, described, digest, structure_of
+
+PLUMBING = ("run", "nn.checkpoints", "nn.closure", "nn.identity", "nn.workers")
+"""What moves rows and files, and determines none of their numbers."""
+PLAIN = str | int | float | complex | bytes | None
+
+
+@dataclass
+class Closure:
+    """All that results depend on.
+
+    Attributes:
+        parts: a text for each thing, with its name.
+        words: attributes and words in quotes that the code mentions, of which some may name
+            parameters.
+        met: values of the types that were asked for.
+    """
+
+    parts: set[str] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)
+    met: list[Any] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits."""
+        return digest(sorted(self.parts))
+
+
+def closure(*things: Any, watched: tuple[type, ...] = (), within: Path | None = None) -> Closure:
+    """Follow functions, classes, modules and values to all that they depend on.
+
+    Args:
+        watched: types whose values are only collected, in `met`.
+        within: a folder of results; paths in it are known by their names there, other files by
+            their content.
+    Raises:
+        ValueError: there is no source, or a value has nothing to be known by; names where it was
+            met.
+    """
+    found = Closure()
+    waiting = [("given", thing) for thing in things]
+    seen = {}
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        if not isinstance(value, PLAIN):  # equal numbers may be one object under one Python only
+            seen[id(value)] = value  # kept, so that no other thing takes its place in memory
+        if isinstance(value, watched):
+            found.met.append(value)
+            continue
+        try:
+            waiting += _follow(name, value, found, within)
+        except ValueError as error:
+            error.add_note(f"met as `{name}`")
+            raise
+    return found
+
+
+def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[tuple[str, Any]]:
+    """Note one thing; return what it refers to."""
+    value = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else value
+    if isinstance(value, functools.partial):
+        return [(name, part) for part in (value.func, value.args, value.keywords)]
+    if inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
+        if not _is_ours(value):
+            found.parts.add(f"{name} {value.__name__}")  # where it lies differs between versions
+            return []
+        return _follow_code(value, found)
+    if isinstance(value, Path):
+        found.parts.add(f"{name} {_place(value, within)}")
+        return []
+    if isinstance(value, Mapping | list | tuple | Set) and not isinstance(value, str):
+        return _follow_items(name, value, found)
+    if isinstance(value, torch.device):
+        return []
+    if isinstance(value, nn.Module):
+        found.parts.add(f"{name} {structure_of(value)} {described(value.state_dict())}")
+        return [(name, type(module)) for module in value.modules()]
+    if hasattr(value, "__dataclass_fields__"):
+        inner = [(f"{name}.{key}", part) for key, part in vars(value).items()]
+        return [(name, type(value)), *inner]
+    found.parts.add(f"{name} {described(value)}")
+    return []
+
+
+def _follow_items(name: str, value: Any, found: Closure) -> list[tuple[str, Any]]:
+    """A container: its plain values in their order, the others one by one."""
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    if isinstance(value, Set):
+        pairs = ((0, item) for item in value)
+    inner, texts = [], []
+    for key, item in pairs:
+        plain = isinstance(item, PLAIN)
+        texts.append(f"{key!r}: {described(item)}" if plain else f"{key!r}: ..")
+        if not plain:
+            inner.append((f"{name}[{key!r}]", item))
+    order = sorted(texts) if isinstance(value, Set) else texts
+    found.parts.add(f"{name} {type(value).__name__} {', '.join(order)}")
+    return inner
+
+
+def _follow_code(value: Any, found: Closure) -> list[tuple[str, Any]]:
+    """A function, class or module of ours: its text, and what that refers to."""
+    found.parts.add(f"{_name_of(value)}\n{_source(value)}")
+    mentions = _mentions(inspect.getsource(value)) or _mentions_of_code(value)
+    found.words |= mentions.words
+    if inspect.ismodule(value):
+        scope, closed = vars(value), {}
+    else:
+        scope = getattr(value, "__globals__", None) or vars(sys.modules[_module_of(value)])
+        closed = _closed_over(value)
+    referred = list(_inherited(value))
+    for name in sorted(mentions.names):
+        target = closed.get(name, scope.get(name, _ABSENT))
+        if target is importlib.resources.files:
+            found.parts |= set(_package_data(value))
+        elif inspect.ismodule(target) and _is_ours(target) and name not in mentions.bare:
+            referred += _members(target, mentions.members.get(name, ()))
+        elif target is not _ABSENT and target is not value:
+            referred.append((f"{_module_of(value)}.{name}", target))
+    for module, name in mentions.imported:
+        referred += _imported(module, name)
+    return referred
+
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class _Mentions:
+    """What a text of code mentions: global names, members of those, and words."""
+
+    names: frozenset[str]
+    members: Mapping[str, frozenset[str]]
+    bare: frozenset[str]  # names that are used otherwise than for a member of theirs
+    words: frozenset[str]
+    imported: tuple[tuple[str, str], ...] = ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _mentions(source: str) -> _Mentions | None:
+    """What a text mentions; None if it is no whole statement, as that of a lambda."""
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:
+        return None
+    _forget_annotations(tree)
+    names = set(_global_names(symtable.symtable(ast.unparse(tree), "code", "exec")))
+    members: dict[str, set[str]] = {}
+    bare, words, imported = set(), set(), []
+    owners = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            words.add(node.attr)
+            if isinstance(node.value, ast.Name):
+                members.setdefault(node.value.id, set()).add(node.attr)
+                owners.add(id(node.value))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(node.value)
+        elif isinstance(node, ast.ImportFrom):
+            imported += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            imported += [(alias.name, "") for alias in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and id(node) not in owners:
+            bare.add(node.id)
+    frozen = {name: frozenset(found) for name, found in members.items()}
+    return _Mentions(frozenset(names), frozen, frozenset(bare), frozenset(words), tuple(imported))
+
+
+def _forget_annotations(tree: ast.Module) -> None:
+    """Types of arguments and results say nothing of what a function does."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+
+
+def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
+    for symbol in table.get_symbols():
+        outermost = table.get_type() == "module" and not symbol.is_assigned()
+        if symbol.is_referenced() and (symbol.is_global() or symbol.is_free() or outermost):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _global_names(inner)
+
+
+def _mentions_of_code(value: Any) -> _Mentions:
+    """Of a lambda, as compiled: there globals and attributes are not told apart."""
+    names, words = set(), set()
+    waiting = [value.__code__]
+    while waiting:
+        one = waiting.pop()
+        names |= {*one.co_names, *one.co_freevars}
+        words |= {constant for constant in one.co_consts if isinstance(constant, str)}
+        waiting += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+    words |= names
+    return _Mentions(frozenset(names), {}, frozenset(names), frozenset(words))
+
+
+@functools.cache
+def _source(value: Any) -> str:
+    """Code of a function, class or module, without its prose.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return described(value)
+
+
+def _closed_over(value: Any) -> dict[str, Any]:
+    cells = getattr(value, "__closure__", None) or ()
+    names = value.__code__.co_freevars if cells else ()
+    found = {}
+    for name, cell in zip(names, cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    return found
+
+
+def _inherited(value: Any) -> Iterator[tuple[str, Any]]:
+    if inspect.isclass(value):
+        yield from (("base", base) for base in value.__mro__[1:] if _is_ours(base))
+    elif inspect.ismodule(value):
+        for name, member in vars(value).items():
+            code_of_its_own = inspect.isroutine(member) or inspect.isclass(member)
+            if code_of_its_own and member.__module__ == value.__name__:
+                yield name, member
+
+
+def _members(module: ModuleType, names: Set[str] | tuple) -> list[tuple[str, Any]]:
+    found = ((f"{module.__name__}.{name}", getattr(module, name, _ABSENT)) for name in names)
+    return [(name, member) for name, member in found if member is not _ABSENT]
+
+
+def _imported(module: str, name: str) -> list[tuple[str, Any]]:
+    """What an import within a function brings in, if it is ours."""
+    if not module or not _is_our_name(module):
+        return []
+    where = importlib.import_module(module)
+    found = getattr(where, name, None) if name else where
+    return [
+        (name or module, importlib.import_module(f"{module}.{name}") if found is None else found)
+    ]
+
+
+def _package_data(value: Any) -> Iterator[str]:
+    """The tables (CSV) beside a module that reads package data."""
+    folder = Path(inspect.getfile(sys.modules[value.__module__])).parent
+    for table in sorted(folder.glob("*.csv")):
+        yield f"table {table.name}\n{table.read_text(encoding='utf-8')}"
+
+
+def _module_of(value: Any) -> str:
+    return value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or ""
+
+
+def _name_of(value: Any) -> str:
+    return value.__name__ if inspect.ismodule(value) else f"{value.__module__}.{value.__qualname__}"
+
+
+def _is_ours(value: Any) -> bool:
+    """Does this thing's code count: fieldbook's but its plumbing, a notebook's, the user's?"""
+    module = _module_of(value)
+    return bool(module) and _is_our_name(module)
+
+
+@functools.cache
+def _is_our_name(module: str) -> bool:
+    top, _, rest = module.partition(".")
+    if top == "fieldbook":
+        return not any(rest == name or rest.startswith(f"{name}.") for name in PLUMBING)
+    if top in sys.stdlib_module_names and module != "__main__":
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if file is None:
+        return module == "__main__" or top not in sys.builtin_module_names
+    installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
+    return not any(Path(file).is_relative_to(folder) for folder in installed)
+
+
+def _place(path: Path, within: Path | None) -> str:
+    if within is not None and path.is_relative_to(within):
+        return str(path.relative_to(within))
+    return content_of(path) if path.is_file() else str(path)
