@@ -10,7 +10,6 @@ import ast
 import functools
 import importlib.resources
 import inspect
-import symtable
 import sys
 import sysconfig
 import textwrap
@@ -128,7 +127,7 @@ def _follow_items(name: str, value: Any, found: Closure) -> list[tuple[str, Any]
 def _follow_code(value: Any, found: Closure) -> list[tuple[str, Any]]:
     """A function, class or module of ours: its text, and what that refers to."""
     found.parts.add(f"{_name_of(value)}\n{_source(value)}")
-    mentions = _mentions(inspect.getsource(value)) or _mentions_of_code(value)
+    mentions = _mentions_of(value)
     found.words |= mentions.words
     if inspect.ismodule(value):
         scope, closed = vars(value), {}
@@ -163,6 +162,11 @@ class _Mentions:
     imported: tuple[tuple[str, str], ...] = ()
 
 
+@functools.cache
+def _mentions_of(value: Any) -> _Mentions:
+    return _mentions(inspect.getsource(value)) or _mentions_of_code(value)
+
+
 @functools.lru_cache(maxsize=4096)
 def _mentions(source: str) -> _Mentions | None:
     """What a text mentions; None if it is no whole statement, as that of a lambda."""
@@ -170,8 +174,7 @@ def _mentions(source: str) -> _Mentions | None:
         tree = ast.parse(textwrap.dedent(source))
     except SyntaxError:
         return None
-    _forget_annotations(tree)
-    names = set(_global_names(symtable.symtable(ast.unparse(tree), "code", "exec")))
+    names = set(_global_names(tree))
     members: dict[str, set[str]] = {}
     bare, words, imported = set(), set(), []
     owners = set()
@@ -194,22 +197,87 @@ def _mentions(source: str) -> _Mentions | None:
     return _Mentions(frozenset(names), frozen, frozenset(bare), frozenset(words), tuple(imported))
 
 
-def _forget_annotations(tree: ast.Module) -> None:
-    """Types of arguments and results say nothing of what a function does."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            node.returns = None
-        elif isinstance(node, ast.arg):
-            node.annotation = None
+def _global_names(node: ast.AST, bound: Set[str] = frozenset()) -> Iterator[str]:
+    """Names that a piece of code reads and does not itself bind; types of arguments left out.
+
+    The compiler's own tables (`symtable`) differ between versions of Python in comprehensions.
+    """
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Load) and node.id not in bound:
+            yield node.id
+        return
+    inner, outer = _scopes(node)
+    for part in outer:
+        yield from _global_names(part, bound)
+    if inner:
+        bound = bound | set(_bound_in(node))
+    for part in inner:
+        yield from _global_names(part, bound)
 
 
-def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
-    for symbol in table.get_symbols():
-        outermost = table.get_type() == "module" and not symbol.is_assigned()
-        if symbol.is_referenced() and (symbol.is_global() or symbol.is_free() or outermost):
-            yield symbol.get_name()
-    for inner in table.get_children():
-        yield from _global_names(inner)
+Nodes = list[ast.AST]
+
+
+def _scopes(node: ast.AST) -> tuple[Nodes, Nodes]:
+    """Parts of a node that are read in a scope of its own, and those read around it."""
+    if isinstance(node, FUNCTIONS):
+        arguments = node.args
+        outer = [*arguments.defaults, *filter(None, arguments.kw_defaults)]
+        if isinstance(node, ast.Lambda):
+            return [node.body], outer
+        return node.body, [*node.decorator_list, *outer]
+    if isinstance(node, COMPREHENSIONS):
+        first = node.generators[0].iter
+        return [part for part in _children(node) if part is not first], [first]
+    return [], list(_children(node))
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    for part in ast.iter_child_nodes(node):
+        if isinstance(part, ast.comprehension):
+            yield from ast.iter_child_nodes(part)
+        else:
+            yield part
+
+
+def _bound_in(scope: ast.AST) -> Iterator[str]:
+    """Names that a function or a comprehension binds."""
+    if isinstance(scope, COMPREHENSIONS):
+        for generator in scope.generators:
+            yield from _stored(generator.target)
+        return
+    arguments = scope.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    yield from (one.arg for one in [*every, arguments.vararg, arguments.kwarg] if one)
+    body = [scope.body] if isinstance(scope, ast.Lambda) else scope.body
+    for statement in body:
+        yield from _stored(statement)
+
+
+def _stored(node: ast.AST) -> Iterator[str]:
+    """Names that are bound here, those within inner functions left out."""
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        yield node.id
+    elif isinstance(node, ast.alias):
+        yield (node.asname or node.name).partition(".")[0]
+    elif isinstance(node, ast.MatchAs | ast.MatchStar | ast.ExceptHandler) and node.name:
+        yield node.name
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+        return
+    elif isinstance(node, ast.Lambda):
+        return
+    if isinstance(node, COMPREHENSIONS):  # only what `:=` binds is seen outside
+        for part in ast.walk(node):
+            if isinstance(part, ast.NamedExpr):
+                yield part.target.id
+        return
+    for part in ast.iter_child_nodes(node):
+        yield from _stored(part)
 
 
 def _mentions_of_code(value: Any) -> _Mentions:
@@ -275,7 +343,7 @@ def _imported(module: str, name: str) -> list[tuple[str, Any]]:
 
 def _package_data(value: Any) -> Iterator[str]:
     """The tables (CSV) beside a module that reads package data."""
-    folder = Path(inspect.getfile(sys.modules[value.__module__])).parent
+    folder = Path(sys.modules[value.__module__].__file__).parent
     for table in sorted(folder.glob("*.csv")):
         yield f"table {table.name}\n{table.read_text(encoding='utf-8')}"
 
