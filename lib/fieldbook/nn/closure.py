@@ -367,11 +367,11 @@ def _is_our_name(module: str) -> bool:
     top, _, rest = module.partition(".")
     if top == "fieldbook":
         return not any(rest == name or rest.startswith(f"{name}.") for name in PLUMBING)
-    if top in sys.stdlib_module_names and module != "__main__":
-        return False
+    if module == "__main__":  # a notebook
+        return True
     file = getattr(sys.modules.get(top), "__file__", None)
-    if file is None:
-        return module == "__main__" or top not in sys.builtin_module_names
+    if top in sys.stdlib_module_names or file is None:
+        return False
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
     return not any(Path(file).is_relative_to(folder) for folder in installed)
 
