@@ -174,13 +174,8 @@ use rule chapter as shard with:
 rule networks:
     input: "build/{networks}/book/agop.ipynb"
     output: expand("build/{{build}}/data/inputs/networks/{{networks}}/{operation}.safetensors", operation=OPERATIONS)
-    params: trained="build/{networks}/data/inputs/agop/{networks}"
-    shell:
-        """
-        for file in {output}; do
-            cp $(find -L {params.trained} -path "*/$(basename $file .safetensors)_seed0/final.safetensors") $file
-        done
-        """
+    params: trained="build/{networks}/data/inputs/agop/{networks}/networks"
+    shell: "for file in {output}; do cp {params.trained}/$(basename $file) $file; done"
 
 
 # The front page collects the claims of all chapters.

@@ -81,8 +81,9 @@ def trained(
     """Weights of one trained network per operation, in the results folder: {operation: safetensors
     file}.
 
-    A run of chapter agop leaves them there (the Snakefile's rule `networks`); those missing, or
-    of other settings or code, are trained here, with its first seed; a killed call continues.
+    A run of chapter agop leaves them (`hand_over`, and the Snakefile's rule `networks`); those
+    missing, or of other settings or code, are trained here, with its first seed; a killed call
+    continues.
 
     Args:
         settings: parameters of chapter agop, under one of its profiles.
@@ -96,9 +97,13 @@ def trained(
         operation: paths.inputs("networks", settings.profile) / f"{operation}.safetensors"
         for operation in operations
     }
-    missing = [
-        operation for operation in operations if not _is_of(files[operation], settings, operation)
-    ]
+    missing = []
+    for operation, file in files.items():
+        handed = _handed_over(settings.profile, operation)
+        if not _is_of(file, settings, operation) and _is_of(handed, settings, operation):
+            _copy(handed, file)
+        if not _is_of(file, settings, operation):
+            missing.append(operation)
     if missing and not train_missing:
         file = files[missing[0]]
         remedy = f"run chapter agop at profile {settings.profile} through Snakemake"
@@ -111,8 +116,15 @@ def trained(
 
 def hand_over(folder: Path, profile: str, operation: str) -> None:
     """Leave the `final` weights in a folder of chapter agop where `trained` looks for them."""
-    content = (folder / "final.safetensors").read_bytes()
-    target = paths.inputs("networks", profile) / f"{operation}.safetensors"
+    _copy(folder / "final.safetensors", _handed_over(profile, operation))
+
+
+def _handed_over(profile: str, operation: str) -> Path:
+    return paths.inputs("agop", profile) / "networks" / f"{operation}.safetensors"
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
     atomic_write(target, lambda file: file.write(content))
 
 

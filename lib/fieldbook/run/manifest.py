@@ -55,7 +55,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None without git, or outside a repository."""
+    """What git prints in fieldbook's own checkout; None without git, or outside of one."""
+    if not paths.is_checkout():
+        return None
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=True

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,10 +60,7 @@ def _write(target: Path, notebook: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as fresh:
-        os.environ |= {
-            paths.RESULTS: fresh,
-            paths.FROZEN: "0",
-        }  # nothing from an earlier run is reused
-        for argument in sys.argv[1:]:
-            print(regenerate(Path(argument)))
+    kept = str(paths.ROOT / "build" / "notebooks")  # rows outlive a cell that fails
+    os.environ |= {paths.RESULTS: kept, paths.FROZEN: "0"}
+    for argument in sys.argv[1:]:
+        print(regenerate(Path(argument)))

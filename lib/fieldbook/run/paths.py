@@ -40,14 +40,17 @@ def foreign() -> str | None:
 
 
 def results() -> Path:
-    """Root under which results are written: `FIELDBOOK_RESULTS`, or the checkout itself.
+    """Root under which results are written: `FIELDBOOK_RESULTS`, else `build/` of the checkout.
+
+    Without a checkout, as from an installed wheel, it is the working directory. Only
+    `fieldbook.run.publish` writes the checkout's own `data/` and `figures/`.
 
     Raises:
         ValueError: a relative path, which would be another folder for each tool.
         NotADirectoryError: a file.
     """
     named = os.environ.get(RESULTS, "").strip()
-    folder = Path(os.path.expanduser(named)) if named else ROOT
+    folder = Path(os.path.expanduser(named)) if named else _default()
     if not folder.is_absolute():
         expected = (
             f"expected an absolute path such as {folder.absolute()}, ~ for the home, or nothing"
@@ -57,6 +60,15 @@ def results() -> Path:
         reason = f"a file where a folder is expected; set {RESULTS} elsewhere"
         raise NotADirectoryError(errno.ENOTDIR, reason, str(file))
     return folder.resolve()
+
+
+def _default() -> Path:
+    return ROOT / "build" if is_checkout() else Path.cwd()
+
+
+def is_checkout() -> bool:
+    """Is this library that of a checkout, and not an installed copy?"""
+    return (ROOT / "book").is_dir() and (ROOT / "lib/fieldbook").is_dir()
 
 
 def frozen() -> bool:
@@ -79,8 +91,10 @@ def notebook(chapter: str) -> Path:
 
 
 def data(chapter: str, profile: str) -> Path:
-    """Folder of a chapter's CSVs and manifest."""
-    return results() / "data" / chapter / one_folder(profile)
+    """Folder of a chapter's CSVs and manifest; frozen ones are the published, unless named."""
+    named = os.environ.get(RESULTS, "").strip()
+    root = ROOT if frozen() and not named else results()
+    return root / "data" / chapter / one_folder(profile)
 
 
 def figures(chapter: str, profile: str) -> Path:

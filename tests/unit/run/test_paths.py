@@ -15,11 +15,11 @@ def test_a_profile_never_leads_out_of_the_results(monkeypatch, tmp_path: Path, f
             folder("agop", profile)
 
 
-def test_results_go_to_the_checkout_unless_a_folder_is_named(monkeypatch, tmp_path: Path) -> None:
+def test_results_go_to_build_unless_a_folder_is_named(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for written, folder in {
-        "": paths.ROOT,
-        "  ": paths.ROOT,
+        "": paths.ROOT / "build",
+        "  ": paths.ROOT / "build",
         "~": tmp_path / "home",
         "~/mine": tmp_path / "home/mine",
         str(tmp_path / "a space"): tmp_path / "a space",
@@ -27,7 +27,17 @@ def test_results_go_to_the_checkout_unless_a_folder_is_named(monkeypatch, tmp_pa
         monkeypatch.setenv("FIELDBOOK_RESULTS", written)
         assert paths.results() == folder
     monkeypatch.delenv("FIELDBOOK_RESULTS")
-    assert paths.results() == paths.ROOT
+    assert paths.results() == paths.ROOT / "build"
+    monkeypatch.setenv("FIELDBOOK_FROZEN", "1")  # what is published is read where it is tracked
+    assert paths.data("agop", "laptop") == paths.ROOT / "data/agop/laptop"
+    assert paths.figures("agop", "laptop") == paths.ROOT / "build/figures/agop/laptop"
+
+
+def test_an_installed_copy_writes_into_the_working_directory(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "venv/lib/python3.11")
+    monkeypatch.delenv("FIELDBOOK_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert paths.results() == tmp_path.resolve()
 
 
 @pytest.mark.parametrize(
