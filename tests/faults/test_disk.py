@@ -17,7 +17,11 @@ from torch import nn
 from fieldbook.nn.checkpoints import save_weights
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import fit
-from fieldbook.run import figures, publish, results, tables
+from fieldbook.run import figures, publish
+from fieldbook.run.chapter import Run
+from fieldbook.run.manifest import sha256
+from fieldbook.run.parameters import Parameters
+from fieldbook.run.tables import Parts
 from fieldbook.scaling import market, patches
 from fieldbook.stars import emulator, spectra_hdf5
 
@@ -53,13 +57,13 @@ def fill(disk: Path, spare: int = 0) -> Path:
     return disk / "ballast"
 
 
-def run() -> results.Run:
-    return results.Run("agop", {"profile": "test", "p": 7})
+def run() -> Run:
+    return Run("agop", Parameters({"profile": "test", "p": 7, "workers": 1, "shard": [0, 1]}))
 
 
 def sweep() -> None:
     one = run()
-    one.sweep("t", [{"x": x} for x in range(40)], lambda job: {**job, "text": 500 * "a"})
+    one.sweep("t", [{"x": x} for x in range(40)], lambda job: {"text": 500 * "a"})
     one.claim("a", "b", "c", True)
     one.claims()
     one.finish()
@@ -90,9 +94,11 @@ def published(folder: Path) -> None:
     for kind, name, text in (("data", "t.csv", 9000 * "1\n"), ("figures", "line.png", "png")):
         (source / kind / "agop" / "laptop").mkdir(parents=True, exist_ok=True)
         (source / kind / "agop" / "laptop" / name).write_text(text)
-    manifest = '{"status": "complete", "parameters": {}, "sources": "0", "wall_s": 1.0, "csv_sha256": {"t.csv": "%s"}}'
+    manifest = (
+        '{"status": "complete", "parameters": {}, "wall_s": 1.0, "csv_sha256": {"t.csv": "%s"}}'
+    )
     where = source / "data" / "agop" / "laptop"
-    (where / "manifest.json").write_text(manifest % results.sha256(where / "t.csv"))
+    (where / "manifest.json").write_text(manifest % sha256(where / "t.csv"))
     publish.publish("laptop", source, folder / "published")
 
 
@@ -118,7 +124,7 @@ def tick_days(folder: Path) -> None:
 
 
 WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "sweep": (lambda folder: sweep(), "t.csv"),
+    "sweep": (lambda folder: sweep(), "t-"),
     "manifest": (lambda folder: sweep(), "manifest.json"),
     "checkpoint": (training, "last.pt"),
     "best weights": (training, "best.safetensors"),
@@ -227,6 +233,5 @@ def test_a_disk_for_reading_alone_stops_training_before_its_first_update(disk):
             checkpoint=disk / "fit",
             progress=False,
         )
-    table = tables.Table(disk / "t.csv", ["x"])
-    with pytest.raises(OSError, match=r"t\.csv"):
-        table.append({"x": 1})
+    with pytest.raises(OSError, match=r"1\..*\.json"):
+        Parts(disk / "t").write({"x": 1}, {"t": [{"y": 1}]})

@@ -146,9 +146,11 @@ def test_every_text_file_is_opened_with_its_encoding(file: Path) -> None:
 
 
 def test_tables_and_claims_are_the_same_bytes_in_a_locale_without_letters(tmp_path: Path) -> None:
-    code = """from fieldbook.run import results
-run = results.Run("agop", {"profile": "quick", "σ": 1})
-run.table("t", ["x"]).append({"x": "µ – σ", "y": 0.1})
+    code = """from fieldbook.run.chapter import Run
+from fieldbook.run.parameters import Parameters
+par = Parameters({"profile": "quick", "σ": 1, "workers": 1, "shard": [0, 1]})
+run = Run("agop", par)
+run.sweep("t", [{"x": "µ – σ"}], lambda job: {"y": 0.1})
 run.claim("α → β", "the log, §2", "≈ 0.1", True)
 run.claims(); run.finish()"""
     (tmp_path / "run.py").write_text(code, encoding="utf-8")

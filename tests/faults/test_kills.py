@@ -30,8 +30,9 @@ from fieldbook.grokking.modular import task
 from fieldbook.nn.checkpoints import atomic_write, save_weights
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import fit
-from fieldbook.run import results, tables
-from fieldbook.run.tables import Table
+from fieldbook.run.chapter import Run
+from fieldbook.run.parameters import Parameters
+from fieldbook.run.tables import Parts, sweep, write_csv
 from fieldbook.samplers import rescaled, wang_landau
 from fieldbook.samplers.potentials import harmonic
 from fieldbook.scaling import configs as patch_configs
@@ -50,13 +51,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 def swept(folder: Path) -> None:
     """A chapter in small: a sweep by two processes, claims, manifest."""
     os.environ["FIELDBOOK_RESULTS"] = str(folder)
-    run = results.Run("agop", {"profile": "test", "p": 7})
+    run = Run("agop", Parameters({"profile": "test", "p": 7, "workers": 2, "shard": [0, 1]}))
 
     def square(job: dict) -> dict:
         time.sleep(0.05)
-        return {**job, "square": job["x"] ** 2 / 7}
+        return {"square": job["x"] ** 2 / 7}
 
-    run.sweep("t", [{"x": x} for x in range(40)], square, workers=2)
+    run.sweep("t", [{"x": x} for x in range(40)], square)
     run.claim("it grows", "yes", "yes", True)
     run.claims()
     run.finish()
@@ -131,7 +132,7 @@ def half(folder: Path) -> None:
 
 
 def grokked(folder: Path) -> None:
-    """Chapter agop: a table of measures, a checkpoint per milestone."""
+    """Chapter agop: rows of measures, a checkpoint per milestone."""
     recipe = Recipe(
         steps=150,
         batch_size=64,
@@ -146,19 +147,28 @@ def grokked(folder: Path) -> None:
         patience=1000,
     )
     model = Grokker(11, d_model=32, n_heads=2, d_hidden=64)
-    table = Table(folder / "mul_seed0.csv", ["step"])
-    experiment.train(
-        model, task("mul", 11, 0.5, 0), recipe, table, folder / "mul_seed0", progress=False
-    )
+    where = folder / "mul_seed0"
+    rows = experiment.train(model, task("mul", 11, 0.5, 0), recipe, where, progress=False)
+    write_csv(folder / "mul_seed0.csv", rows)
+
+
+def joined(folder: Path, jobs: list[dict], compute: object, **how: object) -> None:
+    """Sweep `runs`, and write each table that its jobs have filled."""
+    tables: dict[str, list] = {}
+    for part in sweep(Parts(folder / "parts"), jobs, compute, name="runs", **how):
+        for name, rows in part.items():
+            tables.setdefault(name, []).extend(rows)
+    for name, rows in tables.items():
+        write_csv(folder / f"{name}.csv", rows)
 
 
 CELLS = list(product((0.1, 0.3, 1.0, 3.0, 10.0), repeat=2))
 
 
 def rescalings(folder: Path) -> None:
-    """Chapter si_sgld: a grid filled stack by stack, cells in one table, wall times in another."""
+    """Chapter si_sgld: a grid filled stack by stack, cells in one table, stacks in another."""
     how = rescaled.Sampling(steps=30, burn_in=6, chains=2, batch_size=8)
-    t, cells = task("add", 7, 0.6, 0), Table(folder / "add_psgld.csv", ["alpha", "beta"])
+    t = task("add", 7, 0.6, 0)
     model = Grokker(7, d_model=16, n_heads=2, d_hidden=32)
     start = rescaled.Minimum(
         model,
@@ -169,16 +179,15 @@ def rescalings(folder: Path) -> None:
 
     def sample(job: dict) -> dict:
         part = CELLS[3 * job["stack"] : 3 * (job["stack"] + 1)]
-        cells.append(*rescaled.rows(start, "psgld", part, how, eps=1e-6, gamma=1e4))
-        return job
+        rows = rescaled.rows(start, "psgld", part, how, eps=1e-6, gamma=1e4)
+        return {"runs": {"cells": len(rows)}, "add_psgld": rows}
 
-    tables.sweep(Table(folder / "stacks.csv", ["stack"]), [{"stack": k} for k in range(9)], sample)
-    cells.sort([{"alpha": a, "beta": b} for a, b in CELLS])
+    joined(folder, [{"stack": k} for k in range(9)], sample)
 
 
 def landscapes(folder: Path) -> None:
     """Chapter entropy: a curve in one table and a summary in another, for each of several chains."""
-    grid, curves = wang_landau.Grid(-0.4, 1.2, 8), Table(folder / "curves.csv", ["seed", "x"])
+    grid = wang_landau.Grid(-0.4, 1.2, 8)
 
     def explore(job: dict) -> dict:
         generator = torch.Generator().manual_seed(job["seed"])
@@ -188,11 +197,10 @@ def landscapes(folder: Path) -> None:
             harmonic, walkers, grid, generator, steps=60, h=0.15, first=0.1
         )
         points = zip(grid.centres().tolist(), found.entropy[0].tolist(), strict=True)
-        curves.append(*({**job, "x": x, "entropy": s} for x, s in points))
-        return {**job, "acceptance": found.acceptance}
+        curves = [{**job, "x": x, "entropy": s} for x, s in points]
+        return {"runs": {"acceptance": found.acceptance}, "curves": curves}
 
-    tables.sweep(Table(folder / "runs.csv", ["seed"]), [{"seed": k} for k in range(10)], explore)
-    curves.sort()
+    joined(folder, [{"seed": k} for k in range(10)], explore)
 
 
 def scaled(folder: Path) -> None:
@@ -214,17 +222,13 @@ def scaled(folder: Path) -> None:
         patch_runs.Run(second, parent=parent, **common),
         patch_runs.Baseline("ridge", 1, {}, stride=4),
     ]
-    scores = Table(folder / "scores.csv", ["run_id", "split", "horizon"])
 
     def execute(job: dict) -> dict:
         run = next(run for run in runs if run.run_id == job["run_id"])
         rows = patch_runs.execute(run, data, folder / "weights", torch.device("cpu"))["scores"]
-        scores.append(*rows.drop(columns="wall_s").to_dict("records"))
-        return job
+        return {"runs": {}, "scores": rows.drop(columns="wall_s").to_dict("records")}
 
-    tables.sweep(
-        Table(folder / "runs.csv", ["run_id"]), [{"run_id": run.run_id} for run in runs], execute
-    )
+    joined(folder, [{"run_id": run.run_id} for run in runs], execute)
 
 
 def starlit(folder: Path) -> None:
@@ -350,11 +354,9 @@ def busy(folder: Path) -> None:
     def compute(job: dict) -> dict:
         (folder / str(os.getpid())).touch()
         time.sleep(300 * job["x"])
-        return {**job, "y": 0}
+        return {"y": 0}
 
-    tables.sweep(
-        Table(folder / "t.csv", ["x"]), [{"x": x} for x in (0, 0.001, 0.002, 1)], compute, workers=2
-    )
+    joined(folder, [{"x": x} for x in (0, 0.001, 0.002, 1)], compute, workers=2)
 
 
 def alive(pid: int) -> bool:
@@ -366,7 +368,7 @@ def alive(pid: int) -> bool:
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     process = PROCESSES.Process(target=busy, args=(tmp_path,))
     process.start()
-    while not (tmp_path / "t.csv").exists() or len(Table(tmp_path / "t.csv", ["x"]).frame()) < 3:
+    while len(list((tmp_path / "parts").glob("*.json"))) < 3:
         assert process.is_alive()
         time.sleep(0.05)
     time.sleep(0.5)

@@ -8,18 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from fieldbook.run import results, tables
+from fieldbook.run.chapter import Run
+from fieldbook.run.parameters import Parameters
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 JOBS = [{"x": x} for x in (1, 2, 3)]
 
 
 def go(p):
-    run = results.Run("agop", {"profile": "test", "p": p})
-    table = run.table("t", ["x"])
-    for jobs in (JOBS[:0:-1], JOBS):  # the second sweep sorts what the first has appended
-        tables.sweep(table, jobs, lambda job: {**job, "y": p * job["x"] / 7})
-    (run.inputs / "weights.bin").write_bytes(b"%d" % p)
+    run = Run("agop", Parameters({"profile": "test", "p": p, "workers": 1, "shard": [0, 1]}))
+
+    def compute(job, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.bin").write_bytes(b"%d" % p)
+        return {"t": {"y": p * job["x"] / 7}, "side": [{**job, "z": z} for z in range(2)]}
+
+    for jobs in (JOBS[:0:-1], JOBS):  # the second sweep adds to what the first has made
+        run.sweep("t", jobs, compute)
     run.claim("a", "b", "c", True)
     run.claims()
     run.finish()

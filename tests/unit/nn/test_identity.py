@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from fieldbook.nn import identity
-from fieldbook.run import provenance
+from fieldbook.nn import closure, identity
 from fieldbook.scaling.patches import Layout
 
+LIBRARY = Path(identity.__file__).parents[1]
 BARE = '''
 def f(x):
     s = f"{x!r:>{4}} # {'a'}"
@@ -68,8 +68,8 @@ def test_every_python_cuts_the_library_alike(tmp_path):
     program = tmp_path / "cut.py"
     program.write_text(
         "import sys, types, hashlib, pathlib\nsys.modules['torch'] = types.ModuleType('torch')\n"
-        f"sys.path.insert(0, {str(provenance.LIBRARY.parent)!r})\nfrom fieldbook.nn.identity import code\n"
-        f"files = sorted(pathlib.Path({str(provenance.LIBRARY)!r}).rglob('*.py'))\n"
+        f"sys.path.insert(0, {str(LIBRARY.parent)!r})\nfrom fieldbook.nn.identity import code\n"
+        f"files = sorted(pathlib.Path({str(LIBRARY)!r}).rglob('*.py'))\n"
         "print(hashlib.sha256(''.join(code(f.read_text(encoding='utf-8')) for f in files).encode()).hexdigest())\n"
     )
     found = [
@@ -122,7 +122,7 @@ def test_values_are_known_by_their_content():
 @pytest.mark.parametrize("value", [Bare(), [Bare()], {"a": Bare()}, torch.Generator()])
 def test_what_is_known_by_its_address_alone_is_refused(value):
     with pytest.raises(ValueError, match=r"known by its address alone.*pass what determines it"):
-        provenance.source_hash([value])
+        closure.closure(value)
 
 
 def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
         (tmp_path / "mine.py").write_text(text)
         module = types.ModuleType("mine")
         module.__file__ = str(tmp_path / "mine.py")
-        return provenance.source_hash([module])
+        return closure.closure(module).digest
 
     base = hashed("x = 1\n")
     assert base == hashed("x = 1  # one\n") and base != hashed("x = 2\n")
@@ -140,11 +140,11 @@ def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
         "from fieldbook.grokking import modular\n"
     )
     with pytest.raises(ValueError, match=r"source of <module 'none'> cannot be read"):
-        provenance.source_hash([types.ModuleType("none")])
+        closure.closure(types.ModuleType("none"))
 
 
 def test_instances_count_by_their_values():
-    one, two = (provenance.source_hash([Layout(2, days, 1, 1)]) for days in (1, 2))
+    one, two = (closure.closure(Layout(2, days, 1, 1)).digest for days in (1, 2))
     assert one != two
 
 
