@@ -1,6 +1,8 @@
-"""A line says one thing: what the formatter cannot see, of the library and the notebooks' sources."""
+"""A line says one thing: what the formatter cannot see, in the library and in notebooks."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ SOURCES = [*sorted(ROOT.glob("lib/fieldbook/**/*.py")), *sorted(ROOT.glob("book/
 
 def wide(text: str) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > 100 and not line.startswith("# %%"):  # the tags of a cell stand in one line
+        whole = line.startswith(("# %%", "# |", "# $$"))  # tags of a cell, tables, formulas
+        if len(line) > 100 and not whole:
             yield f"{number}: {len(line)} columns"
         if "fmt: skip" in line or "fmt: off" in line:
             yield f"{number}: kept from the formatter"
@@ -68,3 +71,10 @@ def test_a_line_says_one_thing(file: Path) -> None:
 )
 def test_what_is_looked_for_is_found(code: str) -> None:
     assert [*wide(code), *dense(ast.parse(code))]
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda c: c[0])
+def test_ruff_finds_nothing(command: list[str]) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run([ruff, *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
