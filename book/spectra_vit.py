@@ -82,7 +82,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook.run import figures, parameters, paths, results
+from fieldbook.run import figures, paths
+from fieldbook.run.chapter import start
 from fieldbook.nn import machine
 from fieldbook.stars import observation, dataset
 from fieldbook.spectra import spectroscopy
@@ -92,11 +93,7 @@ from fieldbook.nn import baselines
 from fieldbook.spectra.vit import SpectraViT, parameter_table
 from fieldbook.nn.recipe import Recipe
 
-chosen = parameters.load("spectra_vit", globals())
-globals().update(chosen)
-figures.use_style()
-device = machine.device()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("spectra_vit")
 
 # %% [markdown]
 # ## The data
@@ -119,10 +116,14 @@ pd.set_option("display.max_colwidth", None)
 # The files are converted once to memory maps, whatever their number type, chunks and compression, and checked on the way.
 
 # %%
-sizes = {"train": max(*n_train, ablation_n), "val": n_val, "test": n_test}
-names = ("data_dir", "grid", "lowest_M_H", "rv_kms", "workers")
-origin = {name: chosen[name] for name in names}
-stars, sets = (None, {}) if paths.frozen() else spectroscopy.provide(sizes, **origin)
+sizes = {"train": max(*par.n_train, par.ablation_n), "val": par.n_val, "test": par.n_test}
+stars = None
+sets = {}
+if not paths.frozen():
+    origin = {"data_dir": par.data_dir, "grid": par.grid, "lowest_M_H": par.lowest_M_H}
+    origin |= {"rv_kms": par.rv_kms, "workers": par.workers}
+    stars, sets = spectroscopy.provide(sizes, **origin)
+reads = spectroscopy.files_of(par.data_dir)
 
 # %% [markdown]
 # Validation and test spectra get their noise once, from a fixed seed, so that every model answers the same questions. Training spectra get fresh noise
@@ -148,23 +149,18 @@ def seen(split, level, n=None):
 # and what each pixel says about gravity, explained below.
 
 # %%
-CASES = {"giant": 1.5, "dwarf": 4.5} if grid == "full" else {"giant": 2.5, "dwarf": 4.0}
+CASES = {"giant": 1.5, "dwarf": 4.5} if par.grid == "full" else {"giant": 2.5, "dwarf": 4.0}
 
 
-def tour_rows():
-    """One row per pixel: both stars, the error at magnitude 21.5, one noisy spectrum, and the information."""
+def tour_rows(job):
+    """One row per pixel: both stars, error and noisy flux of the dwarf, and the information."""
     flux = stars(torch.tensor([[4750, log_g, -0.5, 0.1, 0] for log_g in CASES.values()]))
     error = observation.error(flux, torch.full((len(flux),), 21.5))
     columns = {"wavelength": stars.wavelength, **dict(zip(CASES, flux.numpy(), strict=True))}
-    columns |= {"error": error[1].numpy(), "observed": dataset.noisy(flux, error, 1.0, noise())[1]}
-    density = spectroscopy.gravity_density(stars, n_limits, seed=1, rv_kms=rv_kms)
+    observed = dataset.noisy(flux, error, 1.0, torch.Generator().manual_seed(0))
+    columns |= {"error": error[1].numpy(), "observed": observed[1].numpy()}
+    density = spectroscopy.gravity_density(stars, par.n_limits, seed=1, rv_kms=par.rv_kms)
     return pd.DataFrame(columns | {"density": density}).to_dict("records")
-
-
-# %% tags=["hide-input"]
-def noise(seed=0):
-    """A generator of noise."""
-    return torch.Generator().manual_seed(seed)
 
 
 # %% [markdown]
@@ -188,30 +184,35 @@ HEAD = "run 3"
 # %%
 def recipe(seed, steps):
     """AdamW with cosine decay; every size of the train split gets the same number of updates."""
-    names = ("batch_size", "lr", "lr_min", "weight_decay", "clip", "eval_every", "shuffle_block")
     return Recipe(
-        **{name: chosen[name] for name in names},
         steps=steps,
-        warmup=min(warmup, steps),
-        seed=seed,
+        batch_size=par.batch_size,
+        shuffle_block=par.shuffle_block,
+        lr=par.lr,
+        lr_min=par.lr_min,
         schedule="cosine",
-        precision=machine.resolve_precision(precision, device),
+        warmup=min(par.warmup, steps),
+        weight_decay=par.weight_decay,
+        clip=par.clip,
+        eval_every=par.eval_every,
         monitor="val_mae_dex",
-        patience=patience,
+        patience=par.patience,
+        precision=machine.resolve_precision(par.precision, device),
+        seed=seed,
     )
 
 
 # %%
-def train_vit(job, options, steps):
-    """One network on the first stars: network, norm of its labels, history."""
+def train_vit(n, seed, options, steps, folder):
+    """One network on the first n stars: network, norm of its labels, history."""
     torch.set_num_threads(1)
-    options, data = OPTIONS | options, sets | {"train": sets["train"][: job["n_train"]]}
-    norm = spectroscopy.norm_of(options, gravity("train", job["n_train"]))
-    model = spectroscopy.network_of(chosen, options, data["train"], norm, job["seed"]).to(device)
-    place = run.inputs / "_".join(str(value).replace(" ", "-") for value in job.values())
-    options = {"loss": options["loss"], "noise_level": noise_level, "checkpoint": place}
-    fit = spectroscopy.train(model, data, norm, recipe(job["seed"], steps), **options)
-    return model.eval(), norm, fit
+    options = OPTIONS | options
+    data = sets | {"train": sets["train"][:n]}
+    norm = spectroscopy.norm_of(options, gravity("train", n))
+    model = spectroscopy.network_of(par, options, data["train"], norm, seed).to(device)
+    how = {"loss": options["loss"], "noise_level": par.noise_level, "checkpoint": folder}
+    fit = spectroscopy.train(model, data, norm, recipe(seed, steps), **how)
+    return model.eval(), norm, fit.history
 
 
 # %% [markdown]
@@ -219,7 +220,7 @@ def train_vit(job, options, steps):
 # and a **template fit**, which knows the errors and gives each star the gravity of the train star, free of noise, that fits it best.
 #
 # Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training, the transformer fresh noise at every use; at the
-# smallest size both baselines are also fitted to several draws of every star, to tell the model from the noise that it was shown.
+# smallest size both baselines are also fitted to several draws of every star, to tell the model from the noise that it was tour.
 
 
 # %%
@@ -236,11 +237,11 @@ def inputs(split, job, n=None):
 
 # %%
 def fitting(job):
-    """The train split of a baseline: its inputs and gravities, with one draw of the noise or several."""
-    n, draws = job["n_train"], DRAWS if "draws" in job["run"] else 1
-    again = [
-        dataset.fixed_noise(sets["train"][:n], job["noise_level"], 42 + i) for i in range(1, draws)
-    ]
+    """Inputs and gravities to fit a baseline to, with one draw of the noise or several."""
+    n = job["n_train"]
+    draws = DRAWS if "draws" in job["run"] else 1
+    data = sets["train"][:n]
+    again = [dataset.fixed_noise(data, job["noise_level"], 42 + i) for i in range(1, draws)]
     x = np.concatenate([inputs("train", job, n), *again])
     return x, np.tile(gravity("train", n), draws)
 
@@ -251,14 +252,14 @@ def fit_baseline(job):
     x, y = fitting(job)
     if job["model"] == "Ridge":
         return baselines.ridge(x, y, (inputs("val", job), gravity("val")))
-    return baselines.boosted_trees(x, y, seed=job["seed"], trees=trees, share=tree_share)
+    return baselines.boosted_trees(x, y, seed=job["seed"], trees=par.trees, share=par.tree_share)
 
 
 # %%
 def template_guess(job):
     """Gravity of the best of the first train stars, without their noise."""
-    data, templates = sets["test"], torch.from_numpy(np.array(sets["train"].flux[: job["n_train"]]))
-    error = torch.from_numpy(np.array(data.error))
+    templates = torch.from_numpy(np.array(sets["train"].flux[: job["n_train"]]))
+    error = torch.from_numpy(np.array(sets["test"].error))
     best = information.best_template(seen("test", job["noise_level"]), error, templates)
     return gravity("train")[best.numpy()]
 
@@ -269,41 +270,48 @@ def template_guess(job):
 
 
 # %%
-def vit(job):
-    """Train a network; its history, and the look of the first at the largest size, go to tables of their own."""
-    model, norm, fit = train_vit(job, RUNS[job["run"]], steps)
-    name = {"n_train": job["n_train"], "seed": job["seed"]}
-    history[job["run"]].append(*({**name, **row} for row in fit.history))
-    if job["run"] == HEAD and name == {"n_train": n_train[-1], "seed": 0}:
-        look.append(*look_rows(model))
+def vit(job, folder):
+    """Train a network: its row; its history, and the look of the first at the largest size."""
+    n, seed = job["n_train"], job["seed"]
+    model, norm, history = train_vit(n, seed, RUNS[job["run"]], par.steps, folder)
     guess = spectroscopy.predict(model, seen("test", job["noise_level"]), norm)
-    return guess, norm, fit.history, sum(w.numel() for w in model.parameters())
+    n_params = sum(w.numel() for w in model.parameters())
+    rows = [{"n_train": n, "seed": seed, **row} for row in history]
+    found = summary(job, guess, norm, history, n_params) | {table_of(job["run"]): rows}
+    if job["run"] == HEAD and n == par.n_train[-1] and seed == 0:
+        found["attention"] = look_rows(model)
+    return found
+
+
+# %%
+def table_of(name):
+    """The table of a run's history."""
+    return f"history_{name.replace(' ', '')}"
 
 
 # %%
 def look_rows(model):
     """Attention, saliency and information, one row per patch."""
-    flux, error = seen("test", noise_level), torch.from_numpy(np.array(sets["test"].error))
-    few = slice(0, min(n_test, 256))
-    noticed = spectroscopy.saliency(model, flux[few], error[few]).reshape(-1, patch).sum(1)
-    written = tour.frame().density.to_numpy().reshape(-1, patch).sum(1)
-    at = stars.wavelength.reshape(-1, patch).mean(1)
+    flux = seen("test", par.noise_level)
+    error = torch.from_numpy(np.array(sets["test"].error))
+    few = slice(0, min(par.n_test, 256))
+    noticed = spectroscopy.saliency(model, flux[few], error[few]).reshape(-1, par.patch).sum(1)
+    written = tour.density.to_numpy().reshape(-1, par.patch).sum(1)
+    at = stars.wavelength.reshape(-1, par.patch).mean(1)
     columns = (at, spectroscopy.attention(model, flux[few]), noticed, written)
     names = ("wavelength", "rollout", "saliency", "information")
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 # %%
-def compute(job):
-    """One row of `results.csv`, and its errors by magnitude and S/N in `by_snr.csv`."""
-    norm, rows, n_params = dataset.LabelNorm.fit(gravity("train", job["n_train"])), [{}], math.nan
+def compute(job, folder):
+    """A row of `results.csv`, and its errors by magnitude and S/N."""
     if job["model"] == "ViT":
-        guess, norm, rows, n_params = vit(job)
-    elif job["model"] == "template":
-        guess = template_guess(job)
-    else:
-        guess = fit_baseline(job).predict(inputs("test", job))
-    return summary(job, guess, norm, rows, n_params)
+        return vit(job, folder)
+    norm = dataset.LabelNorm.fit(gravity("train", job["n_train"]))
+    if job["model"] == "template":
+        return summary(job, template_guess(job), norm)
+    return summary(job, fit_baseline(job).predict(inputs("test", job)), norm)
 
 
 # %%
@@ -311,14 +319,14 @@ VALIDATED = ("epoch", "val_r2", "val_mae_norm", "val_mae_dex")
 
 
 # %%
-def summary(job, guess, norm, rows, n_params):
-    """The row of a job from its answers on the test split."""
-    by_snr.append(*bins_of(job, guess))
-    kept = min(rows, key=lambda row: row.get("val_mae_dex", 0))
+def summary(job, guess, norm, history=({},), n_params=math.nan):
+    """What is said of a job from its answers on the test split."""
+    kept = min(history, key=lambda row: row.get("val_mae_dex", 0))
     found = {name: kept.get(name, math.nan) for name in VALIDATED}
     found |= spectroscopy.errors(gravity("test"), guess, norm, "test")
     normed = norm.transform(gravity("test")), norm.transform(guess)
-    return {**job, **found, "test_r2_norm": baselines.scores(*normed)["r2"], "n_params": n_params}
+    found |= {"test_r2_norm": baselines.scores(*normed)["r2"], "n_params": n_params}
+    return {"results": found, "by_snr": bins_of(job, guess)}
 
 
 # %%
@@ -328,48 +336,23 @@ EDGES = {"mag": np.linspace(20.5, 22.5, 9), "snr": [0, 3, 5, 7, 9, 12, 16, 22]}
 # %%
 def bins_of(job, guess):
     """Errors of one model in bins of magnitude and of S/N."""
-    rows, label = [], gravity("test")
+    rows = []
     for by, edges in EDGES.items():
-        found = spectroscopy.binned(label, guess, sets["test"].params[by].to_numpy(), edges)
+        values = sets["test"].params[by].to_numpy()
+        found = spectroscopy.binned(gravity("test"), guess, values, edges)
         rows += [{**job, "by": by, **row} for row in found]
     return rows
 
 
 # %% [markdown]
-# What determines the rows is named; files of real spectra count by their content.
-
-# %%
-makers = [
-    gravity,
-    seen,
-    tour_rows,
-    recipe,
-    train_vit,
-    inputs,
-    fitting,
-    fit_baseline,
-    template_guess,
-]
-makers += [vit, look_rows, compute, summary, bins_of]
-constants = [CASES, RUNS, DRAWS, VALIDATED, {by: list(edges) for by, edges in EDGES.items()}]
-uses = [spectroscopy, observation, baselines, *makers, *constants, spectroscopy.sizes_of(data_dir)]
-run = results.Run("spectra_vit", chosen, uses=uses)
-
-# %%
-tour, look = run.table("tour", ["wavelength"]), run.table("attention", ["wavelength"])
-history = {
-    name: run.table(f"history_{name.replace(' ', '')}", ["n_train", "seed", "step"])
-    for name in RUNS
-}
-JOB = ["model", "run", "n_train", "noise_level", "seed"]
-by_snr, split_table = run.table("by_snr", [*JOB, "by", "low"]), run.table("splits", ["split"])
+# The splits, as they were drawn.
 
 
 # %%
-def described(split):
+def described(job):
     """Number of stars and S/N of a split."""
-    snr = sets[split].params.snr
-    return {"split": split, "stars": len(snr), "S/N mean": snr.mean(), "S/N median": snr.median()}
+    snr = sets[job["split"]].params.snr
+    return {"stars": len(snr), "S/N mean": snr.mean(), "S/N median": snr.median()}
 
 
 # %% [markdown]
@@ -377,10 +360,9 @@ def described(split):
 # that their gravity drowns in the noise whatever the method; `lowest_M_H` leaves them out, which brings the ceiling and the ridge regression near those known of the log's spectra.
 
 # %%
-if not paths.frozen() and not split_table.has({"split": "test"}):
-    tour.append(*tour_rows())
-    split_table.append(*map(described, sets))
-split_table.frame().round(2)
+tour = run.sweep("tour", [{}], tour_rows, reads=reads)
+splits = run.sweep("splits", [{"split": split} for split in sizes], described, reads=reads)
+splits.round(2)
 
 
 # %% mystnb={"image": {"alt": "A giant and a dwarf of the same temperature, and the region of the calcium triplet as observed"}} tags=["hide-input"]
@@ -403,8 +385,7 @@ def mark_lines(ax, names=LINES, y=1.01):
 
 
 # %% tags=["hide-input"]
-shown = tour.frame()
-triplet = shown[shown.wavelength.between(8440, 8720)]
+triplet = tour[tour.wavelength.between(8440, 8720)]
 STAR = {"giant": ("headline", "-"), "dwarf": ("test", "-")}
 layout = {"width_ratios": [2.2, 1], "height_ratios": [1.7, 1]}
 options = {"figsize": (figures.PAGE, 3.2), "sharex": "col", "gridspec_kw": layout}
@@ -412,20 +393,20 @@ figure, axes = plt.subplots(2, 2, **options)
 axes[0, 1].plot(
     triplet.wavelength, triplet.observed, color="0.8", lw=0.5, ls="-", label="dwarf as observed"
 )
-for (upper, lower), part in zip(axes.T, (shown, triplet), strict=True):
+for (upper, lower), part in zip(axes.T, (tour, triplet), strict=True):
     for name, (color, style) in STAR.items():
         upper.plot(
             part.wavelength, part[name], color=figures.COLORS[color], lw=0.7, ls=style, label=name
         )
     lower.plot(part.wavelength, part.dwarf - part.giant, color="k", lw=0.6, ls="-")
-    mark_lines(upper, LINES if part is shown else ["Ca II"])
+    mark_lines(upper, LINES if part is tour else ["Ca II"])
     lower.set(xlabel="vacuum wavelength, Å", xlim=(part.wavelength.min(), part.wavelength.max()))
 axes[0, 0].set_ylabel("flux (median 0.5)")
 axes[1, 0].set_ylabel("dwarf - giant")
 axes[0, 1].set_ylim(0, 0.9)
 figures.legend_once(axes[0, 1], above=figure)
 figures.letter_panels([axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]])
-figures.save(figure, "spectra_vit", profile, "tour")
+run.figure(figure, "tour")
 
 # %% [markdown]
 # Both stars have the temperature of an orange dwarf and the same composition. In the dwarf the higher pressure broadens the wings of the lines and
@@ -440,19 +421,20 @@ figures.save(figure, "spectra_vit", profile, "tour")
 
 # %% mystnb={"image": {"alt": "Share of the information on gravity per Angstrom, along the spectrum"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 1.9))
-per_angstrom = figures.smooth(shown.density / np.gradient(shown.wavelength), 9) * 100
-ax.fill_between(shown.wavelength, per_angstrom, color=figures.COLORS["second"], lw=0, alpha=0.9)
+per_angstrom = figures.smooth(tour.density / np.gradient(tour.wavelength), 9) * 100
+ax.fill_between(tour.wavelength, per_angstrom, color=figures.COLORS["second"], lw=0, alpha=0.9)
 mark_lines(ax)
 ax.set(xlabel="vacuum wavelength, Å", ylabel="information, % per Å", ylim=(0, None))
-ax.set_xlim(shown.wavelength.min(), shown.wavelength.max())
-figures.save(figure, "spectra_vit", profile, "density")
+ax.set_xlim(tour.wavelength.min(), tour.wavelength.max())
+run.figure(figure, "density")
 
 # %% tags=["hide-input"]
-near = np.zeros(len(shown), bool)
+near = np.zeros(len(tour), bool)
 for lines_of in LINES.values():
     for center in lines_of:
-        near |= (shown.wavelength - center).abs().to_numpy() < 15
-share_lines, share_pixels = shown.density[near].sum(), near.mean()
+        near |= (tour.wavelength - center).abs().to_numpy() < 15
+share_lines = tour.density[near].sum()
+share_pixels = near.mean()
 print(f"information within 15 Å of the named lines: {share_lines:.2f}, pixels: {share_pixels:.2f}")
 
 # %% [markdown]
@@ -468,35 +450,38 @@ print(f"information within 15 Å of the named lines: {share_lines:.2f}, pixels: 
 
 
 # %%
-def limit_rows(rv):
-    """Bounds on log g, star by star; one value of the velocity known or drawn."""
-    drawn = spectroscopy.limits(stars, n_limits, seed=1, rv_kms=rv)
-    return [{"rv_kms": rv, "star": i, **row} for i, row in enumerate(drawn.to_dict("records"))]
+def limit_rows(job):
+    """Bounds on log g, star by star; the velocity is known if it is 0, otherwise drawn."""
+    drawn = spectroscopy.limits(stars, par.n_limits, seed=1, rv_kms=job["rv_kms"])
+    return [{"star": i, **row} for i, row in enumerate(drawn.to_dict("records"))]
 
 
 # %%
-limits_table = run.table("ceiling", ["rv_kms", "star"])
-check_table = run.table("likelihood", ["star"])
-if not paths.frozen():
-    for rv in {rv_kms, 0.0}:
-        if not limits_table.has({"rv_kms": rv, "star": 0}):
-            limits_table.append(*limit_rows(rv))
+velocities = [{"rv_kms": rv} for rv in sorted({par.rv_kms, 0.0})]
+limits = run.sweep("ceiling", velocities, limit_rows)
 
 # %% [markdown]
 # A bound is a statement about estimators that may not exist. Maximum likelihood is one that reaches it at high S/N: bright stars are fitted by damped Gauss-Newton steps in all labels
 # and the velocity, and the squared error over the bound should be one on average.
 
+
+
 # %%
-if not paths.frozen() and not check_table.has({"star": 0}):
-    bright = spectroscopy.fitted(stars, n_fitted, seed=2, rv_kms=rv_kms, mag=17.0)
-    check_table.append(*bright.rename_axis("star").reset_index().to_dict("records"))
-limits, check = limits_table.frame(), check_table.frame()
+def fit_rows(job):
+    """Bright stars fitted by maximum likelihood."""
+    bright = spectroscopy.fitted(stars, par.n_fitted, seed=2, rv_kms=par.rv_kms, mag=17.0)
+    return bright.rename_axis("star").reset_index().to_dict("records")
+
+
+# %%
+check = run.sweep("likelihood", [{}], fit_rows)
 ratio = (check.estimate - check.log_g) ** 2 / check.bound
-ratio_mean, ratio_se = ratio.mean(), ratio.sem()
+ratio_mean = ratio.mean()
+ratio_se = ratio.sem()
 print(f"variance over bound: {ratio_mean:.2f} +- {ratio_se:.2f} from {len(check)} stars")
 
 # %% tags=["hide-input"]
-WIDTH_OF_PRIOR = {"small": 1.5, "full": 4.0}[grid]
+WIDTH_OF_PRIOR = {"small": 1.5, "full": 4.0}[par.grid]
 PRIOR = WIDTH_OF_PRIOR**2 / 12
 
 
@@ -510,10 +495,8 @@ def ceilings(rows):
 # %%
 bins = pd.cut(limits.mag, EDGES["mag"][::2], right=False)
 by_bin = limits.groupby(["rv_kms", bins], observed=True)[["snr", "unbiased", "linear", "least"]]
-table = pd.DataFrame({key: ceilings(rows) for key, rows in by_bin}).T.rename_axis(
-    ["rv_kms", "magnitude"]
-)
-table.round(2)
+table = pd.DataFrame({key: ceilings(rows) for key, rows in by_bin}).T
+table.rename_axis(["rv_kms", "magnitude"]).round(2)
 
 # %% [markdown]
 # ## Computing
@@ -522,7 +505,8 @@ table.round(2)
 # one is seen more often.
 
 # %%
-largest, middle, level = n_train[-1], n_train[-2:][0], noise_level
+JOB = ("model", "run", "n_train", "noise_level", "seed")
+largest, middle, level = par.n_train[-1], par.n_train[-2:][0], par.noise_level
 
 
 def job(model, run, n=largest, noise_level=level, seed=0):
@@ -531,20 +515,27 @@ def job(model, run, n=largest, noise_level=level, seed=0):
 
 
 # %%
-jobs = [job("ViT", name, seed=seed) for name in RUNS for seed in range(seeds)]
-jobs += [job("ViT", HEAD, n, seed=seed) for n in n_train[:-1] for seed in range(seeds)]
-jobs += [job(model, "flux", n) for model in ("LightGBM", "Ridge") for n in n_train]
-jobs += [job("Ridge", "flux", middle, other) for other in noise_levels if other != level]
+jobs = [job("ViT", name, seed=seed) for name in RUNS for seed in range(par.seeds)]
+jobs += [job("ViT", HEAD, n, seed=seed) for n in par.n_train[:-1] for seed in range(par.seeds)]
+jobs += [job(model, "flux", n) for model in ("LightGBM", "Ridge") for n in par.n_train]
+jobs += [job("Ridge", "flux", middle, other) for other in par.noise_levels if other != level]
 jobs += [job(model, "error alone", middle) for model in ("LightGBM", "Ridge")]
-jobs += [job(model, f"flux, {DRAWS} draws", n_train[0]) for model in ("LightGBM", "Ridge")]
+jobs += [job(model, f"flux, {DRAWS} draws", par.n_train[0]) for model in ("LightGBM", "Ridge")]
 jobs += [job("template", "flux")]
 
 # %%
 heaviness = {"ViT": 1e9, "LightGBM": 1e6}  # transformers first, then trees on many spectra
-options = {"cost": lambda job: heaviness.get(job["model"], 1) * job["n_train"]}
-found = run.sweep("results", jobs, compute, workers=workers, shard=shard, **options)
-for table in (by_snr, *history.values()):
-    table.sort()
+
+
+
+def cost(job):
+    """Of a row, in any unit."""
+    return heaviness.get(job["model"], 1) * job["n_train"]
+
+
+# %%
+found = run.sweep("results", jobs, compute, cost=cost, reads=reads)
+history = {name: run.frame(table_of(name)) for name in RUNS}
 columns = ["model", "run", "n_train", "noise_level", "seed", "val_r2", "test_r2", "test_mae_dex"]
 found[columns].round(3)
 
@@ -592,15 +583,14 @@ LOG_R2 = {
     "LightGBM": [0.488, 0.553, 0.547, 0.574, 0.614],
     "Ridge": [0.442, 0.475, 0.474, 0.490, 0.50],
 }
-top = ceilings(limits[limits.rv_kms == rv_kms])["least estimator"]
+top = ceilings(limits[limits.rv_kms == par.rv_kms])["least estimator"]
 
 
 # %% tags=["hide-input"]
 def draw_history(ax):
     """Validation R2 against the update, by run."""
     looks = zip(history.items(), ("null", "control", "headline"), (":", "--", "-"), strict=True)
-    for (name, table), color, style in looks:
-        rows = table.frame()
+    for (name, rows), color, style in looks:
         last = rows[rows.n_train == largest].pivot(index="seed", columns="step", values="val_r2")
         look = {"label": name, "ls": style}
         figures.band(ax, last.columns, last.clip(lower=0), figures.COLORS[color], **look)
@@ -637,7 +627,7 @@ lowest = min(0, found.test_r2.min())
 axes[1].set(title="test", xlabel="train spectra", ylabel="$R^2$", ylim=(lowest, None))
 figures.legend_once(axes[1], above=figure)
 figures.letter_panels(axes)
-figures.save(figure, "spectra_vit", profile, "scaling")
+run.figure(figure, "scaling")
 
 # %% [markdown]
 # Filled marks are ours, open ones the log's; our curve of the transformer is run 3. In the log the transformer passes the other two near 100,000 spectra, after 80 epochs or more. Here it has
@@ -673,19 +663,19 @@ VARIANTS = {
 
 
 # %%
-def ablate(job):
+def ablate(job, folder):
     """Test errors of one variant."""
-    at = {"variant": job["variant"], "n_train": ablation_n, "seed": job["seed"]}
     options = RUNS[HEAD] | VARIANTS[job["variant"]]
-    model, norm, _ = train_vit(at, options, ablation_steps)
-    guess = spectroscopy.predict(model, seen("test", noise_level), norm)
+    how = (par.ablation_n, job["seed"], options, par.ablation_steps)
+    model, norm, _ = train_vit(*how, folder)
+    guess = spectroscopy.predict(model, seen("test", par.noise_level), norm)
     row = spectroscopy.errors(gravity("test"), guess, norm, "test")
-    return {**job, **row, "n_params": sum(w.numel() for w in model.parameters())}
+    return row | {"n_params": sum(w.numel() for w in model.parameters())}
 
 
 # %%
-cases = [{"variant": name, "seed": seed} for name in VARIANTS for seed in range(ablation_seeds)]
-ablation = run.sweep("ablation", cases, ablate, workers=workers, shard=shard)
+cases = [{"variant": name, "seed": seed} for name in VARIANTS for seed in range(par.ablation_seeds)]
+ablation = run.sweep("ablation", cases, ablate, reads=reads)
 
 # %% mystnb={"image": {"alt": "Test R2 of each option at a small size, one mark per seed"}} tags=["hide-input"]
 by_variant = ablation.groupby("variant", sort=False).test_r2
@@ -697,7 +687,7 @@ for y, (name, values) in enumerate(by_variant):
 ax.axvline(by_variant.get_group(HEAD).mean(), color=figures.COLORS["headline"], lw=0.7, ls="--")
 ax.set(yticks=range(len(by_variant)), yticklabels=list(VARIANTS), xlabel="test $R^2$")
 ax.invert_yaxis()
-figures.save(figure, "spectra_vit", profile, "options")
+run.figure(figure, "options")
 
 # %% [markdown]
 # One dot per seed, a bar at their mean, the dashed line at run 3. What differs by less than the dots scatter cannot be told apart at this size.
@@ -715,7 +705,8 @@ figures.save(figure, "spectra_vit", profile, "options")
 # $R^2$ within bins of magnitude and of S/N, each relative to the variance of the whole sample. The black line is the ceiling of the best estimator.
 
 # %% mystnb={"image": {"alt": "R2 of the models by magnitude and by signal to noise, below the ceiling"}} tags=["hide-input"]
-binned, drawn = by_snr.frame(), limits[limits.rv_kms == rv_kms]
+binned = run.frame("by_snr")
+drawn = limits[limits.rv_kms == par.rv_kms]
 NAMES = {"mag": "$i$ magnitude", "snr": "S/N per pixel"}
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.5), sharey=True)
 for ax, (by, edges) in zip(axes, EDGES.items(), strict=True):
@@ -731,7 +722,7 @@ for ax, (by, edges) in zip(axes, EDGES.items(), strict=True):
 axes[0].set_ylabel("$R^2$")
 figures.legend_once(axes[0], above=figure)
 figures.letter_panels(axes)
-figures.save(figure, "spectra_vit", profile, "by_snr")
+run.figure(figure, "by_snr")
 
 # %% [markdown]
 # All three stay well below the ceiling at every magnitude, and gain from bright stars, trees and transformer more than the ridge regression.
@@ -744,20 +735,20 @@ figures.save(figure, "spectra_vit", profile, "by_snr")
 
 # %% mystnb={"image": {"alt": "Attention rollout, saliency and information along wavelength"}} tags=["hide-input"]
 CURVES = {"information": "second", "saliency": "headline", "rollout": "test"}
-seen_by = look.frame()
+seen_by = run.frame("attention")
 figure, axes = plt.subplots(3, 1, figsize=(figures.PAGE, 3.2), sharex=True)
 for ax, (name, color) in zip(axes, CURVES.items(), strict=True):
     ax.bar(
         seen_by.wavelength,
         100 * seen_by[name],
-        width=0.85 * patch * 0.427,
+        width=0.85 * par.patch * 0.427,
         color=figures.COLORS[color],
     )
     mark_lines(ax, LINES if ax is axes[0] else [])
     ax.set(ylabel=f"{name}, %")
     ax.axhline(100 / len(seen_by), color="k", lw=0.6, ls=":")
 axes[-1].set_xlabel("vacuum wavelength, Å")
-figures.save(figure, "spectra_vit", profile, "attention")
+run.figure(figure, "attention")
 
 # %% tags=["hide-input"]
 ranks = seen_by[list(CURVES)].corr(method="spearman").information
@@ -783,7 +774,7 @@ leak.round(3)
 # Claims about models are tested on the full range of stars with thousands of them, from the profile *laptop* on. The first are about the yardstick.
 
 # %% tags=["hide-input"]
-tested = grid == "full" and largest >= 4096
+tested = par.grid == "full" and largest >= 4096
 LOG = "log: "
 
 
@@ -836,8 +827,9 @@ spread = 2 * math.hypot(sizes_of["sem"].iloc[-1], sizes_of["sem"].iloc[0])
 ours = ", ".join(f"{value:.3f} at {n:,}" for n, value in sizes_of["mean"].items())
 text = "more spectra make a better transformer, at the same number of updates"
 run.claim(text, f"{LOG}0.434 at 50,000, 0.711 at 1,000,000", ours, rise > spread, tested)
-small = found[(found.n_train == n_train[0]) & (found.model != "ViT")]
-first_size, draws = sizes_of["mean"].iloc[0], f"flux, {DRAWS} draws"
+small = found[(found.n_train == par.n_train[0]) & (found.model != "ViT")]
+first_size = sizes_of["mean"].iloc[0]
+draws = f"flux, {DRAWS} draws"
 source = f"{LOG}0.488 and 0.442 vs 0.434 at 50,000"
 for run_name, seen_by in (("flux", "one draw of the noise"), (draws, f"{DRAWS} draws of it")):
     rivals = small[small.run == run_name].set_index("model").test_r2
@@ -875,14 +867,14 @@ run.claim(text, f"{LOG}trouble with the window", ours, starts[0] - starts[1] > 0
 # %% tags=["hide-input"]
 text = "learned positions are of use: without them R² falls (by 0.02)"
 learned, none = score["learned positions"], score["no positions"]
-ours = f"{none:.3f} vs {learned:.3f} after {ablation_steps} updates"
+ours = f"{none:.3f} vs {learned:.3f} after {par.ablation_steps} updates"
 run.claim(text, f"{LOG}very important", ours, learned - none > 0.02, tested)
 unit = score["log's start"]
 text = "on standardised flux, learned positions of unit variance beat small ones (by 0.02)"
-ours = f"{unit:.3f} vs {learned:.3f} after {ablation_steps} updates"
+ours = f"{unit:.3f} vs {learned:.3f} after {par.ablation_steps} updates"
 run.claim(text, f"{LOG}unit variance, by default", ours, unit - learned > 0.02, tested)
 text = "rotary positions beat the log's learned ones (by 0.02)"
-ours = f"{means['run 3']:.3f} vs {means['run 1']:.3f} after {steps} updates"
+ours = f"{means['run 3']:.3f} vs {means['run 1']:.3f} after {par.steps} updates"
 better = means["run 3"] - means["run 1"] > 0.02
 run.claim(text, f"{LOG}not compared", ours, better, tested)
 pooled = {name: score[f"{name} pooling"] - score[HEAD] for name in ("mean", "attention")}
@@ -922,9 +914,9 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # without running it there. Radial velocities of up to ±100 km/s are drawn, unlike in the log, whose stars are at rest; at rest the spectra are easier for a linear model and the ceiling is nearly the same, as the table shows.
 #
 # At the size of the profile *laptop* the transformer makes a few hundred updates, on two processor cores. How it compares with the baselines there says nothing about a million stars and two hundred epochs; the profile *paper* holds the
-# log's settings for a GPU and has not been run. The baselines' gain from several draws of the noise shows how much of the comparison is about the noise that a model is shown, not about the model.
+# log's settings for a GPU and has not been run. The baselines' gain from several draws of the noise shows how much of the comparison is about the noise that a model is tour, not about the model.
 # The ceilings of the linear and of the best estimator are exact for a spectrum that is linear in its labels within the error, which fails for the faintest stars. One validation split
 # selects both the weights and the penalty, so that the validation scores are slightly too good; those reported are of the test split.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=machine.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(par.precision, device))

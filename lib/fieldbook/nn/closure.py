@@ -105,7 +105,7 @@ def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[
         inner = [(f"{name}.{key}", part) for key, part in vars(value).items()]
         return [(name, type(value)), *inner]
     found.parts.add(f"{name} {described(value)}")
-    return []
+    return [(name, type(value))] if _is_ours(type(value)) else []
 
 
 def _follow_items(name: str, value: Any, found: Closure) -> list[tuple[str, Any]]:
@@ -326,7 +326,8 @@ def _inherited(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _members(module: ModuleType, names: Set[str] | tuple) -> list[tuple[str, Any]]:
-    found = ((f"{module.__name__}.{name}", getattr(module, name, _ABSENT)) for name in names)
+    members = ((name, getattr(module, name, _ABSENT)) for name in sorted(names))
+    found = ((f"{module.__name__}.{name}", member) for name, member in members)
     return [(name, member) for name, member in found if member is not _ABSENT]
 
 

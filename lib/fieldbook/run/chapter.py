@@ -183,7 +183,7 @@ class Run:
         """A frozen table; raises PermissionError if a job has no row there."""
         file = self.folder / f"{name}.csv"
         frame = tables.read_csv(file) if file.exists() else pd.DataFrame(columns=list(jobs[0]))
-        keys = frame[list(jobs[0])].itertuples(index=False)
+        keys = frame[list(jobs[0])].to_numpy(object)  # of () too, for a job without values
         known = {tuple(map(tables.text, key)) for key in keys}
         missing = [job for job in jobs if tuple(map(tables.text, job.values())) not in known]
         if missing:

@@ -17,11 +17,11 @@ from torch import Tensor
 from fieldbook.nn import training
 from fieldbook.nn.baselines import scores
 from fieldbook.nn.checks import require
+from fieldbook.nn.closure import closure
 from fieldbook.nn.identity import digest
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.seeds import stream
 from fieldbook.run import paths
-from fieldbook.run.provenance import source_hash
 from fieldbook.spectra.information import (
     bound,
     fisher,
@@ -88,18 +88,18 @@ def provide(
     stars = build_emulator(paths.inputs("starlight", grid), {**nodes, "M_H": kept}, workers=workers)
     folder = Path(data_dir)
     if not data_dir:
-        made_of = digest(sorted(sizes.items()), rv_kms, stars.nodes, source_hash([observation]))
+        made_of = closure(synthesise, stars, dict(sorted(sizes.items())), rv_kms).digest
         folder = synthesise(paths.inputs("spectra", made_of), sizes, stars, seed=0, rv_kms=rv_kms)
     return stars, read(folder, paths.inputs("spectra_maps", digest(str(folder.resolve()))), sizes)
 
 
-def sizes_of(data_dir: str) -> dict[str, list[str]]:
-    """What each file of real spectra holds, through links, {} for synthetic ones: what results are
-    tied to."""
+def files_of(data_dir: str) -> dict[str, Path]:
+    """By name, all files that real spectra lie in, through links; none for synthetic ones."""
     files = sorted(Path(data_dir).glob("*/dataset.h5")) if data_dir else []
     return {
-        str(f.relative_to(data_dir)): [*spectra_hdf5.identity_of(f)["files"].values()]
-        for f in files
+        f"{file.relative_to(data_dir)} {i}": Path(path)
+        for file in files
+        for i, path in enumerate(spectra_hdf5.identity_of(file)["files"])
     }
 
 
@@ -287,12 +287,12 @@ def norm_of(options: Settings, label: np.ndarray) -> LabelNorm | Classes:
 
 
 def network_of(
-    settings: Settings, options: Settings, train: Spectra, norm: LabelNorm | Classes, seed: int
+    settings: Any, options: Settings, train: Spectra, norm: LabelNorm | Classes, seed: int
 ) -> SpectraViT:
     """An untrained network of a size, with options, for the spectra of a train split.
 
     Args:
-        settings: `patch` (pixels), `d_model`, `n_layers`, `n_heads`, `dropout`, `noise_level`.
+        settings: has `patch` (pixels), `d_model`, `n_layers`, `n_heads`, `dropout`, `noise_level`.
         options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or
             `source`.
     """
@@ -304,20 +304,22 @@ def network_of(
     kind = options["preprocess"]
     require(kind in kinds, "preprocess", kind, f"one of {', '.join(kinds)}")
     fit = kinds[kind]
-    prepare = fit and fit(fixed_noise(train[:FITTED], settings["noise_level"]))
-    pixels, patch = len(train.wave), settings["patch"]
+    prepare = fit and fit(fixed_noise(train[:FITTED], settings.noise_level))
+    pixels, patch = len(train.wave), settings.patch
     if kind == "pca":
         pixels, patch = COMPONENTS, patch * COMPONENTS // pixels
-    sizes = {name: settings[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}
     parts = {name: options[name] for name in ("tokenizer", "position", "pooling")}
     model = SpectraViT(
         n_pixels=pixels,
         patch=patch,
-        d_hidden=4 * settings["d_model"],
+        d_model=settings.d_model,
+        d_hidden=4 * settings.d_model,
+        n_layers=settings.n_layers,
+        n_heads=settings.n_heads,
+        dropout=settings.dropout,
         preprocess=prepare,
         seed=seed,
         n_outputs=norm.count if isinstance(norm, Classes) else 1,
-        **sizes,
         **parts,
     )
     require(options["start"] in ("ours", "source"), "start", options["start"], "ours or source")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require
+from fieldbook.nn.identity import digest
 from fieldbook.nn.workers import each
 from fieldbook.stars.synthesis import (
     LABEL_LIMITS,
@@ -73,6 +74,9 @@ class Emulator:
             if len(values) > 1:
                 self._arrays[name] = torch.as_tensor(CubicSpline(values, np.eye(len(values))).c)
         self._copies: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+
+    def __repr__(self) -> str:
+        return f"Emulator({self.nodes}, {digest(self._arrays)})"
 
     def __call__(self, labels: Tensor, rv_kms: Tensor | float = 0.0) -> Tensor:
         """Spectra of stars, each of median .5 at rest, to the emulator's accuracy.
@@ -270,7 +274,7 @@ def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
 
 
 def _fingerprint(nodes: Mapping[str, Sequence[float]], components: int) -> str:
-    digest = hashlib.sha256(json.dumps([nodes, components, PIXELS, MARGIN]).encode())
+    found = hashlib.sha256(json.dumps([nodes, components, PIXELS, MARGIN]).encode())
     for name in (
         "atmosphere.py",
         "synthesis.py",
@@ -279,5 +283,5 @@ def _fingerprint(nodes: Mapping[str, Sequence[float]], components: int) -> str:
         "lines.csv",
         "molecules.csv",
     ):
-        digest.update((files("fieldbook.stars") / name).read_bytes())
-    return digest.hexdigest()[:16]
+        found.update((files("fieldbook.stars") / name).read_bytes())
+    return found.hexdigest()[:16]

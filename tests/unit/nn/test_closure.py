@@ -1,6 +1,7 @@
 """What a function depends on: everything that it reaches, nothing that it does not."""
 
 import importlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -37,6 +38,9 @@ FILES = {
         class Thing:
             def area(self):
                 return SIDE
+
+            def __repr__(self):
+                return "Thing()"
 
         @dataclass(frozen=True)
         class Box(Thing):
@@ -144,6 +148,17 @@ def test_a_subclass_depends_on_its_base_and_an_instance_on_its_class(subject):
     assert before != of_box("side: float = 1.0", "side: float = 2.0")
     entry = build()
     assert closure(entry.shapes.Box(2.0)).digest != closure(entry.shapes.Box(3.0)).digest
+    thing = closure(build().shapes.Thing()).digest
+    assert thing != closure(build("return SIDE", "return -SIDE").shapes.Thing()).digest
+
+
+def test_every_run_comes_to_the_same():
+    program = "from fieldbook.nn import closure, training; print(closure.closure(training).digest)"
+    found = set()
+    for seed in "012":  # by which Python orders sets
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        found.add(subprocess.check_output([sys.executable, "-c", program], env=environment))
+    assert len(found) == 1
 
 
 def test_closures_partials_and_values_count_by_content():

@@ -1,6 +1,7 @@
 """From a grid of stars to trained networks, at the smallest size at which each step can go wrong."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +16,9 @@ from fieldbook.stars.emulator import emulator
 
 NODES = {"T_eff": (4500, 4800), "log_g": (2, 3, 4), "M_H": (-0.5, 0), "a_M": (0,), "C_M": (0,)}
 SIZES = {"train": 48, "val": 16, "test": 24}
-SETTINGS = {
-    "patch": 512,
-    "d_model": 16,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "noise_level": 1.0,
-}
+SETTINGS = SimpleNamespace(
+    patch=512, d_model=16, n_layers=1, n_heads=2, dropout=0.0, noise_level=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +185,8 @@ def test_every_kind_of_network_trains(data, options, monkeypatch):
     monkeypatch.setattr(sp, "COMPONENTS", 16)
     options = sp.OPTIONS | options
     norm = sp.norm_of(options, data["train"].params.log_g.to_numpy())
-    settings = SETTINGS | ({"patch": 1024} if options["preprocess"] == "pca" else {})
+    changed = {"patch": 1024} if options["preprocess"] == "pca" else {}
+    settings = SimpleNamespace(**vars(SETTINGS) | changed)
     model = sp.network_of(settings, options, data["train"], norm, seed=0)
     fit = sp.train(model, data, norm, recipe(), loss=options["loss"])
     assert [row["step"] for row in fit.history] == [0, 2, 4]
