@@ -117,6 +117,29 @@ def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
     return errors.flatten(1).sum(1) if errors.ndim > 1 else errors
 
 
+@torch.no_grad()
+def batched(
+    function: Callable[..., Any], *tensors: Tensor, size: int = 256, device: Any = None
+) -> Any:
+    """What a function of rows (n, ..) returns, a tensor or several, from `size` rows at a time.
+
+    Without gradients; in a network's own mode.
+
+    Args:
+        device: where each part is moved before the call, None to leave it; what is returned comes
+            back to where the first tensor is.
+    Raises:
+        ValueError: the tensors differ in length.
+    """
+    lengths = [len(x) for x in tensors]
+    require(len(set(lengths)) == 1, "lengths of tensors", lengths, "as many rows in each")
+    home, parts = tensors[0].device, []
+    for rows in zip(*(x.split(size) for x in tensors), strict=True):
+        outputs = function(*(x.to(device or x.device) for x in rows))
+        parts.append(tree_map(lambda y: y.to(home), outputs))
+    return tree_map(lambda *ys: torch.cat(ys), *parts)
+
+
 def mapped(f: Callable, in_dims: tuple[int | None, ...]) -> Callable:
     """`torch.func.vmap` of a function, or the same by a loop, with a warning, where that cannot
     be."""
