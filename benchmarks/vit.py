@@ -17,7 +17,7 @@ from record import record
 from torch import Tensor, nn
 
 from fieldbook.drifting.compat import importable_torchvision
-from fieldbook.nn.attention import attend
+from fieldbook.nn.layers import attend
 from fieldbook.nn.machine import keep_freed_memory, resolve_precision
 from fieldbook.nn.recipe import AUTOCAST
 from fieldbook.spectra.vit import SpectraViT
