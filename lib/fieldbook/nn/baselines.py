@@ -68,8 +68,10 @@ def ridge(
     same = new.shape[1] == features.shape[1]
     accepted = f"{features.shape[1]} features, as were fitted"
     require(same, "shape of validation features", new.shape, accepted)
-    mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
-    least, most = features.min(0), features.max(0)
+    mean = features.mean(0, dtype=float)
+    spread = features.std(0, dtype=float)
+    least = features.min(0)
+    most = features.max(0)
     rounding = np.finfo(features.dtype).eps * np.maximum(most, -least)
     varies = (most > least) & (spread > rounding)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)

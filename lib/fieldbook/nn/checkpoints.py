@@ -168,7 +168,8 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, content = dict(saved["identity"]), dict(saved["content"])
+        theirs = dict(saved["identity"])
+        content = dict(saved["content"])
     except (PermissionError, MemoryError):
         raise  # it may be whole
     except Exception as error:  # a damaged file fails in many ways

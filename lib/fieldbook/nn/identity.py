@@ -29,7 +29,9 @@ def digest(*values: Any) -> str:
 
 def code(source: str) -> str:
     """Source without comments, docstrings and blank lines: alike under every Python."""
-    lines, commented, kept = source.split("\n"), set(), set()
+    lines = source.split("\n")
+    commented: set[int] = set()
+    kept: set[int] = set()
     tree = ast.parse(source)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -122,7 +124,8 @@ def _places(size: int) -> range:
 
 def content_of(path: Path) -> str:
     """Digest of a file, through links; of a large one, of some blocks, with its size and time."""
-    status, found = Path(path).stat(), hashlib.sha256()
+    status = Path(path).stat()
+    found = hashlib.sha256()
     with open(path, "rb") as file:
         for start in _places(status.st_size):
             file.seek(start)
