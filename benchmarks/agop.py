@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from record import record
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fieldbook.grokking.agop import agop, agop_sketch, one_hot_blocks
 from fieldbook.grokking.circulant import circulant_score
@@ -48,6 +49,7 @@ def class_loop(f, x: Tensor) -> Tensor:
     return total / len(x)
 
 
+@sdpa_kernel(SDPBackend.MATH)  # which vmap can batch
 def vmapped_products(f, x: Tensor) -> Tensor:
     """Sixteen backward passes at once, through autograd's own vmap."""
     total = 0
@@ -64,6 +66,7 @@ def vmapped_products(f, x: Tensor) -> Tensor:
     return total / len(x)
 
 
+@sdpa_kernel(SDPBackend.MATH)
 def vmap_jacrev(f, x: Tensor) -> Tensor:
     """torch.func's Jacobian of each example."""
     jacobian = torch.func.jacrev(lambda one: f(one[None])[0])

@@ -17,9 +17,8 @@ from record import record
 from torch import Tensor, nn
 
 from fieldbook.drifting.compat import importable_torchvision
-from fieldbook.nn.attention import attend
-from fieldbook.nn.machine import keep_freed_memory, resolve_precision
-from fieldbook.nn.recipe import AUTOCAST
+from fieldbook.nn.layers import attend
+from fieldbook.nn.machine import autocast, keep_freed_memory, resolve_precision
 from fieldbook.spectra.vit import SpectraViT
 
 importable_torchvision()
@@ -64,11 +63,11 @@ class Peer(nn.Module):
 
 def stepper(model: nn.Module, precision: str, flux: Tensor, target: Tensor) -> Callable[[], None]:
     """A function that trains `model` by one step."""
-    model, dtype = model.to(flux.device).train(), AUTOCAST[precision]
+    model = model.to(flux.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
 
     def step() -> None:
-        with torch.autocast(flux.device.type, dtype, enabled=dtype is not None):
+        with autocast(flux.device, precision):
             loss = nn.functional.mse_loss(model(flux).float(), target)
         optimizer.zero_grad()
         loss.backward()

@@ -57,7 +57,7 @@ steps: int = 40  # updates of the denoiser, in [1, inf)
 batch_size: int = 8  # spectra per update of the denoiser, in [1, inf)
 lr: float = 5e-3  # of the denoiser, in (0, 1]
 lr_output: float = 10.0  # factor for scale and offset of its output, in (0, 1000]
-precision: str = "auto"  # one of {auto, fp32, bf16, 16-mixed, fp16}
+precision: str = "auto"  # one of {auto, fp32, bf16, fp16}
 poolings: list[str] = [
     "global_mean",
     "mean_max",

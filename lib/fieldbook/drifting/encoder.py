@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fieldbook.nn.blocks import seeded
+from fieldbook.nn.layers import seeded
 
 
 class Autoencoder(nn.Module):

@@ -22,9 +22,9 @@ from fieldbook.drifting.loss import Sets, draw_alpha, drifting_loss, guidance_we
 from fieldbook.drifting.toys import TOYS
 from fieldbook.nn import training
 from fieldbook.nn.checkpoints import read_weights, save_weights
-from fieldbook.nn.checks import require
+from fieldbook.nn.checks import Positive, require
 from fieldbook.nn.identity import content_of
-from fieldbook.nn.recipe import Positive, Recipe, learning_rate
+from fieldbook.nn.recipe import Recipe, learning_rate
 from fieldbook.nn.seeds import stream
 from fieldbook.run.tables import Parts, write_csv
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fieldbook.nn.attention import EncoderBlock
-from fieldbook.nn.blocks import FeedForward, seeded
 from fieldbook.nn.checks import require
+from fieldbook.nn.layers import Block, FeedForward, seeded
 
 
 class Condition(nn.Module):
@@ -139,7 +138,7 @@ class DiTGenerator(nn.Module):
             self.style = Styles(codebook, width, spread=1 / math.sqrt(width * styles))
             self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
             self.context = nn.Parameter(torch.randn(context, width) * 0.02)
-            self.blocks = nn.ModuleList(EncoderBlock(width, heads, 4 * width) for _ in range(depth))
+            self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
             self.outward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
 
     def forward(self, noise: Tensor, label: Tensor, alpha: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fieldbook.drifting import distances, frechet
 from fieldbook.drifting.images import Images
 from fieldbook.nn import training
-from fieldbook.nn.blocks import seeded
 from fieldbook.nn.checkpoints import cpu_copy
 from fieldbook.nn.checks import numbers, require
+from fieldbook.nn.layers import seeded
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.seeds import stream
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fieldbook.drifting import kernel
 from fieldbook.drifting.distances import energy_distance, near_origin
-from fieldbook.nn.blocks import MASKED, seeded
 from fieldbook.nn.checks import at_least_single, require
+from fieldbook.nn.layers import MASKED, seeded
 
 Objective = Literal["frozen", "look_ahead", "distill", "attached"]
 

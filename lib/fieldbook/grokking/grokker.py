@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fieldbook.nn.blocks import Block, seeded
+from fieldbook.nn.layers import Block, seeded
 
 
 class Grokker(nn.Module):
@@ -65,4 +65,4 @@ class Grokker(nn.Module):
         )
         for block in self.blocks[:-1]:
             x = block(x)
-        return self.head(self.norm(self.blocks[-1](x, last_only=True)[:, 0]))
+        return self.head(self.norm(self.blocks[-1](x, only=-1)[:, 0]))

@@ -48,8 +48,7 @@ def ridge(
     validation: tuple[np.ndarray, np.ndarray],
     alphas: Sequence[float] = ALPHAS,
 ) -> Linear:
-    """Ridge regression on standardised features, with the penalty that predicts a validation split
-    best.
+    """Ridge regression on standardised features, with the penalty that validates best.
 
     One Gram matrix, of the features or of the samples, whichever are fewer, serves all penalties,
     which is why this is not scikit-learn's `Ridge`: that forms it anew for each.
@@ -69,29 +68,26 @@ def ridge(
     same = new.shape[1] == features.shape[1]
     accepted = f"{features.shape[1]} features, as were fitted"
     require(same, "shape of validation features", new.shape, accepted)
-    mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
-    least, most = features.min(0), features.max(0)
+    mean = features.mean(0, dtype=float)
+    spread = features.std(0, dtype=float)
+    least = features.min(0)
+    most = features.max(0)
     rounding = np.finfo(features.dtype).eps * np.maximum(most, -least)
     varies = (most > least) & (spread > rounding)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
     standard = features - mean.astype(features.dtype)
     standard *= scale.astype(features.dtype)
     centre = float(np.mean(target, dtype=float))
-    wide, deviation = len(standard) < standard.shape[1], target - centre
-    rows = (
-        standard if wide else standard.T
-    )  # if wide, the dual problem: the weights are sums of samples
-    gram, moment = (
-        (rows @ rows.T).astype(float),
-        (deviation if wide else rows @ deviation).astype(float),
-    )
+    wide = len(standard) < standard.shape[1]
+    deviation = target - centre
+    rows = standard if wide else standard.T  # if wide, the weights are sums of samples
+    gram = (rows @ rows.T).astype(float)
+    moment = (deviation if wide else rows @ deviation).astype(float)
 
     def fitted(alpha: float) -> Linear | None:
         try:
             factor = cho_factor(gram + alpha * np.eye(len(gram)), overwrite_a=True)
-        except (
-            np.linalg.LinAlgError
-        ):  # collinear features, and a penalty below their rounding errors
+        except np.linalg.LinAlgError:  # collinear features, a penalty below their rounding errors
             return None
         solved = cho_solve(factor, moment)
         weights = (rows.T @ solved if wide else solved) * scale
@@ -101,10 +97,8 @@ def ridge(
         return float(np.mean((model.predict(new) - answers) ** 2))
 
     found = [model for model in map(fitted, alphas) if model is not None]
-    if not found:
-        raise ValueError(
-            f"alphas = {list(alphas)}: all too small for features this collinear in {features.dtype}"
-        )
+    accepted = f"some that are large enough for features this collinear in {features.dtype}"
+    require(found, "alphas", list(alphas), accepted)
     return min(found, key=error)
 
 
@@ -122,8 +116,8 @@ def boosted_trees(
     """Gradient-boosted trees, deterministic for a seed and a number of threads.
 
     Args:
-        features: (n, features); `target`: (n,); `share`: of the features that each tree may split
-            on.
+        features: (n, features); `target`: (n,).
+        share: of the features that each tree may split on.
         bins: values of a feature that are told apart; a quarter of the library's default, at a
             third of its time.
     Warns:

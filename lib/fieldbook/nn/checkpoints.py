@@ -1,5 +1,4 @@
-"""Files that are whole or absent: atomic writing, weights as safetensors, checkpoints of a training
-run."""
+"""Files that are whole or absent: weights as safetensors, checkpoints of a training run."""
 
 import contextlib
 import fcntl
@@ -9,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,16 +22,14 @@ TORCH = "a file of torch.save"
 
 
 def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: under another name, flushed to disk, then renamed onto
-    `path`.
+    """Write a file whole or not at all: under another name, flushed to disk, then renamed.
 
     Unfinished files of the same path that an earlier kill has left are removed.
 
     Args:
         writer: called with the open binary file, e.g. `lambda file: file.write(data)`.
     Raises:
-        OSError: writing failed (disk full, no permission); names the path, whose old content is
-            intact.
+        OSError: writing failed (disk full, no permission); the path's old content is intact.
     """
     path = Path(path)
     _remove_unfinished(path.parent, f".{glob.escape(path.name)}.*.tmp", age=60.0)
@@ -47,17 +44,16 @@ def atomic_write(path: Path, writer: Callable[[BinaryIO], object]) -> None:
             os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
-        reason = (
-            f"could not be written ({error.strerror or error}); what was there before is intact"
-        )
-        raise OSError(error.errno, reason, str(path)) from error
+        reason = error.strerror or error
+        problem = f"could not be written ({reason}); what was there before is intact"
+        raise OSError(error.errno, problem, str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or a file system that is read-only
             partial.unlink()
 
 
 def _sync(folder: Path) -> None:
-    """Let a new name, too, survive a power cut, where the file system can do that to a folder."""
+    """Let a new name, too, survive a power cut, where the file system can do that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -68,16 +64,12 @@ def _sync(folder: Path) -> None:
 
 def cpu_copy(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters and buffers by name, copied to the CPU; tied weights are copied apart."""
-    copied = {}
-    for name, t in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
-        require(
-            isinstance(t, Tensor),
-            name,
-            type(t).__name__,
-            "a tensor, as nothing else is kept with weights",
-        )
-        copied[name] = t.detach().to("cpu", copy=True).contiguous()
-    return copied
+    if isinstance(weights, nn.Module):
+        weights = weights.state_dict()
+    accepted = "a tensor, as nothing else is kept with weights"
+    for name, t in weights.items():
+        require(isinstance(t, Tensor), name, type(t).__name__, accepted)
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
 
 
 def save_weights(
@@ -101,7 +93,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another format, or damaged; names the file and the remedy.
+        ValueError: it is of another format, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,18 +106,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         kind = kind_of(path)
         remedy = "restore it, or delete it and train again"
         if kind == TORCH:
-            new = str(
-                path.with_suffix(
-                    ".safetensors" if path.suffix != ".safetensors" else ".new.safetensors"
-                )
-            )
-            code = (
-                f"save_weights(torch.load(open({str(path)!r}, 'rb'), weights_only=True), {new!r})"
-            )
-            remedy = f"write its tensors anew: `{code}`, or delete it and train again"
-        raise ValueError(
-            f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}"
-        ) from error
+            new = str(path.with_suffix(".new.safetensors"))
+            read = f"torch.load(open({str(path)!r}, 'rb'), weights_only=True)"
+            remedy = f"write its tensors anew: `save_weights({read}, {new!r})`, or train again"
+        problem = f"{path} is not a readable safetensors file: it is {kind} ({error}); {remedy}"
+        raise ValueError(problem) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> dict:
@@ -135,14 +120,11 @@ def load_weights(model: nn.Module, path: Path) -> dict:
         FileNotFoundError, ValueError: as `read_weights`; or it does not fit the model.
     """
     weights, facts = read_weights(path)
-    theirs, ours = (
-        {name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict())
-    )
-    if name := _first_difference(ours, theirs):
-        found, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
-        raise ValueError(
-            f"{path} does not fit the model: it has {found} for {name!r}, the model has {wanted}"
-        )
+    theirs = {name: tuple(t.shape) for name, t in weights.items()}
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, found, wanted in _differences(theirs, ours, "nothing"):
+        problem = f"it has {found} for {name!r}, the model has {wanted}"
+        raise ValueError(f"{path} does not fit the model: {problem}")
     model.load_state_dict(weights)
     return facts
 
@@ -155,19 +137,16 @@ def kind_of(path: Path) -> str:
         return "empty"
     if head[8:] == b"{":
         return "safetensors, but damaged"
-    kinds = {b"PK": TORCH, b"\x80": TORCH, b"\x89HDF": "HDF5"}
-    return next(
-        (kind for start, kind in kinds.items() if head.startswith(start)),
-        "no format that is known here",
-    )
+    if head.startswith((b"PK", b"\x80")):
+        return TORCH
+    return "HDF5" if head.startswith(b"\x89HDF") else "no format that is known here"
 
 
 def save_checkpoint(content: dict, identity: dict[str, str], path: Path) -> None:
-    """Write nested dicts and lists of tensors and plain values, with the identity of the run,
-    atomically.
+    """Write nested dicts and lists of tensors and plain values, with the run's identity.
 
     Raises:
-        OSError: the file could not be written; names the path, whose old content is intact.
+        OSError: the file could not be written; its old content is intact.
     """
     buffer = io.BytesIO()  # torch.save straight onto a full disk would hide the reason
     torch.save({"identity": identity, "content": content}, buffer)
@@ -181,8 +160,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
     network there at once do not harm each other: both come to the same weights.
 
     Raises:
-        ValueError: the file is damaged, or its identity differs; names the file, the first
-            difference and the remedy.
+        ValueError: the file is damaged, or its identity differs; names the first difference.
     """
     path = Path(path)
     _remove_unfinished(path.parent, ".*.tmp")
@@ -190,19 +168,17 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, content = dict(saved["identity"]), dict(saved["content"])
+        theirs = dict(saved["identity"])
+        content = dict(saved["content"])
     except (PermissionError, MemoryError):
         raise  # it may be whole
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(
-            f"{path} is not a readable checkpoint ({error}); delete it to train from the start"
-        ) from error
-    if name := _first_difference(identity, theirs):
-        found, wanted = theirs.get(name, "absent"), identity.get(name, "absent")
+        problem = f"{path} is not a readable checkpoint ({error})"
+        raise ValueError(f"{problem}; delete it to train from the start") from error
+    for name, found, wanted in _differences(theirs, identity, "absent"):
+        problem = f"{path} is of another run: {name} is {found} there, {wanted} here"
         remedy = "delete it to train from the start, or choose another folder"
-        raise ValueError(
-            f"{path} is of another run: {name} is {found} there, {wanted} here; {remedy}"
-        )
+        raise ValueError(f"{problem}; {remedy}")
     return content
 
 
@@ -220,5 +196,9 @@ def _remove_unfinished(folder: Path, pattern: str, age: float = 0.0) -> None:
                 partial.unlink()
 
 
-def _first_difference(ours: dict, theirs: dict) -> str | None:
-    return next((name for name in ours | theirs if ours.get(name) != theirs.get(name)), None)
+def _differences(theirs: dict, ours: dict, absent: str) -> Iterator[tuple[str, object, object]]:
+    for name in ours | theirs:
+        found = theirs.get(name, absent)
+        wanted = ours.get(name, absent)
+        if found != wanted:
+            yield name, found, wanted

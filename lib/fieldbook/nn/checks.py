@@ -1,13 +1,18 @@
-"""What the library accepts: refusals that name the thing, and one rule for the numbers that
-measures take."""
+"""What the library accepts: refusals that name the thing, one rule for a measure's numbers."""
 
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def require(condition: object, name: str, value: object, accepted: str) -> None:
@@ -34,8 +39,7 @@ def numbers(
     axis: int = 0,
     finite: bool = True,
 ) -> Tensor:
-    """What a measure computes with: finite real numbers, in float32 or wider, with graph and
-    device.
+    """What a measure computes with: finite real numbers, with their graph, on their device.
 
     Half precision becomes float32, integers float64.
 
@@ -46,19 +50,20 @@ def numbers(
         least: how many samples there must be along `axis`.
         finite: False where infinity has a meaning; the caller looks at NaN.
     Raises:
-        ValueError: no real numbers, another shape, too few samples, or a number that is not finite;
-            names it and its place.
+        ValueError: no real numbers, another shape, too few samples, a number that is not finite.
     """
     x = _tensor(x, name)
-    ndim = len(shape) if shape is not None else x.ndim if ndim is None else ndim
-    require(x.ndim == ndim, f"shape of {name}", tuple(x.shape), f"{ndim} axes")
+    found = tuple(x.shape)
+    if shape is not None:
+        ndim = len(shape)
+    require(ndim in (None, x.ndim), f"shape of {name}", found, f"{ndim} axes")
     enough = x.ndim > 0 and x.shape[axis] >= least and x.numel()
     accepted = f"at least {least} samples along axis {axis}, and no empty axis"
-    require(enough, f"shape of {name}", tuple(x.shape), accepted)
-    wanted = x.shape if shape is None else shape
-    fits = all(want in (None, n) for n, want in zip(x.shape, wanted, strict=True))
-    accepted = shape and f"({', '.join('any' if n is None else str(n) for n in shape)})"
-    require(fits, f"shape of {name}", tuple(x.shape), accepted)
+    require(enough, f"shape of {name}", found, accepted)
+    if shape is not None:
+        fits = all(want in (None, n) for n, want in zip(found, shape, strict=True))
+        accepted = f"({', '.join('any' if n is None else str(n) for n in shape)})"
+        require(fits, f"shape of {name}", found, accepted)
     x = at_least_single(x) if x.is_floating_point() else x.double()
     wrong = ~x.detach().isfinite()
     if finite and wrong.any():
@@ -81,9 +86,8 @@ def _tensor(x: object, name: str) -> Tensor:
         try:
             x = np.asarray(x)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} is no array ({error}); expected rows of equal length"
-            ) from None
+            problem = f"{name} is no array ({error}); expected rows of equal length"
+            raise ValueError(problem) from None
         require(x.dtype.kind in "iuf", f"dtype of {name}", str(x.dtype), "real numbers")
         native = x.astype(np.float64 if x.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
         usable = native.flags.writeable and native.flags.c_contiguous
@@ -94,17 +98,19 @@ def _tensor(x: object, name: str) -> Tensor:
 
 
 def whole(array: np.ndarray) -> np.ndarray:
-    """The array itself, unless the file that it is mapped from has been cut: to touch what is gone
-    ends the process.
+    """The array itself, unless the file that it is mapped from has been cut.
+
+    To touch what is gone would end the process.
 
     Raises:
-        OSError: names the file.
+        OSError: it has; names the file.
     """
     if isinstance(array, np.memmap):
         unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the array's offset
         end = array.offset // unit * unit + len(array._mmap)
         if array._mmap.size() < end:
-            problem = f"ends at byte {array._mmap.size()} instead of {end}: it has been cut; make it again"
+            size = array._mmap.size()
+            problem = f"ends at byte {size} instead of {end}: it has been cut; make it again"
             raise OSError(f"{array.filename} {problem}")
     return array
 
@@ -119,7 +125,7 @@ def require_prime(p: int, name: str = "p") -> None:
     if not is_prime(p):
         below = next((k for k in range(p - 1, 1, -1) if is_prime(k)), None)
         above = next(k for k in range(max(p, 1) + 1, 2 * max(p, 1) + 2) if is_prime(k))
-        nearest = f"{below} or {above}" if below else f"{above}"
+        nearest = f"{below} or {above}" if below else above
         raise ValueError(
             f"{name} = {p} is not a prime (nearest: {nearest}); division needs a field"
         )

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 LARGE = 2**26  # bytes of a file that is read whole
-OTHERS = {"numpy", "torch", *sys.stdlib_module_names}  # whose constants are no choice of the caller
 BLOCKS, BLOCK = 64, 2**16  # of a larger one, evenly spread
+OTHERS = {"numpy", "torch", *sys.stdlib_module_names}  # whose constants are no choice of the caller
 
 
 def digest(*values: Any) -> str:
@@ -29,7 +29,9 @@ def digest(*values: Any) -> str:
 
 def code(source: str) -> str:
     """Source without comments, docstrings and blank lines: alike under every Python."""
-    lines, commented, kept = source.split("\n"), set(), set()
+    lines = source.split("\n")
+    commented: set[int] = set()
+    kept: set[int] = set()
     tree = ast.parse(source)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -44,10 +46,8 @@ def code(source: str) -> str:
         if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
             first, last = node.lineno, node.end_lineno
             tail = raw[last - 1][node.end_col_offset :]
-            raw[first - 1 : last] = [
-                raw[first - 1][: node.col_offset] + tail,
-                *[b""] * (last - first),
-            ]
+            head = raw[first - 1][: node.col_offset]
+            raw[first - 1 : last] = [head + tail, *[b""] * (last - first)]
             kept -= set(range(first, last + 1))
     rows = enumerate((line.decode() for line in raw), 1)
     return "\n".join(line for row, line in rows if line.strip() or row in kept - commented)
@@ -81,12 +81,9 @@ def described(value: Any) -> str:
         return f"{type(value).__qualname__}{described(vars(value))}"
     text = repr(value)
     if re.search(r" at 0x[0-9a-f]+", text):
-        remedy = (
-            "pass what determines it: numbers, texts, arrays, functions, or a dataclass of those"
-        )
-        raise ValueError(
-            f"{text} is known by its address alone, which the next run does not have; {remedy}"
-        )
+        problem = f"{text} is known by its address alone, which the next run does not have"
+        remedy = "pass what determines it: numbers, texts, arrays, functions, a dataclass of those"
+        raise ValueError(f"{problem}; {remedy}")
     return text
 
 
@@ -127,26 +124,23 @@ def _places(size: int) -> range:
 
 def content_of(path: Path) -> str:
     """Digest of a file, through links; of a large one, of some blocks, with its size and time."""
-    status, found = Path(path).stat(), hashlib.sha256()
+    status = Path(path).stat()
+    found = hashlib.sha256()
     with open(path, "rb") as file:
         for start in _places(status.st_size):
             file.seek(start)
             found.update(file.read(BLOCK))
-    large = status.st_size > LARGE
-    return (
-        f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}" if large else found.hexdigest()
-    )
+    if status.st_size <= LARGE:
+        return found.hexdigest()
+    return f"{found.hexdigest()} {status.st_size} {status.st_mtime_ns}"
 
 
 def structure_of(model: "torch.nn.Module") -> dict[str, str]:
     """A network beside its trained weights: the class and settings of each module, constants."""
     found = {}
     for name, module in model.named_modules():
-        settings = {
-            key: _told(value)
-            for key, value in vars(module).items()
-            if key[0] != "_" and key != "training"
-        }
+        public = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        settings = {name: _told(value) for name, value in public.items()}
         found[f"module {name or 'itself'}"] = f"{type(module).__qualname__} {settings}"
     frozen = {name: w for name, w in model.named_parameters() if not w.requires_grad}
     constants = {**dict(model.named_buffers()), **frozen}
@@ -160,19 +154,12 @@ def constants_of(function: Any, seen: Set[Any] = frozenset()) -> dict[str, str]:
     """
     found = {}
     for name, value in referred(function):
-        frozen = getattr(value, "__dataclass_params__", None)
+        dataclass = not inspect.isclass(value) and getattr(value, "__dataclass_params__", None)
         array = hasattr(value, "__array__") and not getattr(value, "requires_grad", False)
-        if (
-            isinstance(value, float)
-            or array
-            or (frozen and frozen.frozen and not inspect.isclass(value))
-        ):
+        ours = inspect.isfunction(value) and value.__module__.partition(".")[0] not in OTHERS
+        if isinstance(value, float) or array or (dataclass and dataclass.frozen):
             found[name] = _told(value)
-        elif (
-            inspect.isfunction(value)
-            and value not in seen
-            and value.__module__.partition(".")[0] not in OTHERS
-        ):
+        elif ours and value not in seen:
             found = constants_of(value, {*seen, function, value}) | found
     return found
 
@@ -187,10 +174,8 @@ def referred(function: Any) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # it is empty
             yield name, cell.cell_contents
-    names = sorted(_names(function.__code__))
-    yield from (
-        (name, function.__globals__[name]) for name in names if name in function.__globals__
-    )
+    visible = function.__globals__
+    yield from ((n, visible[n]) for n in sorted(_names(function.__code__)) if n in visible)
 
 
 def _names(code: CodeType) -> set[str]:

@@ -1,5 +1,4 @@
-"""Reads weights that a PyTorch Lightning module saved, without running any code that the file may
-hold."""
+"""Reads weights that a PyTorch Lightning module saved, without running code of the file's."""
 
 import pickle
 import re
@@ -26,28 +25,27 @@ def load_lightning(model: nn.Module, path: Path) -> None:
         ValueError: the file is of another format, damaged, holds more than tensors and plain
             values, or does not fit the network, which is left as it was; lists all differences.
     """
-    saved, path = _read(Path(path)), Path(path)
+    path = Path(path)
+    saved = _read(path)
     weights = saved.get("state_dict") if isinstance(saved, dict) else None
     if not isinstance(weights, dict):
         expected = f"{{'state_dict': {{'{PREFIX}<name>': tensor, ..}}, ..}}, of PyTorch Lightning"
         raise ValueError(f"{path} has no dictionary 'state_dict'; expected {expected}")
     ours = {PREFIX + name: tuple(t.shape) for name, t in model.state_dict().items()}
-    theirs = {
-        name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-        for name, t in weights.items()
-    }
-    differences = [
-        *(f"unknown {name}" for name in theirs.keys() - ours.keys()),
-        *(f"missing {name}" for name in ours.keys() - theirs.keys()),
-        *(
-            f"{n} is {theirs[n]}, expected {ours[n]}"
-            for n in ours.keys() & theirs.keys()
-            if theirs[n] != ours[n]
-        ),
-    ]
+    theirs = {name: _shape(value) for name, value in weights.items()}
+    differences = [f"unknown {name}" for name in theirs.keys() - ours.keys()]
+    for name, wanted in ours.items():
+        if name not in theirs:
+            differences.append(f"missing {name}")
+        elif theirs[name] != wanted:
+            differences.append(f"{name} is {theirs[name]}, expected {wanted}")
     if differences:
-        raise ValueError(f"{path} does not fit the network:\n  " + "\n  ".join(sorted(differences)))
+        raise ValueError("\n  ".join([f"{path} does not fit the network:", *sorted(differences)]))
     model.load_state_dict({name.removeprefix(PREFIX): t for name, t in weights.items()})
+
+
+def _shape(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _read(path: Path) -> object:

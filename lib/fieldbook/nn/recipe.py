@@ -1,7 +1,7 @@
-"""What determines trained weights: the recipe, and the order of examples and the learning rate it
-implies.
+"""What determines trained weights: the recipe, the order of the examples, the learning rate.
 
-Both are pure functions of seed and step, so that a killed run continues without any sampler state.
+Order and learning rate are pure functions of seed and step, so that a killed run continues without
+any state of a sampler.
 """
 
 import math
@@ -14,20 +14,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from fieldbook.nn.checks import require
+from fieldbook.nn.checks import Decay, NonNegative, Positive, require
+from fieldbook.nn.machine import Precision
 from fieldbook.nn.seeds import stream
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-AUTOCAST = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.bfloat16,  # bf16 needs no loss scaling; fp16 only when asked for by name
-    "fp16": torch.float16,
-}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
@@ -36,7 +25,7 @@ class Recipe:
 
     Attributes:
         steps: updates; `batch_size`: examples per update, over all micro-batches and ranks; `seed`:
-            order and noise.
+            of order and noise.
         lr, weight_decay, betas: of AdamW (decoupled decay); `clip`: largest global norm of the
             gradient.
         lr_scale: factors on `lr` for the parameters whose name starts with the key, e.g.
@@ -44,8 +33,8 @@ class Recipe:
         warmup: updates of linear warm-up; `schedule`: `cosine` falls to `lr_min` at the last step;
             `plateau` multiplies by `plateau_factor` after more than `plateau_patience` evaluations
             without improvement.
-        precision: `fp32`; bf16 autocast, under three names; or fp16 autocast with a GradScaler.
-        shuffle_block: shuffle the blocks of so many examples, and the examples within each, so that
+        precision: of autocast; `fp16` scales the loss.
+        shuffle_block: shuffle blocks of so many examples, and the examples within each, so that
             data larger than memory are read in long pieces; None shuffles all examples alike.
         micro_batch: examples per forward pass; halved when memory runs out. Noise and BatchNorm see
             micro-batches.
@@ -57,8 +46,7 @@ class Recipe:
             of the updates so far, counts once more than `max_skipped_in_row` have been skipped in
             all.
     Raises:
-        ValueError: a field is out of range, unknown, or needs another; names the field, the value,
-            what is accepted.
+        ValueError: a field is out of range, unknown, or needs another; names it.
     """
 
     steps: PositiveInt
@@ -74,7 +62,7 @@ class Recipe:
     lr_min: NonNegative = 0.0
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     plateau_patience: NonNegativeInt = 5
-    precision: Literal["fp32", "bf16", "bf16-mixed", "16-mixed", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     shuffle_block: PositiveInt | None = None
     micro_batch: PositiveInt | None = None
     ema: Decay | None = None
@@ -89,59 +77,43 @@ class Recipe:
     def __post_init__(self) -> None:
         require(self.warmup <= self.steps, "warmup", self.warmup, f"at most steps = {self.steps}")
         require(self.lr_min <= self.lr, "lr_min", self.lr_min, f"at most lr = {self.lr}")
-        watching = (
-            "patience"
-            if self.patience
-            else "schedule plateau"
-            if self.schedule == "plateau"
-            else None
-        )
-        require(
-            self.monitor or not watching,
-            "monitor",
-            self.monitor,
-            f"the name of a metric, for {watching}",
-        )
+        watching = self.patience or self.schedule == "plateau"
+        accepted = "the name of a metric, for patience or schedule = plateau"
+        require(self.monitor or not watching, "monitor", self.monitor, accepted)
 
 
-def indices(
-    n: int,
-    batch_size: int,
-    step: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    block: int | None = None,
-) -> Tensor:
-    """Which examples a rank sees at a step: a pure function, so that a resumed run needs no sampler
-    state.
+def indices(n: int, batch_size: int, step: int, seed: int, *, block: int | None = None) -> Tensor:
+    """Which examples an update sees, (batch,) int64: every one of the n exactly once per epoch.
 
-    Each epoch is a fresh permutation, and batches run on through its end: every batch is full, and
-    every example is seen exactly once per epoch.
+    Each epoch is a fresh permutation, and batches run on through its end, so that all are full.
 
     Args:
-        n: examples; `batch_size`: of the global batch, of which a rank takes every `world`-th from
-            the `rank`-th on.
-        block: as `Recipe.shuffle_block`: an epoch visits block after block, in an order of its own.
-    Returns:
-        (batch,) int64 on the CPU.
+        step: number of the update, from 0; `block`: as `Recipe.shuffle_block`.
     Raises:
-        ValueError: n, batch_size or block < 1, step < 0, or rank outside [0, world).
+        ValueError: n, batch_size or block < 1, or step < 0.
     """
-    require(n >= 1, "n", n, "at least one example")
-    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-    require(block is None or block >= 1, "block", block, "at least 1, or None")
+    for name, value in (("n", n), ("batch_size", batch_size), ("block", block)):
+        require(value is None or value >= 1, name, value, "at least 1")
     require(step >= 0, "step", step, "at least 0")
-    require(0 <= rank < world, "rank", rank, f"in [0, {world})")
-    start, stop = step * batch_size, (step + 1) * batch_size
+    start = step * batch_size
+    stop = start + batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
     parts = [_permutation(n, seed, e, block)[max(start - e * n, 0) : stop - e * n] for e in epochs]
-    return torch.cat(parts)[rank::world].contiguous()
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int, block: int | None) -> Tensor:
+    generator = torch.Generator().manual_seed(stream("order", seed, epoch))
+    if block is None or block >= n:
+        return torch.randperm(n, generator=generator)
+    starts = block * torch.randperm(math.ceil(n / block), generator=generator)
+    parts = [i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()]
+    return torch.cat(parts)
 
 
 def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
-    """Learning rate of the update that follows `step` earlier ones: linear warm-up, then the
-    schedule.
+    """Learning rate of the update after `step` earlier ones: linear warm-up, then the schedule.
 
     Args:
         factor: product of the plateau's cuts so far; `lr_min` bounds the result from below.
@@ -153,14 +125,3 @@ def learning_rate(recipe: Recipe, step: int, factor: float = 1.0) -> float:
         share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
         return recipe.lr_min + (recipe.lr - recipe.lr_min) * 0.5 * (1 + math.cos(math.pi * share))
     return max(recipe.lr * factor, recipe.lr_min)
-
-
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int, block: int | None) -> Tensor:
-    generator = torch.Generator().manual_seed(stream("order", seed, epoch))
-    if block is None or block >= n:
-        return torch.randperm(n, generator=generator)
-    starts = block * torch.randperm(math.ceil(n / block), generator=generator)
-    return torch.cat(
-        [i + torch.randperm(min(block, n - i), generator=generator) for i in starts.tolist()]
-    )

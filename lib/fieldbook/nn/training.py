@@ -1,5 +1,4 @@
-"""One training loop for every chapter: AdamW, bf16, a guard against NaN, EMA, and exact resume
-after a kill.
+"""One training loop for every chapter: AdamW, a guard against NaN, EMA, exact resume after a kill.
 
 `Recipe` holds all that determines the weights, `fit` does the work. The order of the examples, the
 noise and the learning rate are pure functions of seed and step, so that a killed run continues
@@ -25,9 +24,10 @@ from tqdm import tqdm
 
 from fieldbook.nn.checkpoints import cpu_copy, load_checkpoint, save_checkpoint, save_weights
 from fieldbook.nn.checks import require
+from fieldbook.nn.functional import trained
 from fieldbook.nn.identity import constants_of, described, structure_of
-from fieldbook.nn.machine import keep_freed_memory
-from fieldbook.nn.recipe import AUTOCAST, Recipe, indices, learning_rate
+from fieldbook.nn.machine import autocast, keep_freed_memory
+from fieldbook.nn.recipe import Recipe, indices, learning_rate
 from fieldbook.nn.seeds import stream
 
 LossFn = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
@@ -41,13 +41,11 @@ class Fit:
     Attributes:
         history: one row per evaluation: `step` (updates done), `lr` (of the next update),
             `train_loss` (mean since the last row; NaN in the first), then what `evaluate` returned.
-            `pandas.DataFrame(fit.history)` is a table.
         batch_size, micro_batch: examples per update, and per forward pass after any halving (on
             this rank).
         skipped: updates left out because the loss or the gradient was not finite.
-        best_step, best_value, best: of the monitored metric; `model.load_state_dict(fit.best)`
-            restores the weights that were evaluated then (the averaged ones, with an EMA), kept on
-            the CPU.
+        best_step, best_value, best: of the monitored metric; the weights are those that were
+            evaluated then (the averaged ones, with an EMA), on the CPU.
         ema: the averaged model, in eval mode; None without `Recipe.ema`.
     """
 
@@ -108,9 +106,8 @@ def fit(
         n_examples: how many examples `index` may point at.
         evaluate: (model, step) -> metrics, called before the first update, every `eval_every` and
             after the last, in eval mode, without gradient, under autocast: take predictions
-                `.float()` before NumPy.
-        watch: called after each update with its number and the gradient's norm, before any
-            clipping.
+            `.float()` before NumPy.
+        watch: called after each update with its number and the gradient's norm before clipping.
         checkpoint: folder of `last.pt` (to resume; written after each evaluation) and
             `best.safetensors` (on improvement of the monitored metric; for `load_weights`).
         checkpoint_every: updates between further writes of `last.pt`, where evaluations are rare.
@@ -122,23 +119,18 @@ def fit(
         The run's `Fit`; at once, with the weights loaded, if the checkpoint is of a finished run.
     Raises:
         ValueError: the checkpoint is damaged or of another run; the loss is not 0-d; the monitored
-            metric is missing; the model has no trainable parameter.
+            metric is missing; no parameter is trained.
         Diverged: too many updates were not finite.
         OSError: a checkpoint could not be written; the previous one is intact.
     Source: AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), Alg. 2.
     """
     keep_freed_memory()
-    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts, written)
-    state, every = run.fit, recipe.eval_every or recipe.steps
+    run = _Run(model, loss_fn, n_examples, recipe, evaluate, checkpoint and Path(checkpoint))
+    run.begin(facts or {}, written)
+    state = run.fit
+    every = recipe.eval_every or recipe.steps
     hidden = not progress or run.rank > 0
-    bar = tqdm(
-        total=recipe.steps,
-        initial=state.step,
-        desc=description,
-        disable=hidden,
-        mininterval=1,
-        unit="step",
-    )
+    bar = tqdm(None, description, recipe.steps, disable=hidden, initial=state.step, mininterval=1)
     with bar, _generators_kept(run.device):
         if not state.history:
             run.observe()
@@ -157,62 +149,38 @@ def fit(
 class _Run:
     """The working parts of one call of `fit`; those in `stateful` are what a checkpoint stores."""
 
-    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, checkpoint, facts, written):
-        self.model, self.loss_fn, self.n_examples = model, loss_fn, n_examples
-        self.recipe, self.evaluate, self.folder = recipe, evaluate, checkpoint and Path(checkpoint)
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        require(trainable, "model", type(model).__name__, "a model with trainable parameters")
-        self.device = trainable[0][1].device
+    def __init__(self, model, loss_fn, n_examples, recipe, evaluate, folder):
+        self.model = model
+        self.loss_fn = loss_fn
+        self.n_examples = n_examples
+        self.recipe = recipe
+        self.evaluate = evaluate
+        self.folder = folder
+        self.device = next(iter(trained(model).values())).device
         self.rank, self.world = _ranks(self.device)
-        require(
-            recipe.batch_size >= self.world,
-            "batch_size",
-            recipe.batch_size,
-            f"at least {self.world}, the ranks",
-        )
+        accepted = f"at least {self.world}, the ranks"
+        require(recipe.batch_size >= self.world, "batch_size", recipe.batch_size, accepted)
         if self.world > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
-
-        for prefix in recipe.lr_scale:
-            names = "the beginning of a trainable parameter's name"
-            require(
-                any(name.startswith(prefix) for name, _ in trainable), "lr_scale", prefix, names
-            )
-        groups = {}  # factor on the learning rate -> parameters
-        for name, p in trainable:
-            scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))
-            groups.setdefault(scale, []).append(p)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "scale": scale} for scale, parameters in groups.items()],
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = _optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.stateful = {"model": model, "optimizer": self.optimizer, "scaler": self.scaler}
         self.ema = None
         if recipe.ema is not None:
-            self.ema = self.stateful["ema"] = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)
-            )
-            self.ema.update_parameters(
-                model
-            )  # the first call copies: the average starts at the initial weights
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+            self.ema.update_parameters(model)  # the first call copies: it starts where they start
+            self.stateful["ema"] = self.ema
         self.evaluated = model if self.ema is None else self.ema.module.eval()
         share = math.ceil(recipe.batch_size / self.world)
-        self.fit = Fit(
-            recipe.batch_size,
-            min(recipe.micro_batch or share, share),
-            ema=self.ema and self.ema.module,
-        )
-        self.identity = self.what_determines_weights(facts or {}) if self.folder else {}
+        self.fit = Fit(recipe.batch_size, min(recipe.micro_batch or share, share))
+        self.fit.ema = self.ema and self.ema.module
+
+    def begin(self, facts: Mapping[str, object], written: Callable[[int], bool] | None) -> None:
+        """Continue from the checkpoint, if there is one."""
+        self.identity = self.what_determines_weights(facts) if self.folder else {}
         self.resume(written or (lambda step: True))
         self.train_mode()
-
-    def autocast(self) -> torch.autocast:
-        dtype = AUTOCAST[self.recipe.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def train_mode(self) -> None:
         self.model.train()
@@ -221,18 +189,11 @@ class _Run:
             if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()  # frozen: neither dropout nor moving averages
 
-    def index(self, step: int) -> Tensor:
-        """Which examples this rank sees at a step."""
-        recipe = self.recipe
-        key = (self.n_examples, recipe.batch_size, step, recipe.seed)
-        return indices(*key, self.rank, self.world, recipe.shuffle_block)
-
     # -- one update
 
     def update(self) -> float:
-        """Give the batch's mean gradient to AdamW, unless loss or gradient are not finite; return
-        its norm."""
-        recipe, fit = self.recipe, self.fit
+        """Give the batch's mean gradient to AdamW, unless it is not finite; return its norm."""
+        recipe = self.recipe
         buffers = [b.clone() for b in self.model.buffers()]
         loss = self.gradient(buffers)
         self.scaler.unscale_(self.optimizer)
@@ -240,91 +201,96 @@ class _Run:
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if recipe.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
-        loss, norm = torch.stack(
-            (loss, norm.to(loss))
-        ).tolist()  # the step's only wait for the device
+        both = torch.stack((loss, norm.to(loss)))
+        loss, norm = both.tolist()  # the step's only wait for the device
         if math.isfinite(loss) and math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["scale"] * learning_rate(recipe, fit.step, fit.lr_factor)
-            self.optimizer.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
-            fit.loss_sum, fit.loss_count, fit.skipped_in_row = (
-                fit.loss_sum + loss,
-                fit.loss_count + 1,
-                0,
-            )
+            self.advance(loss)
         else:
             self.restore(buffers)
-            fit.skipped, fit.skipped_in_row = fit.skipped + 1, fit.skipped_in_row + 1
-            tolerated = max(recipe.max_skipped_in_row, recipe.max_skipped_share * (fit.step + 1))
-            if fit.skipped_in_row > recipe.max_skipped_in_row or fit.skipped > tolerated:
-                raise Diverged(
-                    fit,
-                    f"step {fit.step}: loss {loss}, gradient norm {norm}; skipped {fit.skipped_in_row} updates in a "
-                    f"row (max_skipped_in_row = {recipe.max_skipped_in_row}), {fit.skipped} in all (max_skipped_share "
-                    f"= {recipe.max_skipped_share}). Lower lr, add warmup or clip, or look for NaN in the data.",
-                )
+            self.skip(loss, norm)
         self.scaler.update()
-        fit.step += 1
+        self.fit.step += 1
         return norm
 
-    def gradient(self, buffers: list[Tensor]) -> Tensor:
-        """Leave the global batch's mean gradient in `.grad`, return its mean loss; halve the
-        micro-batch at need."""
+    def advance(self, loss: float) -> None:
         fit = self.fit
-        index = self.index(fit.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * learning_rate(self.recipe, fit.step, fit.lr_factor)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        fit.loss_sum += loss
+        fit.loss_count += 1
+        fit.skipped_in_row = 0
+
+    def skip(self, loss: float, norm: float) -> None:
+        fit = self.fit
+        fit.skipped += 1
+        fit.skipped_in_row += 1
+        in_row = self.recipe.max_skipped_in_row
+        share = self.recipe.max_skipped_share
+        if fit.skipped_in_row > in_row or fit.skipped > max(in_row, share * (fit.step + 1)):
+            raise Diverged(
+                fit,
+                f"step {fit.step}: loss {loss}, gradient norm {norm}; skipped {fit.skipped_in_row} "
+                f"updates in a row (max_skipped_in_row = {in_row}), {fit.skipped} in all "
+                f"(max_skipped_share = {share}). Lower lr, add warmup or clip, or look for NaN in "
+                "the data.",
+            )
+
+    def gradient(self, buffers: list[Tensor]) -> Tensor:
+        """Leave the batch's mean gradient in `.grad`, return its loss; halve micro-batches at need.
+
+        Noise sees micro-batches: the checkpoint keeps their size, so that a resumed run splits
+        this batch, too.
+        """
+        fit = self.fit
+        recipe = self.recipe
+        index = indices(
+            self.n_examples, recipe.batch_size, fit.step, recipe.seed, block=recipe.shuffle_block
+        )
+        index = index[self.rank :: self.world].contiguous()
         while True:
             try:
                 loss = self.accumulate(index)
                 return loss if self.world == 1 else self.sum_over_ranks(loss)
             except RuntimeError as error:
                 micro = min(fit.micro_batch, len(index))
-                out_of_memory = isinstance(
-                    error, torch.OutOfMemoryError
-                ) or "can't allocate memory" in str(error)
-                if not out_of_memory or micro == 1:
+                starved = isinstance(error, torch.OutOfMemoryError)
+                if not (starved or "can't allocate memory" in str(error)) or micro == 1:
                     raise
             fit.micro_batch = micro // 2  # after `except`: its traceback holds the activations
             self.restore(buffers)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.save()  # noise sees micro-batches, so that a resumed run must split this one, too
+            self.save()
 
     def accumulate(self, index: Tensor) -> Tensor:
-        """This rank's share of the mean loss and, in `.grad`, of its gradient, one micro-batch
-        after the other."""
+        """This rank's share of the mean loss and, in `.grad`, of its gradient."""
         key = (self.recipe.seed, self.fit.step, self.rank)
         _seed_global(self.device, "dropout", *key)
         generator = torch.Generator(self.device).manual_seed(stream("noise", *key))
         self.optimizer.zero_grad()
         total = 0.0
         for part in index.split(self.fit.micro_batch):
-            with self.autocast():
+            with autocast(self.device, self.recipe.precision):
                 loss = self.loss_fn(self.model, part, generator)
-            require(
-                loss.ndim == 0,
-                "shape of loss_fn's loss",
-                tuple(loss.shape),
-                "the mean over the examples, 0-d",
-            )
+            accepted = "the mean over the examples, 0-d"
+            require(loss.ndim == 0, "shape of loss_fn's loss", tuple(loss.shape), accepted)
             loss = loss * (len(part) / self.recipe.batch_size)
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
     def sum_over_ranks(self, loss: Tensor) -> Tensor:
-        """All-reduce gradient and loss in one flat bucket; every rank must use the same parameters
-        in its loss."""
+        """All-reduce gradient and loss at once; every rank must use the same parameters."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [loss.reshape(1)])
         dist.all_reduce(flat)
         *parts, loss = flat.split([g.numel() for g in gradients] + [1])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        for buffer in (
-            self.model.buffers()
-        ):  # BatchNorm's averages differ by rank: keep rank 0's, as DDP does
+        for buffer in self.model.buffers():  # BatchNorm's averages differ: keep rank 0's, as DDP
             dist.broadcast(buffer, src=0)
         return loss.squeeze(0)
 
@@ -336,7 +302,8 @@ class _Run:
 
     def observe(self) -> dict[str, float]:
         """Evaluate, append the row to the history, keep the best weights, write the checkpoint."""
-        recipe, fit = self.recipe, self.fit
+        recipe = self.recipe
+        fit = self.fit
         row = {
             "step": fit.step,
             "lr": learning_rate(recipe, fit.step, fit.lr_factor),
@@ -345,15 +312,14 @@ class _Run:
         if self.evaluate and self.rank == 0:
             _seed_global(self.device, "evaluate", recipe.seed, fit.step)
             self.evaluated.eval()
-            with torch.no_grad(), self.autocast():
-                row |= {
-                    name: float(value)
-                    for name, value in self.evaluate(self.evaluated, fit.step).items()
-                }
+            with torch.no_grad(), autocast(self.device, recipe.precision):
+                found = self.evaluate(self.evaluated, fit.step)
+            row |= {name: float(value) for name, value in found.items()}
             self.train_mode()
         row = self.from_rank_0(row)
         fit.history.append(row)
-        fit.loss_sum, fit.loss_count = 0.0, 0
+        fit.loss_sum = 0.0
+        fit.loss_count = 0
         if recipe.monitor and _improved(recipe, fit, row):
             fit.best = cpu_copy(self.evaluated)
             if self.folder and self.rank == 0:
@@ -364,65 +330,49 @@ class _Run:
     def save(self) -> None:
         if self.folder and self.rank == 0:
             content = {name: part.state_dict() for name, part in self.stateful.items()}
-            content["fit"] = {
-                name: value for name, value in vars(self.fit).items() if name != "ema"
-            }
-            content["unsaved"] = {name: _value(thing) for name, thing in self.unsaved().items()}
+            content["fit"] = {name: v for name, v in vars(self.fit).items() if name != "ema"}
+            content["unsaved"] = {name: _state(thing) for name, thing in self.unsaved().items()}
             save_checkpoint(content, self.identity, self.folder / "last.pt")
 
     def resume(self, written: Callable[[int], bool]) -> None:
         content = None
         if self.folder and self.rank == 0:
-            content = load_checkpoint(self.folder / "last.pt", self.identity)
+            file = self.folder / "last.pt"
+            content = load_checkpoint(file, self.identity)
             if content and not all(written(row["step"]) for row in content["fit"]["history"]):
-                print(
-                    f"training anew: what was written beside {self.folder / 'last.pt'} is gone",
-                    file=sys.stderr,
-                )
+                print(f"training anew: what was written beside {file} is gone", file=sys.stderr)
                 content = None
         content = self.from_rank_0(content)
-        if content is not None:
-            for name, part in self.stateful.items():
-                part.load_state_dict(content[name])
-            for name, thing in self.unsaved().items():
-                set_value = thing.set_state if isinstance(thing, torch.Generator) else thing.copy_
-                set_value(content["unsaved"][name])
-            vars(self.fit).update(content["fit"])
+        if content is None:
+            return
+        for name, part in self.stateful.items():
+            part.load_state_dict(content[name])
+        for name, thing in self.unsaved().items():
+            set_state = thing.set_state if isinstance(thing, torch.Generator) else thing.copy_
+            set_state(content["unsaved"][name])
+        vars(self.fit).update(content["fit"])
 
     def unsaved(self) -> dict[str, Tensor | torch.Generator]:
         """What state dicts leave out: non-persistent buffers, and generators of the network."""
         found = {}
-        for part in (self.model, self.ema):
-            for prefix, module in part.named_modules() if part is not None else ():
-                kept = module._non_persistent_buffers_set
-                things = {
-                    name: module._buffers[name]
-                    for name in kept
-                    if module._buffers[name] is not None
-                }
-                things |= {
-                    name: v for name, v in vars(module).items() if isinstance(v, torch.Generator)
-                }
-                found |= {
-                    f"{part is self.ema} {prefix} {name}": thing for name, thing in things.items()
-                }
+        networks = nn.ModuleList([self.model] if self.ema is None else [self.model, self.ema])
+        for prefix, module in networks.named_modules():
+            things = {n: module._buffers[n] for n in module._non_persistent_buffers_set}
+            things |= {n: v for n, v in vars(module).items() if isinstance(v, torch.Generator)}
+            found |= {f"{prefix} {n}": v for n, v in things.items() if v is not None}
         return found
 
     def what_determines_weights(self, facts: Mapping[str, object]) -> dict[str, str]:
         """What must agree for a checkpoint to be continued, taken before the first update."""
         settings = {"n_examples": self.n_examples} | asdict(self.recipe) | {"ranks": self.world}
-        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in weights.items()}
-        found = {
-            name: repr(value) for name, value in (settings | {"trained weights": trained}).items()
-        } | shapes
-        found |= {name: described(value) for name, value in facts.items()} | structure_of(
-            self.model
-        )
-        return found | {
-            f"{name} of the loss": text for name, text in constants_of(self.loss_fn).items()
-        }
+        settings["trained weights"] = list(trained(self.model))
+        found = {name: repr(value) for name, value in settings.items()}
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            found[name] = f"{tuple(tensor.shape)} {tensor.dtype}"
+        found |= {name: described(value) for name, value in facts.items()}
+        found |= structure_of(self.model)
+        constants = constants_of(self.loss_fn)
+        return found | {f"{name} of the loss": text for name, text in constants.items()}
 
     def from_rank_0(self, value: object) -> object:
         box = [value]
@@ -431,23 +381,45 @@ class _Run:
         return box[0]
 
 
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with a group of parameters for each factor on the learning rate."""
+    parameters = trained(model)
+    for prefix in recipe.lr_scale:
+        known = any(name.startswith(prefix) for name in parameters)
+        require(known, "lr_scale", prefix, "the beginning of a trained parameter's name")
+    groups: dict[float, list[Tensor]] = {}
+    for name, p in parameters.items():
+        scale = math.prod(s for prefix, s in recipe.lr_scale.items() if name.startswith(prefix))
+        groups.setdefault(scale, []).append(p)
+    return torch.optim.AdamW(
+        [{"params": group, "scale": scale} for scale, group in groups.items()],
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=p.device.type in ("cpu", "cuda"),
+    )
+
+
 def _improved(recipe: Recipe, fit: Fit, row: dict[str, float]) -> bool:
-    """Compare with the best value so far; count towards early stopping and the plateau's next
-    cut."""
+    """Compare with the best value so far; count towards early stopping and the plateau."""
     require(recipe.monitor in row, "monitor", recipe.monitor, f"one of {', '.join(row)}")
-    value, sign = row[recipe.monitor], 1 if recipe.mode == "min" else -1
+    value = row[recipe.monitor]
+    sign = 1 if recipe.mode == "min" else -1
     best = sign * math.inf if fit.best_value is None else fit.best_value
     if sign * (best - value) > recipe.min_delta:  # never true of NaN
-        fit.best_value, fit.best_step, fit.stale, fit.plateau_stale = value, fit.step, 0, 0
+        fit.best_value = value
+        fit.best_step = fit.step
+        fit.stale = fit.plateau_stale = 0
         return True
-    fit.stale, fit.plateau_stale = fit.stale + 1, fit.plateau_stale + 1
+    fit.stale += 1
+    fit.plateau_stale += 1
     fit.stopped_early = recipe.patience is not None and fit.stale >= recipe.patience
     if recipe.schedule == "plateau" and fit.plateau_stale > recipe.plateau_patience:
-        fit.lr_factor, fit.plateau_stale = fit.lr_factor * recipe.plateau_factor, 0
+        fit.lr_factor *= recipe.plateau_factor
+        fit.plateau_stale = 0
     return False
 
 
-def _value(thing: Tensor | torch.Generator) -> Tensor:
+def _state(thing: Tensor | torch.Generator) -> Tensor:
     return thing.get_state() if isinstance(thing, torch.Generator) else thing
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fieldbook.grokking import networks
 from fieldbook.grokking.modular import Task
 from fieldbook.nn.checkpoints import save_weights
-from fieldbook.nn.functional import flatten, outputs_of, stacked_losses, trained
+from fieldbook.nn.functional import flatten, mapped, outputs_of, stacked_losses, trained
 from fieldbook.nn.machine import device
 from fieldbook.nn.seeds import stream
 from fieldbook.run.tables import Log, Row
@@ -57,7 +57,7 @@ def accuracy_of(
     def one(vector: Tensor) -> Tensor:
         return outputs(vector, inputs).argmax(-1) == target
 
-    many = torch.func.vmap(one)
+    many = mapped(one, (0,))
     return lambda z: many((z * scale).flatten(0, -2)).double().mean(-1).view(z.shape[:-1])
 
 

@@ -19,7 +19,8 @@ import yaml
 from pydantic import Field, PositiveInt
 
 from fieldbook.nn.checkpoints import atomic_write
-from fieldbook.nn.recipe import Decay, NonNegative, Positive
+from fieldbook.nn.checks import Decay, NonNegative, Positive
+from fieldbook.nn.machine import Precision
 from fieldbook.run import paths
 from fieldbook.scaling.transformer import WINDOW, build, count
 from fieldbook.scaling.transforms import columns
@@ -77,7 +78,7 @@ class Config:
     weight_decay: NonNegative = 0.01
     clip: Positive = 1.0
     dropout: Decay = 0.0
-    precision: Literal["fp32", "bf16", "bf16-mixed", "16-mixed", "fp16"] = "bf16"
+    precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
         if (self.mode == "finetune") != (self.parent is not None):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fieldbook.nn.baselines import boosted_trees, ridge
 from fieldbook.nn.checkpoints import load_weights, save_weights
 from fieldbook.nn.checks import positive, require
-from fieldbook.nn.recipe import AUTOCAST, Recipe
+from fieldbook.nn.machine import autocast
+from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import Fit, fit
 from fieldbook.scaling.configs import Config
 from fieldbook.scaling.patches import HORIZONS, Patches
@@ -358,9 +359,8 @@ def _predict(
 ) -> np.ndarray:
     """(n, horizon) float32, in eval mode and under the precision of the training."""
     device, training = next(model.parameters()).device, model.training
-    low = AUTOCAST[recipe.precision]
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, low, enabled=low is not None):
+    with torch.no_grad(), autocast(device, recipe.precision):
         parts = [model(read(at[i : i + size])).float().cpu() for i in range(0, len(at), size)]
     model.train(training)
     return torch.cat(parts).numpy()

@@ -8,8 +8,7 @@ The source gives its parameter counts alone; this architecture reproduces all of
 import torch
 from torch import Tensor, nn
 
-from fieldbook.nn.attention import EncoderBlock
-from fieldbook.nn.blocks import seeded
+from fieldbook.nn.layers import Block, seeded
 from fieldbook.scaling.patches import FACTORS, LONG_HORIZONS, PATCH, SHORT_HORIZONS, WINDOW
 
 
@@ -21,7 +20,7 @@ class Stack(nn.Module):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(PATCH, d))
         self.layers = nn.ModuleList(
-            EncoderBlock(d, heads(d), 2 * d, causal=True) for _ in range(n_layers)
+            Block(d, heads(d), 2 * d, causal=True) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d)
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fieldbook.nn.blocks import seeded
 from fieldbook.nn.checks import require
+from fieldbook.nn.layers import seeded
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 Layer = Literal["enc_pre_latent", "enc_last"]

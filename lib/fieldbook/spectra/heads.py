@@ -4,8 +4,8 @@ import itertools
 
 from torch import Tensor, nn
 
-from fieldbook.nn.blocks import seeded
 from fieldbook.nn.checks import numbers, require
+from fieldbook.nn.layers import seeded
 from fieldbook.spectra import preprocess
 
 HIDDEN_LAYERS = {"linear": 0, "mlp_1": 1, "mlp_2": 2}

@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fieldbook.nn.attention import EncoderBlock, rotation
-from fieldbook.nn.blocks import seeded
 from fieldbook.nn.checks import require
+from fieldbook.nn.layers import Block, rotation, seeded
 
 # -- from flux (batch, pixel) to tokens (batch, patch, d_model): three ways to write one linear map of each patch
 
@@ -131,7 +130,7 @@ class SpectraViT(nn.Module):
             )
             self.dropout = nn.Dropout(dropout)
             self.blocks = nn.ModuleList(
-                EncoderBlock(d_model, n_heads, d_hidden, dropout=dropout) for _ in range(n_layers)
+                Block(d_model, n_heads, d_hidden, dropout=dropout) for _ in range(n_layers)
             )
             self.norm = nn.LayerNorm(d_model)
             self.query = nn.Parameter(torch.zeros(d_model)) if pooling == "attention" else None
@@ -206,12 +205,13 @@ def parameter_table(model: SpectraViT) -> pd.DataFrame:
         columns `term`, `shapes` (of one copy), `parameters` (of one copy), `copies`, `total`.
     """
     block = model.blocks[0]
+    qkv = nn.ModuleList([block.attn.query, block.attn.key, block.attn.value])
     terms = {
         "preprocess": (model.preprocess, 1),
         "patch projection": (model.tokens, 1),
         "CLS token": (model.cls, 1),
         "positions": (model.position, 1),
-        "layer: QKV projection": (block.attn.qkv, len(model.blocks)),
+        "layer: QKV projection": (qkv, len(model.blocks)),
         "layer: output projection": (block.attn.out, len(model.blocks)),
         "layer: norms": (nn.ModuleList([block.attn_norm, block.ffn_norm]), len(model.blocks)),
         "layer: feed-forward": (block.ffn, len(model.blocks)),

@@ -3,7 +3,6 @@ import torch
 
 from fieldbook.grokking.grokker import Grokker
 from fieldbook.grokking.modular import primitive_root, residue_class, task, token_order
-from fieldbook.nn.blocks import Attention, Block
 from fieldbook.nn.checks import is_prime, require_prime
 
 
@@ -80,27 +79,6 @@ def test_primes():
     require_prime(499)
 
 
-def test_attention_matches_torch():
-    torch.manual_seed(0)
-    ours, x = Attention(16, 4, causal=True), torch.randn(3, 5, 16)
-    q, k, v = (
-        f(x).unflatten(-1, (4, 4)).transpose(1, 2) for f in (ours.query, ours.key, ours.value)
-    )
-    peer = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    expected = ours.out(peer.transpose(1, 2).flatten(-2))
-    assert torch.allclose(ours(x), expected, atol=1e-6)
-    assert torch.allclose(ours(x, last_only=True), expected[:, -1:], atol=1e-6)
-
-
-def test_causal_blocks_do_not_look_ahead():
-    torch.manual_seed(0)
-    block, x = Block(16, 4, 32, causal=True), torch.randn(2, 5, 16)
-    changed = x.clone()
-    changed[:, 3:] += 1
-    assert torch.equal(block(x)[:, :3], block(changed)[:, :3])
-    assert not torch.allclose(Block(16, 4, 32)(x)[:, :3], Block(16, 4, 32)(changed)[:, :3])
-
-
 def test_grokker_is_a_function_of_its_seed_alone():
     state = torch.random.get_rng_state()
     one, same, other = Grokker(7, seed=0), Grokker(7, seed=0), Grokker(7, seed=1)
@@ -120,7 +98,7 @@ def test_grokker_parameter_count(operator):
 
 
 def test_bad_models_are_named():
-    with pytest.raises(ValueError, match="n_heads = 3 must divide d_model = 16"):
+    with pytest.raises(ValueError, match=r"n_heads = 3.*a divisor of d_model = 16"):
         Grokker(7, d_model=16, n_heads=3)
     with pytest.raises(ValueError, match="activation = 'swish'"):
         Grokker(7, activation="swish")

@@ -182,13 +182,6 @@ def test_indices_are_a_pure_function_which_depends_on_the_seed():
     assert not torch.equal(indices(N, 12, 7, seed=4), later)
 
 
-def test_ranks_partition_the_batch():
-    whole = indices(N, 13, 5, seed=0)
-    parts = [indices(N, 13, 5, seed=0, rank=rank, world=3) for rank in range(3)]
-    assert [len(p) for p in parts] == [5, 4, 4]
-    assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
-
-
 @pytest.mark.parametrize("block", [1, 7, 10, N, 2 * N])
 def test_blocks_are_visited_one_after_the_other(block):
     epochs = torch.cat([indices(N, N, step, seed=3, block=block) for step in range(4)]).view(4, N)
@@ -212,12 +205,10 @@ def test_blocks_are_shuffled_inside_and_reach_the_loop():
     assert torch.equal(torch.cat(seen)[:N], indices(N, N, 0, seed=recipe().seed, block=10))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"rank": 2}, {"block": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch_size": 0}, {"step": -1}, {"block": 0}])
 def test_indices_name_what_they_refuse(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        indices(**({"n": 5, "batch_size": 2, "step": 0, "seed": 0, "rank": 0, "world": 2} | wrong))
+        indices(**({"n": 5, "batch_size": 2, "step": 0, "seed": 0} | wrong))
 
 
 # ---- the update
@@ -447,7 +438,7 @@ def test_loss_of_the_wrong_shape_is_refused():
 
 
 def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(ValueError, match="trainable"):
+    with pytest.raises(ValueError, match="require a gradient"):
         train(make_model().requires_grad_(False), recipe())
 
 
@@ -465,7 +456,7 @@ def test_frozen_modules_stay_in_eval_mode():
 # ---- precision
 
 
-@pytest.mark.parametrize("precision", ["bf16", "16-mixed", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_agrees_with_fp32(precision):
     seen = set()
 

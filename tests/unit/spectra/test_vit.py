@@ -215,6 +215,9 @@ def renamed(tensors):
     parts = {
         "attn_norm": "layernorm_before",
         "ffn_norm": "layernorm_after",
+        "attn.query": "attention.q_proj",
+        "attn.key": "attention.k_proj",
+        "attn.value": "attention.v_proj",
         "attn.out": "attention.o_proj",
         "ffn.up": "mlp.fc1",
         "ffn.down": "mlp.fc2",
@@ -224,10 +227,6 @@ def renamed(tensors):
         for layer in range(2):
             for ours, theirs in parts.items():
                 found[f"layers.{layer}.{theirs}.{kind}"] = tensors[f"blocks.{layer}.{ours}.{kind}"]
-            for name, part in zip(
-                "qkv", tensors[f"blocks.{layer}.attn.qkv.{kind}"].chunk(3), strict=True
-            ):
-                found[f"layers.{layer}.attention.{name}_proj.{kind}"] = part
     return found
 
 
@@ -280,7 +279,7 @@ def test_attention_maps_give_back_the_forward_pass(position, pooling):
     maps, pooled = attention_maps(model, flux)
     x = model.embed(flux)
     for attention, block in zip(maps, model.blocks, strict=True):
-        v = block.attn.qkv(block.attn_norm(x))[..., 32:].unflatten(-1, (4, 4)).transpose(1, 2)
+        v = block.attn.value(block.attn_norm(x)).unflatten(-1, (4, 4)).transpose(1, 2)
         x = x + block.attn.out((attention @ v).transpose(1, 2).flatten(-2))
         x = x + block.ffn(block.ffn_norm(x))
     torch.testing.assert_close(
@@ -351,7 +350,7 @@ def train(loss_name="mse", **changes):
         right = m(new).argmax(-1) == new_true if classes else (m(new) - new_true).square()
         return out | {"score": right.float().mean()}
 
-    recipe = Recipe(steps=60, batch_size=32, lr=1e-2, schedule="cosine", eval_every=60)
+    recipe = Recipe(steps=90, batch_size=32, lr=1e-2, schedule="cosine", eval_every=90)
     history = fit(model, loss_fn, 512, recipe, evaluate=evaluate, progress=False).history
     return history[0]["loss"], history[-1]["loss"], history[-1]["score"]
 

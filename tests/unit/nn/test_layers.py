@@ -1,16 +1,11 @@
-"""Attention against its formula, rotary positions against complex numbers, one token alone against all."""
+"""Attention by its formula, rotary positions by complex numbers, one token alone by all."""
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fieldbook.nn.attention import (
-    EncoderBlock,
-    SelfAttention,
-    attend,
-    attention_weights,
-    rotate,
-    rotation,
-)
+from fieldbook.nn.layers import Attention, Block, attend, attention_weights, rotate, rotation
 
 
 def draw(*shape, seed=0):
@@ -20,9 +15,7 @@ def draw(*shape, seed=0):
 def by_hand(layer, x, turns=None):
     """Attention of one example, head by head and query by query."""
     (n, d), h = x.shape, layer.n_heads
-    q, k, v = (
-        x @ w.T + b for w, b in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
-    )
+    q, k, v = (x @ part.weight.T + part.bias for part in (layer.query, layer.key, layer.value))
     out = torch.empty(n, d)
     for part in torch.arange(d).chunk(h):
         qs, ks = (y[:, part] if turns is None else rotate(y[:, part], turns) for y in (q, k))
@@ -38,14 +31,14 @@ def by_hand(layer, x, turns=None):
 def test_attention_is_the_formula(causal, rotary):
     torch.manual_seed(0)
     layer, x, turns = (
-        SelfAttention(12, 3, causal=causal),
+        Attention(12, 3, causal=causal),
         draw(2, 5, 12),
         rotation(5, 4) if rotary else None,
     )
     expected = torch.stack([by_hand(layer, one, turns) for one in x])
     torch.testing.assert_close(layer(x, turns=turns), expected)
     weights = layer.weights(x, turns=turns)
-    v = layer.qkv(x)[..., 24:].unflatten(-1, (3, 4)).transpose(1, 2)
+    v = layer.value(x).unflatten(-1, (3, 4)).transpose(1, 2)
     torch.testing.assert_close(layer.out((weights @ v).transpose(1, 2).flatten(-2)), expected)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5))
     assert bool((weights.triu(1) == 0).all()) is causal
@@ -55,7 +48,7 @@ def test_attention_is_the_formula(causal, rotary):
 @pytest.mark.parametrize("only", [0, 3, -1])
 def test_one_token_alone_is_the_same_with_the_same_gradient(causal, only):
     torch.manual_seed(0)
-    block, turns, x = EncoderBlock(12, 3, 20, causal=causal), rotation(5, 4), draw(2, 5, 12)
+    block, turns, x = Block(12, 3, 20, causal=causal), rotation(5, 4), draw(2, 5, 12)
     outputs, gradients = [], []
     for kwargs, at in (({}, [only]), ({"only": only}, [0])):
         y = block(x, turns=turns, **kwargs)[:, at]
@@ -67,7 +60,7 @@ def test_one_token_alone_is_the_same_with_the_same_gradient(causal, only):
 
 def test_a_token_outside_is_an_error():
     with pytest.raises(IndexError):
-        SelfAttention(4, 2)(draw(1, 3, 4), only=3)
+        Attention(4, 2)(draw(1, 3, 4), only=3)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -97,18 +90,51 @@ def test_rotated_scores_depend_on_the_distance_alone():
     assert scores[0].std() > 0.1  # and it does depend on it
 
 
+def test_attention_matches_torch():
+    torch.manual_seed(0)
+    ours, x = Attention(16, 4, causal=True), torch.randn(3, 5, 16)
+    peer = nn.MultiheadAttention(16, 4, batch_first=True)
+    parts = (ours.query, ours.key, ours.value)
+    peer.in_proj_weight.data = torch.cat([part.weight.data for part in parts])
+    peer.in_proj_bias.data = torch.cat([part.bias.data for part in parts])
+    peer.out_proj.load_state_dict(ours.out.state_dict())
+    future = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    expected, _ = peer(x, x, x, attn_mask=future, need_weights=False)
+    assert torch.allclose(ours(x), expected, atol=1e-6)
+    assert torch.allclose(ours(x, only=-1), expected[:, -1:], atol=1e-6)
+
+
+def test_second_derivatives_are_those_of_the_formula():
+    torch.manual_seed(0)
+    layer, x = Attention(8, 2, causal=True).double(), draw(4, 8).double()
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = torch.func.hessian(lambda x: layer(x[None]).square().sum())(x)
+
+    def formula(x):
+        q, k, v = (
+            f(x).unflatten(-1, (2, 4)).transpose(0, 1)
+            for f in (layer.query, layer.key, layer.value)
+        )
+        y = attention_weights(q, k, causal=True) @ v
+        return layer.out(y.transpose(0, 1).flatten(-2)).square().sum()
+
+    torch.testing.assert_close(hessian, torch.func.hessian(formula)(x))
+
+
 def test_causal_blocks_do_not_see_the_future():
     torch.manual_seed(0)
-    x, block = draw(1, 6, 8), EncoderBlock(8, 2, 16, causal=True)
+    x, block = draw(1, 6, 8), Block(8, 2, 16, causal=True)
     changed = x.clone()
-    changed[:, 4:] += 1
+    changed[:, 4:] += draw(1, 2, 8, seed=1)
     torch.testing.assert_close(block(changed)[:, :4], block(x)[:, :4])
     assert not torch.allclose(block(changed)[:, 4:], block(x)[:, 4:])
+    open_block = Block(8, 2, 16)
+    assert not torch.allclose(open_block(changed)[:, :4], open_block(x)[:, :4])
 
 
 def test_dropout_in_training_alone():
     torch.manual_seed(0)
-    block, x = EncoderBlock(8, 2, 16, dropout=0.5), draw(2, 6, 8)
+    block, x = Block(8, 2, 16, dropout=0.5), draw(2, 6, 8)
     assert not torch.equal(block(x), block(x))
     block.eval()
     assert torch.equal(block(x), block(x))
@@ -116,6 +142,6 @@ def test_dropout_in_training_alone():
 
 def test_what_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"n_heads = 3.*d_model = 8"):
-        SelfAttention(8, 3)
+        Attention(8, 3)
     with pytest.raises(ValueError, match="d_head = 3"):
         rotation(4, 3)
