@@ -6,7 +6,6 @@ from scipy.stats import qmc
 from fieldbook.spectra.information import (
     best_template,
     bound,
-    ceiling,
     fisher,
     maximum_likelihood,
     score_density,
@@ -125,10 +124,6 @@ def test_score_density_leaves_out_what_another_parameter_could_imitate():
     assert density[:, :30].sum() < 1e-9 * density.sum()
 
 
-def test_ceiling_is_that_of_the_median_star():
-    assert ceiling(torch.tensor([0.1, 0.2, 5.0]), 1.0) == pytest.approx(0.8)
-
-
 def curve(theta):
     """Amplitude, centre and width of a bell on 60 pixels, and the derivatives."""
     x = torch.linspace(-3, 3, 60, dtype=torch.float64)
@@ -209,7 +204,6 @@ def test_what_cannot_be_known_is_named():
         (lambda j, e: fisher(j, e - 1), "error"),
         (lambda j, e: bound(fisher(j, e), 4), "parameter = 4"),
         (lambda j, e: bound(fisher(j, e), 0, torch.tensor([0.0, 1, 1, 1])), "prior_variance"),
-        (lambda j, e: ceiling(e[0], 0.0), "variance = 0.0"),
     ],
 )
 def test_bad_arguments_are_named(call, message):
