@@ -48,7 +48,7 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
 
     Args:
         fisher: (star, parameter, parameter); `parameter`: g, counted from 0.
-        prior_variance: (parameter,); infinity where nothing is known beforehand, 0 where all is.
+        prior_variance: (parameter,), positive; infinity where nothing is known beforehand.
     Returns:
         (star,) float64, unit of the parameter squared.
     Raises:
@@ -61,12 +61,8 @@ def bound(fisher: Tensor, parameter: int, prior_variance: Tensor | None = None) 
     require(0 <= parameter < k, "parameter", parameter, f"in [0, {k})")
     information = fisher.double()
     if prior_variance is not None:
-        v = numbers(prior_variance, "prior_variance", shape=(k,), finite=False).to(information)
-        usable = bool((v >= 0).all()) and v[parameter] > 0
-        require(usable, "prior_variance", v.tolist(), "0 or more, positive at g")
-        kept = torch.nonzero(v > 0).flatten()  # what is known is no unknown
-        information = information[:, kept][:, :, kept] + torch.diag(1 / v[kept])
-        parameter = int((kept == parameter).nonzero())
+        v = positive(prior_variance, "prior_variance", shape=(k,), finite=False)
+        information = information + torch.diag(1 / v.to(information))
     sizes = information.diagonal(dim1=-2, dim2=-1)
     # of the correlations, as units apart by 1e3 would cost digits
     size = sizes.sqrt()

@@ -27,6 +27,7 @@ POOLINGS = {
     "mean_max": lambda x: torch.cat([x.mean(-1), x.amax(-1)], 1),
     "flatten": lambda x: x.flatten(1),
 }
+BATCH = 64  # spectra that an encoder sees at once
 HIDDEN_LAYERS = {"linear": 0, "mlp_1": 1, "mlp_2": 2}
 Split = tuple[Tensor, Tensor]  # features (n, features) and labels (n,)
 
@@ -67,18 +68,12 @@ def pool(latents: Tensor, pooling: str) -> Tensor:
 
 
 def features(
-    encoder: BlindSpotUNet,
-    noisy: Tensor,
-    sigma: Tensor | None,
-    views: Sequence[View],
-    *,
-    batch: int = 64,
+    encoder: BlindSpotUNet, noisy: Tensor, sigma: Tensor | None, views: Sequence[View]
 ) -> list[Tensor]:
     """Features of a frozen encoder, all views in one pass.
 
     Args:
-        noisy, sigma: (n, pixel), as in `BlindSpotUNet.forward`, whose errors apply.
-        batch: spectra per pass, which are moved to the encoder's device.
+        noisy, sigma: (n, pixel) on any device, as in `BlindSpotUNet.forward`, whose errors apply.
     Returns:
         for each view (n, features), in float32 on the CPU.
     """
@@ -86,7 +81,7 @@ def features(
     device = next(encoder.parameters()).device
     wanted = [(view.layer, view.direction) for view in views]
     with frozen(encoder), torch.no_grad():
-        for rows in torch.arange(len(noisy)).split(batch):
+        for rows in torch.arange(len(noisy)).split(BATCH):
             x, s = (None if t is None else t[rows].to(device) for t in (noisy, sigma))
             found = zip(encoder.latents(x, s, wanted), views, strict=True)
             parts.append([pool(latents, view.pooling).float().cpu() for latents, view in found])
@@ -129,13 +124,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def head(
-    name: str,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    hidden: int = 256,
-    dropout: float = 0.1,
-    seed: int = 0,
+    name: str, features: Tensor, labels: Tensor, *, hidden: int = 256, seed: int = 0
 ) -> nn.Sequential:
     """A small network (batch, features) -> (batch,) that answers in the labels' unit.
 
@@ -154,7 +143,7 @@ def head(
     layers = [preprocess.standardise(features)]
     with seeded(seed):
         for n_in, n_out in itertools.pairwise(widths):
-            layers += [nn.Linear(n_in, n_out), nn.GELU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(n_in, n_out), nn.GELU(), nn.Dropout(0.1)]
         layers += [nn.Linear(widths[-1], 1), nn.Flatten(0)]
     spread = labels.std(keepdim=True)
     layers.append(preprocess.Affine(-labels.mean() / spread, spread))  # to the labels' unit
@@ -222,8 +211,8 @@ def train(
             look for.
     """
     labels = checked(labels, len(inputs[0]), "labels")
-    arrays, target = validation
-    target = checked(target, len(arrays[0]), "validation labels")
+    held_out, target = validation
+    target = checked(target, len(held_out[0]), "validation labels")
     if isinstance(model, Probe) and any(p.requires_grad for p in model.encoder.parameters()):
         accepted = "a factor for 'encoder.' to fine-tune it; or train within `frozen(encoder)`"
         require("encoder." in recipe.lr_scale, "lr_scale", recipe.lr_scale, accepted)
@@ -241,7 +230,7 @@ def train(
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         batches = torch.arange(len(target)).split(recipe.batch_size)
-        answers = torch.cat([predict(network, rows, arrays) for rows in batches])
+        answers = torch.cat([predict(network, rows, held_out) for rows in batches])
         found = scores(target.numpy(force=True), answers.numpy(force=True))
         if step == begun and found["r2"] < 0:
             warnings.warn(
@@ -252,7 +241,7 @@ def train(
             )
         return found
 
-    facts = {"inputs": [*inputs], "labels": labels, "validation": [[*arrays], target]}
+    facts = {"inputs": [*inputs], "labels": labels, "validation": [[*held_out], target]}
     fit = training.fit(model, loss, len(labels), recipe, evaluate=evaluate, facts=facts, **options)
     if fit.best is not None:
         model.load_state_dict(fit.best)

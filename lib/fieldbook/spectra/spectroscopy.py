@@ -36,7 +36,6 @@ FITTED = 4096  # spectra that a preprocessing is fitted to
 COMPONENTS = 256
 
 Settings = Mapping[str, Any]
-Range = tuple[float, float]
 OPTIONS = {
     "tokenizer": "C1D",
     "position": "learned",
@@ -138,9 +137,7 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
 # -- what the spectra tell
 
 
-def limits(
-    emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = observation.MAGNITUDES
-) -> pd.DataFrame:
+def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> pd.DataFrame:
     """How well the noise lets log_g of each star be known, all else that varies being unknown.
 
     Args:
@@ -150,7 +147,7 @@ def limits(
         exact where the spectrum is linear in its labels within the error: `linear`, of the best
         linear estimator that knows the labels' variances; `least`, that knows they are uniform.
     """
-    *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms, mag=mag)
+    *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms)
     unknown, width, g = _unknown(emulator, rv_kms)
     fisher = _fisher(emulator, stars, unknown)
     prior = width.square() / 12

@@ -65,9 +65,9 @@ def test_priors_take_the_bound_from_nothing_known_to_all_known():
     information = fisher(jacobian, error)
     infinite = torch.full((4,), torch.inf, dtype=torch.float64)
     assert torch.allclose(bound(information, 1, infinite), bound(information, 1))
-    zero = torch.tensor([0, 7.0, 0, 0])
+    known = torch.tensor([1e-12, 7.0, 1e-12, 1e-12])
     alone = 1 / (information[:, 1, 1] + 1 / 7.0)
-    assert torch.allclose(bound(information, 1, zero), alone)
+    assert torch.allclose(bound(information, 1, known), alone)
     weak = bound(information * 1e-12, 2, torch.tensor([1.0, 1.0, 0.3, 1.0]))
     assert torch.allclose(weak, torch.full_like(weak, 0.3))
 

@@ -79,9 +79,10 @@ def test_unknown_poolings_are_named(name):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_features_of_several_views_are_those_of_each(batch):
+def test_features_of_several_views_are_those_of_each(batch, monkeypatch):
+    monkeypatch.setattr("fieldbook.spectra.probes.BATCH", batch)
     model, (noisy, sigma, _) = encoder(), spectra(10)
-    found = features(model, noisy, sigma, VIEWS, batch=batch)
+    found = features(model, noisy, sigma, VIEWS)
     assert model.training and all(p.requires_grad for p in model.parameters())  # as before
     model.eval()
     for view, ours in zip(VIEWS, found, strict=True):
