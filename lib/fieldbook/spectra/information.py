@@ -221,22 +221,25 @@ def maximum_likelihood(
     for _ in range(steps):
         at_wall = ((theta <= lower) & (gradient < 0)) | ((theta >= upper) & (gradient > 0))
         downhill = gradient.masked_fill(at_wall, 0)
-        size = curvature.diagonal(dim1=-2, dim2=-1)
-        size = size.where(size > 0, 1.0)  # of a parameter without influence, which stays
-        fixed = at_wall[:, :, None] | at_wall[:, None, :]
-        system = curvature.masked_fill(fixed, 0)
-        system = system + torch.diag_embed(torch.where(at_wall, size, damping * size))
-        move = torch.linalg.solve(system, downhill)
+        move = torch.linalg.solve(_damped(curvature, damping, at_wall), downhill)
         converged |= ((move * downhill).sum(-1) < tolerance) & (damping[:, 0] < 1)
         if converged.all():
             break
         trial = (theta + move).clamp(lower, upper)
         tried = [trial, *_expand(model, trial, data, error)]
         better = tried[1] < chi2
-        for old, new in zip(state, tried, strict=True):
+        for old, new in zip(state, tried, strict=True):  # theta, chi2, gradient, curvature
             old[better] = new[better]
         damping = torch.where(better[:, None], damping / 5, damping * 4).clamp(1e-9, 1e9)
     return Fit(theta, chi2, converged)
+
+
+def _damped(curvature: Tensor, damping: Tensor, at_wall: Tensor) -> Tensor:
+    """The matrix of a step, which leaves alone what is at a wall or has no influence."""
+    size = curvature.diagonal(dim1=-2, dim2=-1)
+    size = size.where(size > 0, 1.0)
+    kept = curvature.masked_fill(at_wall[:, :, None] | at_wall[:, None, :], 0)
+    return kept + torch.diag_embed(torch.where(at_wall, size, damping * size))
 
 
 def _expand(
