@@ -28,7 +28,7 @@
 # *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
 # {mod}`spectra.denoising <fieldbook.spectra.denoising>`, {mod}`spectra.probes <fieldbook.spectra.probes>`,
 # {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
-# {mod}`spectra.heads <fieldbook.spectra.heads>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
+# {mod}`spectra.losses <fieldbook.spectra.losses>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
 
 # %% [markdown]
 # ## Parameters
@@ -91,11 +91,10 @@ from fieldbook.stars import dataset
 from fieldbook.spectra import spectroscopy
 from fieldbook.spectra import denoising, probes
 from fieldbook.nn import baselines
-from fieldbook.spectra.probes import Probe, View, fingerprint
-from fieldbook.spectra import blindspot
+from fieldbook.spectra.probes import Probe, View, fingerprint, head
+from fieldbook.spectra import blindspot, losses
 from fieldbook.nn import lightning
 from fieldbook.spectra.blindspot import BlindSpotUNet, posterior_mean
-from fieldbook.spectra.heads import head
 from fieldbook.nn.recipe import Recipe
 
 chosen = parameters.load("encoder_probe", globals())
@@ -215,7 +214,7 @@ def validate(model, step):
     gain = denoising.snr_gain(
         mu, noisy, torch.from_numpy(np.array(sets["val"].flux[:WATCHED])), sigma
     )
-    nll = blindspot.gaussian(mu, spread, noisy, sigma)
+    nll = losses.gaussian(mu, spread, noisy, sigma)
     return {"val_nll": float(nll), "val_gain": float(gain.mean())}
 
 
@@ -251,7 +250,7 @@ def pretrain(name):
     """Train a denoiser, or finish what a killed run has begun; its history."""
     model = network(name)
     blindspot.start_at(model, *(part.to(device) for part in spectra_of("train", n=256)))
-    objective = blindspot.denoising_loss(loss, sets["train"][:n_pretrain].rows, noise_level)
+    objective = losses.denoising_loss(loss, sets["train"][:n_pretrain].rows, noise_level)
     options = {"evaluate": validate, "checkpoint": folder_of(name), "progress": False}
     return training.fit(model, objective, n_pretrain, pretraining(), **options).history
 
@@ -590,7 +589,7 @@ makers += [tune, tuned, answers, note_tuning, pretrained, slopes, blind_rows, pr
 makers += [best_of, estimates, gain_rows, calibration_rows, spectrum_rows, folder_of]
 constants = [ENCODERS, WATCHED, JOB, KEPT, REACH, MODES, WINDOWS, COMPONENTS, EDGES]
 constants += [spectroscopy.sizes_of(data_dir)]
-modules = [spectroscopy, probes, denoising, blindspot, lightning, training]
+modules = [spectroscopy, probes, denoising, blindspot, losses, lightning, training]
 reads = {"checkpoint": Path(checkpoint)} if checkpoint else None
 run = results.Run("encoder_probe", chosen, uses=[*modules, *makers, *constants], reads=reads)
 

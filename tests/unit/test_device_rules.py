@@ -20,7 +20,7 @@ from fieldbook.samplers import sgmcmc
 from fieldbook.samplers import wang_landau as wl
 from fieldbook.samplers.potentials import harmonic
 from fieldbook.samplers.preconditioners import named
-from fieldbook.spectra.heads import head
+from fieldbook.spectra.probes import head
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ ELSEWHERE = {
     "agop": "agop agop_sketch second_moments signs residuals one_hot_blocks",  # test_agop, test_foreign
     "frechet": "clean_fid inception reference_statistics folder_features require_fid fid",  # files: test_frechet
     "judge": "judge",  # a training: test_drifting
-    "probes": "features fingerprint frozen probe_recipe train",  # networks: test_probes
+    "losses": "gaussian laplace huber denoising_loss",  # at their minimum: test_losses
+    "probes": "features fingerprint frozen head probe_recipe train",  # networks: test_probes
 }
 
 
@@ -441,11 +442,6 @@ EVERY = {
                 same,
             ),
         },
-    ),
-    "ceiling": Measure(
-        lambda bound: information.ceiling(bound, 2.0),
-        lambda seed: {"bound": normal(seed, 9).abs()},
-        {"repetition": (repeated("bound"), same), "order": (reordered("bound"), same)},
     ),
     "uniform_error": Measure(
         lambda variance: information.uniform_error(variance, 2.0),

@@ -1,5 +1,4 @@
-"""Stellar labels from noisy spectra: the data of a run, what they let be known, and a transformer
-trained on them."""
+"""Stellar labels from noisy spectra: the data of a run, what they tell, a transformer on them."""
 
 import itertools
 import math
@@ -22,16 +21,9 @@ from fieldbook.nn.identity import digest
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.seeds import stream
 from fieldbook.run import paths
-from fieldbook.spectra.information import (
-    bound,
-    fisher,
-    maximum_likelihood,
-    score_density,
-    uniform_error,
-)
-from fieldbook.spectra.losses import loss as loss_of
+from fieldbook.spectra import information, losses
 from fieldbook.spectra.preprocess import principal_components, standardise
-from fieldbook.spectra.vit import SpectraViT, attention_maps, restart_as_in_seed_experiment, rollout
+from fieldbook.spectra.vit import SpectraViT, attention_maps, rollout, start_as_source
 from fieldbook.stars import observation, spectra_hdf5
 from fieldbook.stars.dataset import LabelNorm, Spectra, fixed_noise, noisy
 from fieldbook.stars.emulator import NODES, SMALL, Emulator
@@ -44,7 +36,6 @@ FITTED = 4096  # spectra that a preprocessing is fitted to
 COMPONENTS = 256
 
 Settings = Mapping[str, Any]
-Range = tuple[float, float]
 OPTIONS = {
     "tokenizer": "C1D",
     "position": "learned",
@@ -54,8 +45,14 @@ OPTIONS = {
     "loss": "mse",
     "norm": "standard",
 }
-"""What may be chosen about a network beside its size, with the choices of the first run of the seed
-experiment."""
+"""What may be chosen about a network beside its size; the choices of the source's first run."""
+PREPROCESS = {
+    "none": lambda flux: None,
+    "standardise": standardise,
+    "pca": lambda flux: principal_components(flux, COMPONENTS),
+}
+
+# -- the data of a run
 
 
 def provide(
@@ -67,8 +64,7 @@ def provide(
     rv_kms: float = 100.0,
     workers: int = 1,
 ) -> tuple[Emulator, dict[str, Spectra]]:
-    """The emulator and the spectra of each split, made on first use and kept under the results'
-    `inputs`.
+    """The emulator and the spectra of each split, made once and kept under the results' `inputs`.
 
     Args:
         sizes: split -> stars, for `train`, `val` and `test`.
@@ -82,9 +78,8 @@ def provide(
     require(grid in ("full", "small"), "grid", grid, "full or small")
     nodes = NODES if grid == "full" else SMALL
     kept = [m for m in nodes["M_H"] if m >= lowest_M_H]
-    require(
-        len(kept) > 1, "lowest_M_H", lowest_M_H, f"below the grid's highest, {nodes['M_H'][-1]}"
-    )
+    accepted = f"below the grid's highest, {nodes['M_H'][-1]}"
+    require(len(kept) > 1, "lowest_M_H", lowest_M_H, accepted)
     stars = build_emulator(paths.inputs("starlight", grid), {**nodes, "M_H": kept}, workers=workers)
     folder = Path(data_dir)
     if not data_dir:
@@ -106,13 +101,11 @@ def files_of(data_dir: str) -> dict[str, Path]:
 def synthesise(
     folder: Path, sizes: Mapping[str, int], emulator: Emulator, *, seed: int, rv_kms: float
 ) -> Path:
-    """Write noise-free spectra as `<split>_<i>/dataset.h5`, unless they are there.
+    """Write noise-free spectra as `<split>_<i>/dataset.h5`, unless they are there; the folder.
 
     Args:
         sizes: split -> stars; a shorter split is the beginning of a longer one.
         seed: of the stars, which differ by split and file; `rv_kms`: largest radial velocity.
-    Returns:
-        The folder.
     """
     for split, size in sizes.items():
         for shard, start in enumerate(range(0, size, SHARD)):
@@ -128,8 +121,7 @@ def synthesise(
 
 
 def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spectra]:
-    """The first stars of each split in a folder of HDF5 files, converted to memory maps on first
-    use.
+    """The first stars of each split in a folder of HDF5 files, which are converted on first use.
 
     Args:
         cache: folder of the memory maps; `sizes`: split -> stars.
@@ -137,25 +129,19 @@ def read(folder: Path, cache: Path, sizes: Mapping[str, int]) -> dict[str, Spect
         FileNotFoundError: a split has no file.
         ValueError: a file is damaged, or a split has too few stars; names it.
     """
-    sets = {
-        split: spectra_hdf5.convert(files, cache / split)
-        for split, files in spectra_hdf5.splits(folder).items()
-    }
+    files = spectra_hdf5.splits(folder)
+    sets = {split: spectra_hdf5.convert(files[split], cache / split) for split in files}
     for split, size in sizes.items():
-        require(
-            size <= len(sets[split]),
-            f"number of {split} spectra",
-            size,
-            f"at most {len(sets[split])} of {folder}",
-        )
+        accepted = f"at most {len(sets[split])} of {folder}"
+        require(size <= len(sets[split]), f"number of {split} spectra", size, accepted)
     return {split: sets[split][:size] for split, size in sizes.items()}
 
 
-def limits(
-    emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: Range = observation.MAGNITUDES
-) -> pd.DataFrame:
-    """How well the noise lets log_g be known, star by star, the other labels and the velocity being
-    unknown.
+# -- what the spectra tell
+
+
+def limits(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> pd.DataFrame:
+    """How well the noise lets log_g of each star be known, all else that varies being unknown.
 
     Args:
         n: stars, drawn as `synthesise` draws them; `rv_kms`: 0 makes the velocity known.
@@ -164,44 +150,42 @@ def limits(
         exact where the spectrum is linear in its labels within the error: `linear`, of the best
         linear estimator that knows the labels' variances; `least`, that knows they are uniform.
     """
-    *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms, mag=mag)
+    *_, params = stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms)
     unknown, width, g = _unknown(emulator, rv_kms)
-    information = torch.cat(
-        [fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)]
-    )
+    fisher = _fisher(emulator, stars, unknown)
     prior = width.square() / 12
-    alone = torch.where(torch.arange(len(unknown)) == g, torch.inf, prior)
+    others = torch.where(torch.arange(len(unknown)) == g, torch.inf, prior)
     columns = {
-        "unbiased": bound(information, g),
-        "linear": bound(information, g, prior),
-        "least": uniform_error(bound(information, g, alone), float(width[g])),
+        "unbiased": information.bound(fisher, g),
+        "linear": information.bound(fisher, g, prior),
+        "least": information.uniform_error(information.bound(fisher, g, others), float(width[g])),
     }
-    return params[["mag", "snr"]].assign(
-        **{name: column.numpy() for name, column in columns.items()}
-    )
+    return params[["mag", "snr"]].assign(**{name: x.numpy() for name, x in columns.items()})
 
 
 def gravity_density(emulator: Emulator, n: int, *, seed: int, rv_kms: float) -> np.ndarray:
-    """Information on log_g in each pixel, that other labels cannot imitate, as a share of the
-    whole, (pixel,)."""
+    """Share (pixel,) of each pixel in what spectra tell of log_g alone, mean over stars."""
     unknown, _, g = _unknown(emulator, rv_kms)
     stars = observation.spectra(n, seed, emulator, rv_kms=rv_kms)
-    density = [score_density(j[..., unknown], e, g) for _, j, e in _derivatives(emulator, stars)]
-    share = torch.cat(density)
-    return (share / share.sum(1, keepdim=True)).mean(0).numpy()
+    parts = [information.score_density(*part, g) for part in _slopes(emulator, stars, unknown)]
+    density = torch.cat(parts)
+    return (density / density.sum(1, keepdim=True)).mean(0).numpy()
 
 
 def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) -> pd.DataFrame:
-    """Maximum-likelihood log_g of stars of one magnitude: columns log_g, estimate, bound (dex^2),
-    converged.
+    """Maximum-likelihood log_g of stars of one magnitude, beside its bound.
 
     A check of the bound, no search among maxima: the fits start at the truth, away from the walls.
+
+    Returns:
+        Columns log_g, estimate, bound (dex^2), converged.
     """
     unknown, _, g = _unknown(emulator, rv_kms)
     ends = {name: (nodes[0], nodes[-1]) for name, nodes in emulator.nodes.items()}
     inner = {name: (0.8 * a + 0.2 * b, 0.2 * a + 0.8 * b) for name, (a, b) in ends.items()}
     stars = observation.spectra(n, seed, emulator, ranges=inner, rv_kms=rv_kms, mag=(mag, mag))
     _, flux, error, params = stars
+    flux, error = (torch.from_numpy(array) for array in (flux, error))
     velocity = params.redshift * SPEED_OF_LIGHT
     truth = torch.tensor(params[list(LABELS)].assign(rv_kms=velocity).to_numpy())
     walls = torch.tensor([*ends.values(), (-2 * rv_kms, 2 * rv_kms)], dtype=torch.float64)
@@ -213,49 +197,46 @@ def fitted(emulator: Emulator, n: int, *, seed: int, rv_kms: float, mag: float) 
         prediction, jacobian = emulator.jacobian(full[:, :-1], full[:, -1])
         return prediction, jacobian[..., unknown]
 
-    noise = torch.Generator().manual_seed(stream("noise", seed))
-    data = noisy(torch.from_numpy(flux), torch.from_numpy(error), 1.0, noise)
-    sigma, start = torch.from_numpy(error), truth[:, unknown]
-    fit = maximum_likelihood(model, data, sigma, start, lower=lower, upper=upper)
-    information = torch.cat(
-        [fisher(j[..., unknown], e) for _, j, e in _derivatives(emulator, stars)]
-    )
-    found = {
-        "estimate": fit.estimate[:, g],
-        "bound": bound(information, g),
-        "converged": fit.converged,
-    }
-    return params[["log_g"]].assign(**{name: column.numpy() for name, column in found.items()})
+    data = noisy(flux, error, 1.0, torch.Generator().manual_seed(stream("noise", seed)))
+    start = truth[:, unknown]
+    fit = information.maximum_likelihood(model, data, error, start, lower=lower, upper=upper)
+    least = information.bound(_fisher(emulator, stars, unknown), g)
+    found = {"estimate": fit.estimate[:, g], "bound": least, "converged": fit.converged}
+    return params[["log_g"]].assign(**{name: x.numpy() for name, x in found.items()})
 
 
 def _unknown(emulator: Emulator, rv_kms: float) -> tuple[list[int], Tensor, int]:
-    """Columns of the emulator's jacobian that are not known beforehand, the width of each, and
-    where log_g is."""
+    """Labels and velocity that vary: columns of the jacobian, widths, and which is log_g."""
     widths = [emulator.nodes[name][-1] - emulator.nodes[name][0] for name in LABELS] + [2 * rv_kms]
     unknown = [i for i, width in enumerate(widths) if width > 0]
-    return (
-        unknown,
-        torch.tensor(widths, dtype=torch.float64)[unknown],
-        unknown.index(LABELS.index("log_g")),
-    )
+    width = torch.tensor(widths, dtype=torch.float64)[unknown]
+    return unknown, width, unknown.index(LABELS.index("log_g"))
 
 
-def _derivatives(emulator: Emulator, stars: tuple) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Flux, jacobian and error of a set of stars, some at a time."""
+def _fisher(emulator: Emulator, stars: tuple, unknown: list[int]) -> Tensor:
+    """Fisher information of each star."""
+    parts = [information.fisher(*part) for part in _slopes(emulator, stars, unknown)]
+    return torch.cat(parts)
+
+
+def _slopes(
+    emulator: Emulator, stars: tuple, unknown: list[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Jacobian by what is unknown, and error, of 64 stars at a time."""
     _, _, error, params = stars
     labels = torch.tensor(params[list(LABELS)].to_numpy(), dtype=torch.float32)
     rv = torch.tensor(params.redshift.to_numpy() * SPEED_OF_LIGHT, dtype=torch.float32)
     for part in torch.arange(len(params)).split(64):
-        yield *emulator.jacobian(labels[part], rv[part]), torch.from_numpy(error[part.numpy()])
+        _, jacobian = emulator.jacobian(labels[part], rv[part])
+        yield jacobian[..., unknown], torch.from_numpy(error[part.numpy()])
+
+
+# -- a network on them
 
 
 @dataclass(frozen=True)
 class Classes:
-    """A label cut into classes of equal width, in the place of a `LabelNorm`.
-
-    `transform` gives the class, `inverse` the expected centre of a class under the softmax of (n,
-    class) logits.
-    """
+    """A label cut into classes of equal width, in the place of a `LabelNorm`."""
 
     low: float
     scale: float  # width of a class
@@ -270,24 +251,26 @@ class Classes:
         return cls(float(np.min(train)), width, count)
 
     def transform(self, label: Tensor) -> Tensor:
-        """(n,) -> (n,) int64 in [0, count)."""
+        """Labels (n,) -> classes (n,), int64 in [0, count)."""
         return ((label - self.low) / self.scale).floor().long().clamp(0, self.count - 1)
 
     def inverse(self, logits: Tensor) -> Tensor:
-        """(n, count) -> (n,) in the label's unit."""
+        """Logits (n, count) -> expected centre of a class (n,), in the label's unit."""
         centres = self.low + self.scale * (torch.arange(self.count, device=logits.device) + 0.5)
         return logits.softmax(-1) @ centres.to(logits)
 
 
-def norm_of(options: Settings, label: np.ndarray) -> LabelNorm | Classes:
-    """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` for
-    classification."""
+Norm = LabelNorm | Classes
+
+
+def norm_of(options: Settings, label: np.ndarray) -> Norm:
+    """The scale of the train split's labels: `standard`, `minmax`, or `classes 8` to classify."""
     kind, _, count = options["norm"].partition(" ")
     return Classes.fit(label, int(count)) if kind == "classes" else LabelNorm.fit(label, kind)
 
 
 def network_of(
-    settings: Any, options: Settings, train: Spectra, norm: LabelNorm | Classes, seed: int
+    settings: Any, options: Settings, train: Spectra, norm: Norm, seed: int
 ) -> SpectraViT:
     """An untrained network of a size, with options, for the spectra of a train split.
 
@@ -296,16 +279,11 @@ def network_of(
         options: as `OPTIONS`; preprocess is `none`, `standardise` or `pca`, start is `ours` or
             `source`.
     """
-    kinds = {
-        "none": None,
-        "standardise": standardise,
-        "pca": lambda flux: principal_components(flux, COMPONENTS),
-    }
-    kind = options["preprocess"]
-    require(kind in kinds, "preprocess", kind, f"one of {', '.join(kinds)}")
-    fit = kinds[kind]
-    prepare = fit and fit(fixed_noise(train[:FITTED], settings.noise_level))
-    pixels, patch = len(train.wave), settings.patch
+    kind, start = options["preprocess"], options["start"]
+    require(kind in PREPROCESS, "preprocess", kind, f"one of {', '.join(PREPROCESS)}")
+    require(start in ("ours", "source"), "start", start, "ours or source")
+    prepare = PREPROCESS[kind](fixed_noise(train[:FITTED], settings.noise_level))
+    (pixels,), patch = train.wave.shape, settings.patch
     if kind == "pca":
         pixels, patch = COMPONENTS, patch * COMPONENTS // pixels
     parts = {name: options[name] for name in ("tokenizer", "position", "pooling")}
@@ -322,45 +300,40 @@ def network_of(
         n_outputs=norm.count if isinstance(norm, Classes) else 1,
         **parts,
     )
-    require(options["start"] in ("ours", "source"), "start", options["start"], "ours or source")
-    if options["start"] == "source":
-        restart_as_in_seed_experiment(model, seed)
+    if start == "source":
+        start_as_source(model, seed)
     return model
 
 
 @torch.no_grad()
-def predict(model: SpectraViT, flux: Tensor, norm: LabelNorm | Classes) -> np.ndarray:
-    """Labels (n,), in their own unit, of noisy spectra (n, pixels) on any device; the model should
-    be in eval mode."""
+def predict(model: SpectraViT, flux: Tensor, norm: Norm) -> np.ndarray:
+    """Labels (n,) of noisy spectra (n, pixel) on any device; the model should be in eval mode."""
     device = next(model.parameters()).device
     parts = [norm.inverse(model(part.to(device)).float()) for part in flux.split(BATCH)]
     return torch.cat(parts).double().cpu().numpy()
 
 
-def errors(
-    label: np.ndarray, guess: np.ndarray, norm: LabelNorm | Classes, split: str
-) -> dict[str, float]:
-    """R2, and errors in dex and in units of the norm: an error known in one unit only has been
-    taken for the other."""
+def errors(label: np.ndarray, guess: np.ndarray, norm: Norm, split: str) -> dict[str, float]:
+    """R2, and errors in dex and in the norm's unit, since one has been taken for the other."""
     found = scores(label, guess)
-    row = {
-        "r2": found["r2"],
-        "mae_norm": found["mae"] / norm.scale,
-        "mae_dex": found["mae"],
-        "rmse_dex": found["rmse"],
+    return {
+        f"{split}_r2": found["r2"],
+        f"{split}_mae_norm": found["mae"] / norm.scale,
+        f"{split}_mae_dex": found["mae"],
+        f"{split}_rmse_dex": found["rmse"],
     }
-    return {f"{split}_{name}": value for name, value in row.items()}
 
 
 def binned(
     label: np.ndarray, guess: np.ndarray, by: np.ndarray, edges: Sequence[float]
 ) -> list[dict[str, float]]:
-    """Errors within bins of another quantity: low, high, n, r2 and rmse.
+    """Errors within bins of another quantity: low, high, n, r2 and rmse, nan where empty.
 
     R2 is 1 - (mean squared error of the bin) / (variance of all labels), so that bins can be
-    compared; nan where empty.
+    compared.
     """
-    rows, squared = [], np.square(np.subtract(label, guess))
+    rows = []
+    squared = np.square(np.subtract(label, guess))
     for low, high in itertools.pairwise(edges):
         inside = (by >= low) & (by < high)
         mse = float(squared[inside].mean()) if inside.any() else math.nan
@@ -370,8 +343,7 @@ def binned(
 
 
 def attention(model: SpectraViT, flux: Tensor) -> np.ndarray:
-    """Share of each patch in the attention rollout, (patch,), mean over noisy spectra (n,
-    pixels)."""
+    """Share (patch,) of each patch in the attention rollout, mean over spectra (n, pixel)."""
     device = next(model.parameters()).device
     parts = [rollout(*attention_maps(model.eval(), part.to(device))) for part in flux.split(16)]
     share = torch.cat(parts)[:, -model.n_patches :].double()
@@ -379,8 +351,7 @@ def attention(model: SpectraViT, flux: Tensor) -> np.ndarray:
 
 
 def saliency(model: SpectraViT, flux: Tensor, error: Tensor) -> np.ndarray:
-    """Share of each pixel in the variance that noise gives the answer, (pixel,): the mean of
-    (gradient * error)^2."""
+    """Share (pixel,) of each pixel in the answer's variance: mean of (gradient * error)^2."""
     device = next(model.parameters()).device
     total = torch.zeros(flux.shape[1], dtype=torch.float64, device=device)
     for part, sigma in zip(flux.split(BATCH), error.split(BATCH), strict=True):
@@ -393,7 +364,7 @@ def saliency(model: SpectraViT, flux: Tensor, error: Tensor) -> np.ndarray:
 def train(
     model: SpectraViT,
     data: Mapping[str, Spectra],
-    norm: LabelNorm | Classes,
+    norm: Norm,
     recipe: Recipe,
     *,
     loss: str = "mse",
@@ -401,31 +372,31 @@ def train(
     noise_level: float = 1.0,
     checkpoint: Path | None = None,
     logger: object = None,
-    progress: bool = False,
 ) -> training.Fit:
-    """Train with fresh noise on every spectrum, keep the weights that validate best, and load them
-    at the end.
+    """Train with fresh noise on every spectrum, and keep the weights that validate best.
 
     Args:
         data: `train`, to which `norm` is fitted, and `val`, whose noise is drawn once.
         recipe: should monitor a metric that is computed here: val_r2, val_mae_norm, val_mae_dex,
             val_rmse_dex.
-        loss: a name of `fieldbook.spectra.losses`; `noise_level`: factor on the spectra's errors.
+        loss: a name of `fieldbook.spectra.losses.loss`; `noise_level`: factor on the spectra's
+            errors.
         checkpoint: folder, from which a killed call continues; `logger`: `log(metrics, step=..)`.
     Returns:
         How the run went; its `history` has a row per evaluation.
     """
-    device, criterion = next(model.parameters()).device, loss_of(loss)
-    target = norm.transform(
-        torch.tensor(data["train"].params[label].to_numpy(), dtype=torch.float32)
-    ).to(device)
-    truth, seen = data["val"].params[label].to_numpy(float), fixed_noise(data["val"], noise_level)
+    criterion = losses.loss(loss)
+    device = next(model.parameters()).device
+    answers = {split: data[split].params[label] for split in ("train", "val")}
+    target = torch.tensor(answers["train"].to_numpy(), dtype=torch.float32)
+    target = norm.transform(target).to(device)
+    truth = answers["val"].to_numpy(float)
+    seen = fixed_noise(data["val"], noise_level)
 
     def step_loss(network: SpectraViT, index: Tensor, generator: torch.Generator) -> Tensor:
         flux, error = (part.to(device, non_blocking=True) for part in data["train"].rows(index))
-        return criterion(
-            network(noisy(flux, error, noise_level, generator)), target[index.to(device)]
-        )
+        prediction = network(noisy(flux, error, noise_level, generator))
+        return criterion(prediction, target[index.to(device)])
 
     def evaluate(network: SpectraViT, step: int) -> dict[str, float]:
         epoch = step * recipe.batch_size / len(data["train"])
@@ -435,17 +406,16 @@ def train(
         return row
 
     facts = {"loss": loss, "label": label, "norm": norm, "noise_level": noise_level}
-    for split in ("train", "val"):
-        facts[split] = [data[split].flux, data[split].error, data[split].params[label]]
+    facts |= {split: [data[split].flux, data[split].error, answers[split]] for split in answers}
     fit = training.fit(
         model,
         step_loss,
-        len(data["train"]),
+        len(target),
         recipe,
         evaluate=evaluate,
         checkpoint=checkpoint,
-        progress=progress,
         facts=facts,
+        progress=False,
     )
     if fit.best is not None:
         model.load_state_dict(fit.best)

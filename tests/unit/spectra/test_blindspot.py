@@ -13,14 +13,8 @@ from torch import nn
 from fieldbook.nn.lightning import load_lightning
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import fit
-from fieldbook.spectra.blindspot import (
-    SELF_SUPERVISED,
-    BlindSpotUNet,
-    denoising_loss,
-    gaussian,
-    posterior_mean,
-    start_at,
-)
+from fieldbook.spectra.blindspot import BlindSpotUNet, posterior_mean, start_at
+from fieldbook.spectra.losses import SELF_SUPERVISED, denoising_loss, gaussian
 
 
 def spectra(batch=3, pixels=64, seed=0, dtype=torch.float32):
@@ -231,34 +225,6 @@ def test_initial_weights_depend_on_the_seed_alone():
 
 
 # ---- losses
-
-
-@pytest.mark.parametrize("kind", ["nll", "laplace"])
-def test_likelihood_is_least_at_the_analytic_optimum(kind):
-    noisy = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
-    # Gaussian: mean and variance; Laplace: median and mean deviation b, of variance 2 b^2
-    mean, variance = (2.0, 14 / 3) if kind == "nll" else (1.0, 2 * (5 / 3) ** 2)
-    sigma_n = torch.tensor(0.5, dtype=torch.float64)
-
-    def at(mu, sigma_x):
-        return float(
-            SELF_SUPERVISED[kind](
-                torch.full_like(noisy, mu), torch.full_like(noisy, sigma_x), noisy, sigma_n
-            )
-        )
-
-    best = math.sqrt(variance - 0.25)
-    for step in (1e-3, 0.1, 0.5):
-        assert all(at(mean + d, best) > at(mean, best) for d in (step, -step))
-        assert all(at(mean, best + d) > at(mean, best) for d in (step, -step))
-
-
-def test_gaussian_agrees_with_the_density():
-    mu, sigma_x, noisy, sigma_n = torch.rand(4, 9, dtype=torch.float64)
-    density = torch.distributions.Normal(mu, (sigma_x**2 + sigma_n**2).sqrt()).log_prob(noisy)
-    assert gaussian(mu, sigma_x, noisy, sigma_n).item() == pytest.approx(
-        -density.mean().item() - math.log(2 * math.pi) / 2
-    )
 
 
 def test_only_the_supervised_loss_knows_the_clean_flux():

@@ -6,7 +6,6 @@ from scipy.stats import qmc
 from fieldbook.spectra.information import (
     best_template,
     bound,
-    ceiling,
     fisher,
     maximum_likelihood,
     score_density,
@@ -66,9 +65,9 @@ def test_priors_take_the_bound_from_nothing_known_to_all_known():
     information = fisher(jacobian, error)
     infinite = torch.full((4,), torch.inf, dtype=torch.float64)
     assert torch.allclose(bound(information, 1, infinite), bound(information, 1))
-    zero = torch.tensor([0, 7.0, 0, 0])
+    known = torch.tensor([1e-12, 7.0, 1e-12, 1e-12])
     alone = 1 / (information[:, 1, 1] + 1 / 7.0)
-    assert torch.allclose(bound(information, 1, zero), alone)
+    assert torch.allclose(bound(information, 1, known), alone)
     weak = bound(information * 1e-12, 2, torch.tensor([1.0, 1.0, 0.3, 1.0]))
     assert torch.allclose(weak, torch.full_like(weak, 0.3))
 
@@ -123,10 +122,6 @@ def test_score_density_leaves_out_what_another_parameter_could_imitate():
     jacobian[:, 30:, 1] = 0  # in the first half the two are the same; the rest tells them apart
     density = score_density(jacobian[..., :2], error, 0)
     assert density[:, :30].sum() < 1e-9 * density.sum()
-
-
-def test_ceiling_is_that_of_the_median_star():
-    assert ceiling(torch.tensor([0.1, 0.2, 5.0]), 1.0) == pytest.approx(0.8)
 
 
 def curve(theta):
@@ -209,7 +204,6 @@ def test_what_cannot_be_known_is_named():
         (lambda j, e: fisher(j, e - 1), "error"),
         (lambda j, e: bound(fisher(j, e), 4), "parameter = 4"),
         (lambda j, e: bound(fisher(j, e), 0, torch.tensor([0.0, 1, 1, 1])), "prior_variance"),
-        (lambda j, e: ceiling(e[0], 0.0), "variance = 0.0"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -1,10 +1,12 @@
 """Losses by hand, and why a residual is divided by the error of its label and of nothing else."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fieldbook.spectra.losses import LOSSES, loss
+from fieldbook.spectra.losses import LOSSES, SELF_SUPERVISED, gaussian, loss
 
 PREDICTION, TARGET = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([0.5, 1.0, 2.0])
 ERROR = torch.tensor([0.5, 1.0, 2.0])
@@ -100,3 +102,34 @@ def test_the_loss_is_the_one_whose_minimum_that_is():
     coefficients.grad = None
     F.mse_loss(features @ coefficients, target).backward()
     assert coefficients.grad.abs().max() > 1e-3
+
+
+# ---- of pixels
+
+
+@pytest.mark.parametrize("kind", ["nll", "laplace"])
+def test_likelihood_is_least_at_the_analytic_optimum(kind):
+    noisy = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
+    # Gaussian: mean and variance; Laplace: median and mean deviation b, of variance 2 b^2
+    mean, variance = (2.0, 14 / 3) if kind == "nll" else (1.0, 2 * (5 / 3) ** 2)
+    sigma_n = torch.tensor(0.5, dtype=torch.float64)
+
+    def at(mu, sigma_x):
+        return float(
+            SELF_SUPERVISED[kind](
+                torch.full_like(noisy, mu), torch.full_like(noisy, sigma_x), noisy, sigma_n
+            )
+        )
+
+    best = math.sqrt(variance - 0.25)
+    for step in (1e-3, 0.1, 0.5):
+        assert all(at(mean + d, best) > at(mean, best) for d in (step, -step))
+        assert all(at(mean, best + d) > at(mean, best) for d in (step, -step))
+
+
+def test_gaussian_agrees_with_the_density():
+    mu, sigma_x, noisy, sigma_n = torch.rand(4, 9, dtype=torch.float64)
+    density = torch.distributions.Normal(mu, (sigma_x**2 + sigma_n**2).sqrt()).log_prob(noisy)
+    assert gaussian(mu, sigma_x, noisy, sigma_n).item() == pytest.approx(
+        -density.mean().item() - math.log(2 * math.pi) / 2
+    )

@@ -34,7 +34,7 @@ def test_principal_components_are_white_and_those_of_scikit_learn():
 
 
 def test_more_components_than_there_are():
-    with pytest.raises(ValueError, match=r"n_components = 4.*at most 3"):
+    with pytest.raises(ValueError, match=r"components = 4.*at most 3"):
         principal_components(examples(rank=3), 4)
 
 
