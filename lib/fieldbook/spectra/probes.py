@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fieldbook.nn import training
 from fieldbook.nn.baselines import boosted_trees, ridge, scores
-from fieldbook.nn.blocks import seeded
+from fieldbook.nn.layers import seeded
 from fieldbook.nn.checks import at_least_single, numbers, require
 from fieldbook.nn.recipe import Recipe
 from fieldbook.spectra import preprocess

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fieldbook.drifting.compat import importable_torchvision
-from fieldbook.nn.blocks import seeded
+from fieldbook.nn.layers import seeded
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import fit
 from fieldbook.spectra.losses import LOSSES, loss
