@@ -46,16 +46,7 @@ profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
 operations: list[str] = ["add"]  # distinct, each one of {add, sub, mul, div}
-samplers: list[str] = [
-    "sgld",
-    "psgld",
-    "rsgld",
-    "si_sgld",
-]  # distinct, each one of {sgld, psgld, rsgld, si_sgld}
-controls: list[str] = [
-    "si_adaptive",
-    "si_div",
-]  # first operation; distinct, each one of {si_adaptive, si_div}
+samplers: list[str] = ["all"]  # distinct; all, or names in samplers.preconditioners.SAMPLERS
 grid: int = 5  # values of alpha and of beta, in [1, 101]
 reference: bool = True  # the grid must contain (1, 1), which an even one does not; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]
@@ -92,8 +83,10 @@ from matplotlib.colors import LogNorm
 from fieldbook.run import figures, parameters, paths, results
 from fieldbook.nn import machine
 from fieldbook.nn.checkpoints import save_weights
+from fieldbook.nn.checks import require
 from fieldbook.grokking.networks import load, settings_of, task_of, trained
-from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
+from fieldbook.samplers import curvature, ground_truth, llc, preconditioners, rescaled, symmetry
+from fieldbook.samplers.known import PROBLEMS
 from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Sampling
 
@@ -105,9 +98,13 @@ pd.set_option("display.max_colwidth", None)
 
 # %% tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
-LABELS = {"sgld": "SGLD", "psgld": "pSGLD", "rsgld": "Riemannian", "si_sgld": "SI-SGLD"}
-LABELS |= {"si_adaptive": "SI adaptive", "si_div": "SI divided"}
-STYLES = dict(zip(LABELS, ("C1s--", "C4D-.", "C2^-", "C0o-", "C5v-", "C3x:"), strict=True))
+LABELS = {name: sampler.label for name, sampler in SAMPLERS.items()}
+STYLES = {name: sampler.mark for name, sampler in SAMPLERS.items()}
+wanted = list(SAMPLERS) if samplers == ["all"] else samplers
+controls = [name for name in wanted if preconditioners.find(name).control]
+compared = [name for name in wanted if name not in controls]
+require(compared, "samplers", samplers, "one at least that is no control")
+all_samplers = [*compared, *controls]
 
 # %% [markdown]
 # ## Networks at a minimum
@@ -143,10 +140,10 @@ def polish(job):
     """Take a network to a minimum, keep its weights, and report what that changed."""
     model, task = load(settings, files[job["operation"]]).to(device), splits[job["operation"]]
     train, test = data_of(task, task.train), data_of(task, ~task.train)
-    numbers = llc.loss_and_gradient_norm(model, *train)
+    numbers = curvature.loss_and_gradient_norm(model, *train)
     llc.polish(model, *train, steps=polish_steps, lr=polish_lr)
     save_weights(model, run.inputs / f"{job['operation']}.safetensors")
-    numbers = [len(train[1]), *numbers, *llc.loss_and_gradient_norm(model, *train)]
+    numbers = [len(train[1]), *numbers, *curvature.loss_and_gradient_norm(model, *train)]
     names = ["n", "loss_trained", "gradient_trained", "loss_star", "gradient_star"]
     return job | dict(zip(names, numbers, strict=True)) | {"test_acc": accuracy(model, *test)}
 
@@ -164,7 +161,7 @@ def minimum(operation):
     model = load(settings, run.inputs / f"{operation}.safetensors").to(device)
     pairs, target = data_of(splits[operation], splits[operation].train)
     generator = torch.Generator(device).manual_seed(seed)
-    fisher = llc.fisher_diagonal(model, pairs, generator)
+    fisher = curvature.fisher_diagonal(model, pairs, generator)
     return rescaled.Minimum(model, pairs, target, fisher)
 
 
@@ -211,7 +208,7 @@ def break_symmetry(job):
     """Change of logits and loss when one condition of the rescaling is violated."""
     model, scaled, (pairs, target) = violated(job)
     gap = symmetry.logit_gap(model, scaled, pairs)
-    star, loss = (llc.loss_and_gradient_norm(m, pairs, target)[0] for m in (model, scaled))
+    star, loss = (curvature.loss_and_gradient_norm(m, pairs, target)[0] for m in (model, scaled))
     return {**job, "max_dlogit": gap, "loss": loss, "loss_star": star}
 
 
@@ -343,11 +340,9 @@ def imitate(job):
 # %%
 def known(job):
     """One sampler on one loss whose coefficient is known."""
-    problem, size = (
-        ground_truth.PROBLEMS[job["problem"]](),
-        {"steps": truth_steps, "chains": truth_chains},
-    )
-    return {**job, **ground_truth.compare(problem, job["sampler"], step=truth_step, **size)} | job
+    how = {"step": truth_step, "steps": truth_steps, "chains": truth_chains}
+    problem = PROBLEMS[job["problem"]]()
+    return job | ground_truth.compare(problem, job["sampler"], **how)
 
 
 # %% [markdown]
@@ -431,7 +426,7 @@ figures.save(figure, "si_sgld", profile, "exact")
 # %%
 curves = run.table("localization", ["operation", "sampler", "gamma"])
 lengths = run.table("lengths", ["sampler", "eps", "T"])
-pairs = [*product(operations, samplers), *product([first], controls)]
+pairs = [*product(operations, compared), *product([first], controls)]
 tuned = fill("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
 tuned = tuned.set_index(["operation", "sampler"])
 curves.sort()
@@ -504,13 +499,13 @@ def draw_map(ax, operation, sampler):
 
 
 # %% mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
-shape, size = (len(operations), len(samplers)), (figures.PAGE, 1.55 * len(operations) + 0.4)
+shape, size = (len(operations), len(compared)), (figures.PAGE, 1.55 * len(operations) + 0.4)
 figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
 for row, operation in zip(axes, operations, strict=True):
-    images = [draw_map(ax, operation, s) for ax, s in zip(row, samplers, strict=True)]
+    images = [draw_map(ax, operation, s) for ax, s in zip(row, compared, strict=True)]
     figure.colorbar(images[0], ax=row, pad=0.01).ax.set_title(r"$\hat\lambda$")
     row[0].set_ylabel(SYMBOL[operation] + "\n" + r"$\log_{10} \beta$")
-for top, bottom, sampler in zip(axes[0], axes[-1], samplers, strict=True):
+for top, bottom, sampler in zip(axes[0], axes[-1], compared, strict=True):
     top.set_title(LABELS[sampler]), bottom.set_xlabel(r"$\log_{10} \alpha$")
 figures.save(figure, "si_sgld", profile, "maps")
 
@@ -570,7 +565,6 @@ def draw_cut(ax, name, other):
 
 
 # %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
-all_samplers = [*samplers, *controls]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
 draw_cut(left, "alpha", "beta"), draw_cut(right, "beta", "alpha")
 for ax in (left, right):
@@ -616,7 +610,11 @@ pd.DataFrame(
 ).map("{:.1e}".format)
 
 # %% mystnb={"image": {"alt": "Loss traces of the cells checked, overlaid, one panel per sampler"}} tags=["hide-input"]
-figure, axes = plt.subplots(2, 3, figsize=(figures.PAGE, 3.2), sharex=True)
+lines = -(-len(all_samplers) // 3)
+size = (figures.PAGE, 1.6 * lines)
+figure, axes = plt.subplots(lines, 3, figsize=size, sharex=True, squeeze=False)
+for ax in axes.flat[len(all_samplers) :]:
+    ax.set_visible(False)
 for ax, sampler in zip(axes.flat, all_samplers, strict=False):
     one = checked[checked.sampler == sampler]
     moved = one[steps_of[1:]].T.to_numpy()
@@ -690,7 +688,7 @@ figures.save(figure, "si_sgld", profile, "naive")
 # `truth_step`. The truth differs between samplers on one loss since the localisation's metric is part of the target.
 
 # %%
-problems = list(ground_truth.PROBLEMS)
+problems = list(PROBLEMS)
 truths = [{"problem": q, "sampler": s} for q, s in product(problems, SAMPLERS)]
 truth = fill("ground_truth", truths, known)
 truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "within"]].round(3)
@@ -701,11 +699,11 @@ truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "
 # coordinates more than it measures singularities. The rule of the log adds a factor $\lVert w \rVert^2$ to the density, an
 # excess that depends on how far the draws stray compared with the size of the weights; near $w = 0$ its $P$ diverges.
 
-# %% mystnb={"image": {"alt": "Estimate over truth for six samplers on five losses with known coefficients"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Estimate over truth for each sampler on five losses with known coefficients"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
 for k, sampler in enumerate(SAMPLERS):
     one = truth[truth.sampler == sampler].reset_index()
-    x, error = one.index + 0.12 * (k - 2.5), 2 * one.se / one.truth
+    x, error = one.index + 0.12 * (k - (len(SAMPLERS) - 1) / 2), 2 * one.se / one.truth
     look = {"fmt": STYLES[sampler][:3], "ms": 4, "capsize": 2, "lw": 1, "label": LABELS[sampler]}
     ax.errorbar(x, one.estimate / one.truth, error, **look)
 ax.axhline(1, color="k", lw=0.6, ls="-")
@@ -761,20 +759,10 @@ def invariant(sampler):
 
 
 # %% tags=["hide-input"]
-EXPECTED = {
-    "si_sgld": ("SI-SGLD is invariant", "the log: best invariance"),
-    "rsgld": ("Riemannian SGLD is invariant", "the log: invariant in theory"),
-    "psgld": ("pSGLD is invariant", "the log: invariant in theory"),
-    "sgld": ("plain SGLD is invariant", "the log: sensitive"),
-    "si_div": (
-        "the log's rule, divided by the squared norm, is invariant",
-        "the log: best invariance",
-    ),
-}
-for sampler, (text, source) in EXPECTED.items():
-    if sampler in all_samplers:
-        verdict, ours = invariant(sampler)
-        run.claim(text, source, ours, verdict, tested)
+for name in all_samplers:
+    verdict, ours = invariant(name)
+    text, source = f"{SAMPLERS[name].name} is invariant", SAMPLERS[name].expected
+    run.claim(text, source, ours, verdict, tested)
 
 # %% [markdown]
 # The slope of the estimate against the size of the rescaling, on a logarithmic scale, over the cells that are healthy
@@ -794,7 +782,7 @@ def log_spread(operation):
 
 
 # %% tags=["hide-input"]
-if {"sgld", "psgld"} <= set(samplers):
+if {"sgld", "psgld"} <= set(compared):
     ratios = [log_spread(operation) for operation in operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
     halved = min(ratios) > 0.35 and max(ratios) < 0.65
@@ -838,7 +826,7 @@ run.claim(text, "the log: 30 x 30", ours, nearest == 1, True)
 # Last, the known coefficients.
 
 # %% tags=["hide-input"]
-proper = truth[truth.sampler.isin(ground_truth.PROPER)]
+proper = truth[truth.sampler.map(lambda name: SAMPLERS[name].proper)]
 worst = (proper.estimate / proper.truth - 1).abs().max()
 ours = f"{proper.within.sum()} of {len(proper)} estimates, at most {worst:.1%} off"
 text = "samplers that sample the density they state find the known coefficients"
