@@ -103,8 +103,10 @@ def lengthen(
 
     What short chains measure grows with eps T until localisation, not their length, holds them.
     """
-    sizes, longer = [eps / 4, eps / 2, eps], replace(how, steps=4 * how.steps)
-    points, each = w_star.expand(3, how.chains, -1), torch.tensor(sizes)
+    sizes = [eps / 4, eps / 2, eps]
+    longer = replace(how, steps=4 * how.steps)
+    points = w_star.expand(3, how.chains, -1)
+    each = torch.tensor(sizes)
     trace = traces(gradient, points, build, longer, eps=each, gamma=gamma, n_beta=n_beta)
     sums = n_beta * trace.double().mean(2).cumsum(0).cpu()
     lengths = sorted({round(4 * how.steps ** (k / 15)) for k in range(16)})
@@ -131,5 +133,6 @@ def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -
     accepted = f"a value between the estimates {values.min():.3g} .. {values.max():.3g} {at}"
     require(len(below) and below[0] > 0, "target", target, accepted)
     around = slice(int(below[0]) - 1, int(below[0]) + 1)
-    x, (y0, y1) = gammas[around].double().log(), values[around].log()
+    x = gammas[around].double().log()
+    y0, y1 = values[around].log()
     return float((x[0] + (y0 - math.log(target)) / (y0 - y1) * (x[1] - x[0])).exp())

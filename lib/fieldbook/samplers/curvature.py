@@ -58,7 +58,8 @@ def fisher_diagonal(
     accepted = "cross_entropy or squared_error, whose likelihood is known; else sgld or si_sgld"
     known = loss in (cross_entropy, squared_error)
     require(known, "loss", getattr(loss, "__name__", loss), accepted)
-    compute, w = outputs_of(model), flatten(model)
+    compute = outputs_of(model)
+    w = flatten(model)
     shape = require_fixed(lambda x: compute(w, x), inputs).shape[1:]
 
     def projection(vector: Tensor, x: Tensor, signs: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def largest_eigenvalue(
     product_of: Callable[[Tensor], Tensor], preconditioner: Tensor, iterations: int = 12
 ) -> float:
     """Largest eigenvalue in size of P^1/2 H P^1/2, P (D,), by power iteration on v -> H v."""
-    root, generator = preconditioner.sqrt(), torch.Generator(preconditioner.device).manual_seed(0)
+    root = preconditioner.sqrt()
+    generator = torch.Generator(preconditioner.device).manual_seed(0)
     vector = torch.randn(root.shape, generator=generator, dtype=root.dtype, device=root.device)
     size = vector.norm()
     for _ in range(iterations):

@@ -63,8 +63,10 @@ def health(
     value, spread = estimate(trace, n_beta=n_beta, burn_in=burn_in)
     kept = n_beta * at_least_single(trace)[burn_in:]
     _, _, third, last = kept.tensor_split(4)
-    before, after = third.mean((0, 2)), last.mean((0, 2))
-    drift, level = (after - before).abs(), ((after + before) / 2).abs()
+    before = third.mean((0, 2))
+    after = last.mean((0, 2))
+    drift = (after - before).abs()
+    level = ((after + before) / 2).abs()
     drift_error = (_squared_error(third) + _squared_error(last)).sqrt()
     error = _squared_error(kept).sqrt()
     finite = trace.isfinite().all(0).all(-1)

@@ -97,7 +97,8 @@ def rlct_deep_linear(widths: Sequence[int], rank: int) -> tuple[float, int]:
     accepted = f"between 0 and the smallest width {min(widths)}"
     require(0 <= rank <= min(widths), "rank", rank, accepted)
     deepest = _deepest([h - rank for h in widths])
-    l, total = len(deepest) - 1, sum(deepest)
+    l = len(deepest) - 1
+    total = sum(deepest)
     a = total - (math.ceil(total / l) - 1) * l
     base = (rank * (widths[0] + widths[-1]) - rank**2) / 2
     products = sum(x * y for x, y in combinations(deepest, 2))
@@ -150,7 +151,8 @@ def quadratic_estimate(
 
 def quadratic(*, n_beta: float = 40.0, gamma: float = 1.0) -> Problem:
     """L = sum_i h_i (w_i - b_i)^2 / 2; the truth holds for this step size, where P is frozen."""
-    h, b = torch.tensor([1.0, 2.0, 0.5, 1.0]), torch.tensor([0.5, -0.4, 0.5, 0.4])
+    h = torch.tensor([1.0, 2.0, 0.5, 1.0])
+    b = torch.tensor([0.5, -0.4, 0.5, 0.4])
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
         slope = h * (w - b)
@@ -160,12 +162,17 @@ def quadratic(*, n_beta: float = 40.0, gamma: float = 1.0) -> Problem:
         p, a = (x.double().numpy() for x in (s.preconditioner, s.localization))
 
         def total(steps: int) -> float:
-            at = {"eps": s.eps, "preconditioner": p, "n_beta": n_beta, "gamma": gamma * a}
-            return (
-                steps * quadratic_estimate(h.double().numpy(), steps=steps, **at)
-                if steps > 0
-                else 0.0
+            if steps <= 0:
+                return 0.0
+            mean = quadratic_estimate(
+                h.double().numpy(),
+                eps=s.eps,
+                preconditioner=p,
+                n_beta=n_beta,
+                gamma=gamma * a,
+                steps=steps,
             )
+            return steps * mean
 
         # the chain's first loss is that at w*, zero, and counts as one of its steps
         return (total(s.steps - 1) - total(s.burn_in - 1)) / (s.steps - s.burn_in), 0.0
@@ -183,7 +190,8 @@ def monomials(powers: Sequence[int] = (2, 4, 2, 6), *, n_beta: float = 20.0) -> 
     half = len(powers) // 2
     fits = len(powers) == 2 * half and 2 in powers[:half] and 2 in powers[half:]
     require(fits, "powers", list(powers), "two halves of equal size, each with a 2")
-    p, orbits = torch.tensor(powers, dtype=torch.float32), torch.arange(len(powers)).chunk(2)
+    p = torch.tensor(powers, dtype=torch.float32)
+    orbits = torch.arange(len(powers)).chunk(2)
     b = torch.full_like(p, 0.7).index_fill(0, orbits[1], 1.0)
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -194,7 +202,8 @@ def monomials(powers: Sequence[int] = (2, 4, 2, 6), *, n_beta: float = 20.0) -> 
     def truth(s: Setting) -> tuple[float, float]:
         return value, 0.0
 
-    value, fisher = rlct_monomials(powers), torch.where(p == 2, 2.0, 0.0)
+    value = rlct_monomials(powers)
+    fisher = torch.where(p == 2, 2.0, 0.0)
     curvature = p * (p - 1) * (3 / n_beta) ** (1 - 2 / p)  # where n_beta |w - b|^p = 3
     return Problem(gradient, b, fisher, curvature, orbits, n_beta, 0.0, value, 1, truth)
 
@@ -204,7 +213,8 @@ def normal_crossing(
 ) -> Problem:
     """L = (x - b)^(2 k_1) (y - b)^(2 k_2) + (z - b)^2 / 2: lambda = min 1/(2 k_i) + 1/2."""
     require(gamma > 0, "gamma", gamma, "a positive number: the valley of the minimum has no end")
-    (k1, k2), b = exponents, torch.full((3,), 0.8)
+    k1, k2 = exponents
+    b = torch.full((3,), 0.8)
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
         x, y, z = (w - b).unbind(-1)
@@ -221,7 +231,8 @@ def normal_crossing(
         return float((loss * density).sum() / density.sum() + n_beta / (n_beta + a[2]) / 2), 0.0
 
     value, m = rlct_normal_crossing(exponents)
-    fisher, curvature = torch.tensor([0.0, 0.0, 1.0]), torch.full((3,), 2.0)
+    fisher = torch.tensor([0.0, 0.0, 1.0])
+    curvature = torch.full((3,), 2.0)
     orbits = [torch.arange(3)]
     return Problem(gradient, b, fisher, curvature, orbits, n_beta, gamma, value + 0.5, m, truth)
 
@@ -237,7 +248,8 @@ def linear_network(
         widths: H_0, .., H_L, inputs first, two layers or more.
     """
     stars = [torch.eye(o, i) * (torch.arange(i) < rank) for i, o in pairwise(widths)]
-    sizes, target = [w.numel() for w in stars], _product(stars, widths[0])
+    sizes = [w.numel() for w in stars]
+    target = _product(stars, widths[0])
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
         parts = zip(w.split(sizes, -1), stars, strict=True)
@@ -300,7 +312,8 @@ def gibbs_mean_loss(
     require(follow, "shapes of stars", shapes, "(outputs, inputs), each following the one before")
     sizes = zip(strength, stars, strict=True)
     strength = [positive(a, "strength", shape=(w.numel(),)).double() for a, w in sizes]
-    target, generator = _product(stars, stars[0].shape[-1]), torch.Generator().manual_seed(seed)
+    target = _product(stars, stars[0].shape[-1])
+    generator = torch.Generator().manual_seed(seed)
     layers, values = [w.expand(chains, *w.shape) for w in stars], []
     for _ in range(sweeps):
         for l, (star, a) in enumerate(zip(stars, strength, strict=True)):

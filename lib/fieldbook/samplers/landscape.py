@@ -72,7 +72,8 @@ def record_training(
             accuracy above 99 %.
         every: updates between evaluations.
     """
-    t, where = networks.task_of(settings, operation, settings["seeds"][0]), device()
+    t = networks.task_of(settings, operation, settings["seeds"][0])
+    where = device()
     pairs, target, train, strict = (a.to(where) for a in (t.pairs, t.target, t.train, t.strict))
     memorised = folder / "memorised.safetensors"
 
@@ -196,13 +197,15 @@ def relax(
     energy, strict, scale, star = _prepare(settings, operation, file)
     start = whitened(networks.load(settings, memorised).to(star.device), scale)
     generator = torch.Generator(star.device).manual_seed(stream("relaxation", operation))
-    w, rows = wl.start(energy, start.expand(seeds, 1, -1), generator), []
+    w = wl.start(energy, start.expand(seeds, 1, -1), generator)
+    rows = []
     hold = float(w.x[0, 0])
     grid = wl.Grid(hold - 1, hold + 1, 2)
     pull = partial(wl.ramp, energy, h=h, friction=friction, stiffness=stiffness, keep=range(every))
 
     def watch(step: int, x: Tensor) -> None:
-        right, norm2 = strict(w.z)[:, 0].tolist(), w.z.square().mean((1, 2)).tolist()
+        right = strict(w.z)[:, 0].tolist()
+        norm2 = w.z.square().mean((1, 2)).tolist()
         for seed, level in enumerate(x.tolist()):
             row = {"op": operation, "seed": seed, "step": step, "log10_loss": level}
             rows.append(row | {"test_acc_strict": right[seed], "norm2": norm2[seed]})
@@ -230,8 +233,10 @@ def _prepare(
     model = networks.load(settings, file).to(device())
     t: Task = networks.task_of(settings, operation, settings["seeds"][0])
     scale = scales(model)
-    pairs, target = t.pairs.to(scale.device), t.target.to(scale.device)
-    train, strict = t.train.to(scale.device), t.strict.to(scale.device)
+    pairs = t.pairs.to(scale.device)
+    target = t.target.to(scale.device)
+    train = t.train.to(scale.device)
+    strict = t.strict.to(scale.device)
     energy = loss_of(model, scale, pairs[train], target[train])
     accuracy = accuracy_of(model, scale, pairs[strict], target[strict])
     return energy, accuracy, scale, whitened(model, scale)

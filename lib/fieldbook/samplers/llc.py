@@ -116,17 +116,20 @@ def measure(
     how = how or Sampling(2000, 1000, 8, min(len(target), 512))
     _require_settings(how, step, gamma)
     n_beta = n_beta or inverse_temperature(len(target))
-    w, build = flatten(model), sampler
+    w = flatten(model)
+    build = sampler
     if isinstance(sampler, str):
         build = _by_name(sampler, model, inputs, loss, how.seed)
-    size, seeds = how.batch_size, chain_seeds(how)
+    size = how.batch_size
+    seeds = chain_seeds(how)
     gradient = minibatch_gradient(model, inputs, target, batch_size=size, seeds=seeds, loss=loss)
     p, a, _ = first_metric(build, w, gradient(w.expand(1, how.chains, -1), 0)[1].mean((0, 1)))
     some = indices(len(target), min(len(target), PART), 0, how.seed).to(target.device)
     steepest = largest_curvature(model, inputs[some], target[some], p, loss=loss)
     gammas = gamma * torch.tensor([1 / 3, 1.0, 3.0], dtype=torch.float64)
     eps = step / (n_beta * steepest + float(gammas[-1] * (p * a).max()))
-    points, walked = w.expand(len(gammas), how.chains, -1), []
+    points = w.expand(len(gammas), how.chains, -1)
+    walked = []
 
     def watch(points: Tensor) -> None:  # squared distance at gamma, in the metric of localisation
         walked.append((a * (points[1] - w).square()).mean())
@@ -223,9 +226,12 @@ def minibatch_gradient(
             or, from the function, another number of chains than seeds.
     """
     require_measurable(model, inputs, target, loss)
-    n, accepted = len(target), f"(.., {len(seeds)} chains, D), one for each seed"
+    n = len(target)
+    accepted = f"(.., {len(seeds)} chains, D), one for each seed"
     require(1 <= batch_size <= n, "batch_size", batch_size, f"1 to {n}, the number of examples")
-    losses_of, compute, star = stacked_losses(model, loss), outputs_of(model), flatten(model)
+    losses_of = stacked_losses(model, loss)
+    compute = outputs_of(model)
+    star = flatten(model)
     at_star = _in_parts(lambda x, y: loss(at_least_single(compute(star, x)), y), inputs, target)
 
     def gradient(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -322,7 +328,8 @@ def polish(
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         return {"loss": float(mean_loss(network, everything))}
 
-    everything, n = torch.arange(len(target)), len(target)
+    everything = torch.arange(len(target))
+    n = len(target)
     recipe = Recipe(steps=steps, batch_size=n, lr=lr, betas=(0.9, 0.98), schedule="cosine")
     try:
         history = fit(model, mean_loss, n, recipe, evaluate=evaluate, progress=False).history

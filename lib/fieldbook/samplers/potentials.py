@@ -50,7 +50,8 @@ def two_wells_entropy(x: Tensor, d: int, points: int = 200_001) -> Tensor:
     require(d >= 3, "d", d, "at least 3 dimensions")
     energy = 10.0 ** numbers(x, "x", ndim=1).double()[:, None]
     half = (energy / BARRIER).sqrt()
-    inner, outer = (1 - half).clamp(min=0).sqrt(), (1 + half).sqrt()
+    inner = (1 - half).clamp(min=0).sqrt()
+    outer = (1 + half).sqrt()
     a = inner + (outer - inner) * torch.linspace(0, 1, points, dtype=torch.float64)
     volume = 0.0
     for side in (a, -a):

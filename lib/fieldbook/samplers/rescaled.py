@@ -54,12 +54,14 @@ class Minimum:
 
     def sampler(self, name: str, factors: Tensor | float = 1.0) -> Preconditioner:
         """A sampler of the weights multiplied by factors."""
-        w, orbits = flatten(self.model), symmetry.orbits(self.model)
+        w = flatten(self.model)
+        orbits = symmetry.orbits(self.model)
         return named(name, factors * w, self.fisher / factors**2, orbits, psgld_damping=DAMPING)
 
     def gradient(self, how: Sampling, model: Grokker | None = None) -> Gradient:
         """Of the train loss of the network, or of a rescaled one."""
-        size, seeds = how.batch_size, llc.chain_seeds(how)
+        size = how.batch_size
+        seeds = llc.chain_seeds(how)
         data = model or self.model, self.pairs, self.target
         return llc.minibatch_gradient(*data, batch_size=size, seeds=seeds)
 
@@ -79,12 +81,11 @@ def traces(
     Args:
         n_beta: that of `start` unless given.
     """
-    w, n_beta = flatten(start.model), n_beta or start.n_beta
+    w = flatten(start.model)
+    n_beta = n_beta or start.n_beta
     factors = symmetry.grid_factors(start.model, cells).to(w)[:, None]
-    framed, points = (
-        in_frame(start.sampler(name, factors), factors),
-        w.expand(len(cells), how.chains, -1),
-    )
+    framed = in_frame(start.sampler(name, factors), factors)
+    points = w.expand(len(cells), how.chains, -1)
     return llc.traces(start.gradient(how), points, framed, how, eps=eps, gamma=gamma, n_beta=n_beta)
 
 
@@ -96,7 +97,8 @@ def direct_trace(
     w = flatten(model)
     factors = symmetry.grid_factors(start.model, [cell])[0].to(w)
     build = named(name, w, start.fisher / factors**2, symmetry.orbits(model), psgld_damping=DAMPING)
-    gradient, points = start.gradient(how, model), w.expand(1, how.chains, -1)
+    gradient = start.gradient(how, model)
+    points = w.expand(1, how.chains, -1)
     return llc.traces(gradient, points, build, how, eps=eps, gamma=gamma, n_beta=start.n_beta)[:, 0]
 
 
@@ -104,7 +106,8 @@ def calibrate(
     start: Minimum, name: str, how: Sampling, *, relaxation: float, target: float, n: int = 18
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared."""
-    w, split = flatten(start.model), (start.pairs, start.target)
+    w = flatten(start.model)
+    split = (start.pairs, start.target)
     _, slope = stacked_losses(start.model)(w[None], *split)
     return calibration.calibrate(
         start.gradient(how),
@@ -137,7 +140,8 @@ def gate(start: Minimum, cells: Sequence[Cell]) -> list[dict[str, float]]:
     Raises:
         ValueError: a rescaling is not exact (`symmetry.require_exact`).
     """
-    reference, found = start.model(start.pairs), []
+    reference = start.model(start.pairs)
+    found = []
     for cell in cells:
         logits = symmetry.rescale(start.model, *cell)(start.pairs)
         gap = symmetry.require_exact(float((logits - reference).abs().max()))
@@ -153,10 +157,12 @@ def rows(
     Raises:
         ValueError: as `gate`, before anything is sampled.
     """
-    passed, n_beta = gate(start, cells), start.n_beta
+    passed = gate(start, cells)
+    n_beta = start.n_beta
     trace = traces(start, name, cells, how, eps=eps, gamma=gamma).cpu().double()
     values, errors = estimate(trace, n_beta=n_beta, burn_in=how.burn_in)
-    d, top = start.fisher.numel(), start.guessing
+    d = start.fisher.numel()
+    top = start.guessing
     flags = health(trace, n_beta=n_beta, burn_in=how.burn_in, dimension=d, ceiling=top)
     settings = {"n_chains": how.chains, "n_steps": how.steps}
     settings |= {"eps": eps, "gamma": gamma, "n_beta": n_beta}

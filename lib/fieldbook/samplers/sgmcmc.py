@@ -82,7 +82,9 @@ def chain(
         require(positive, name, value, "a positive number")
     require((torch.as_tensor(gamma) >= 0).all(), "gamma", gamma, "0 or more")
     init, update = preconditioner
-    w, state, previous = w_star.clone(), init(w_star), None
+    w = w_star.clone()
+    state = init(w_star)
+    previous = None
     shape = w.shape[1:] if common_noise else w.shape
     expected = f"{tuple(w.shape[:-1])}, one loss per chain, and {tuple(w.shape)}"
     for t in range(steps):
@@ -92,7 +94,8 @@ def chain(
         yield losses, w
         metric, state = update(state, w, g)
         if metric is not previous:  # a frozen metric needs no new coefficients
-            by, previous = coefficients(metric, w, eps=eps, n_beta=n_beta, gamma=gamma), metric
+            by = coefficients(metric, w, eps=eps, n_beta=n_beta, gamma=gamma)
+            previous = metric
         noise = torch.randn(shape, generator=generator, dtype=w.dtype, device=w.device)
         w = step(w, g, w_star, noise, by)
 

@@ -78,7 +78,8 @@ def rescale(
         ValueError: an unknown eps_mode; alpha or beta not positive.
     """
     require(eps_mode in ("coscaled", "fixed"), "eps_mode", eps_mode, "coscaled or fixed")
-    factors, scaled = _scale_factors(model, alpha, beta), copy.deepcopy(model)
+    factors = _scale_factors(model, alpha, beta)
+    scaled = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in scaled.named_parameters():
             parameter *= factors[name]

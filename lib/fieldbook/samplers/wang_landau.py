@@ -107,13 +107,15 @@ def heat(energy: Energy, star: Tensor, x: float, seeds: int, generator: torch.Ge
 
     Each is cos(a) star + sin(a) noise, which keeps the norm, at an angle a found by bisection.
     """
-    noise, low = _noise(star.expand(seeds, 1, -1), generator), star.new_zeros(seeds, 1)
+    noise = _noise(star.expand(seeds, 1, -1), generator)
+    low = star.new_zeros(seeds, 1)
     high = low + math.pi / 2
     for _ in range(12):
         middle = (low + high) / 2
         points = middle.cos()[..., None] * star + middle.sin()[..., None] * noise
         above = _log10(energy, points)[0] > x
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        low = torch.where(above, low, middle)
+        high = torch.where(above, middle, high)
     return points
 
 
@@ -173,7 +175,8 @@ def ramp(
     force; walkers after the steps `keep` come with it.
     """
     _require(grid, h=h, friction=friction, stiffness=stiffness, steps=len(targets))
-    sums, kept = _Sums(grid, w, observe), []
+    sums = _Sums(grid, w, observe)
+    kept = []
     share = torch.ones(len(w.x), 1, device=w.x.device)
     for t, target in enumerate(targets):
         at = w.x
@@ -227,7 +230,8 @@ def wang_landau(
     accepted = f"all in {list(grid[:2])}"
     require(grid.inside(w.x).all(), "log10 energy of w", w.x.tolist(), accepted)
     seeds, walkers = w.x.shape
-    sums, kernel = _Sums(grid, w, observe), _kernel(grid, w.x.device)
+    sums = _Sums(grid, w, observe)
+    kernel = _kernel(grid, w.x.device)
     s = torch.zeros_like(sums.visits) if entropy is None else entropy.to(sums.visits, copy=True)
     learn = steps // 4 if first is None and entropy is None else 0  # steps for the force alone
     largest = grid.count / (max(learn, 1) * walkers) if first is None else float(first)
@@ -243,7 +247,8 @@ def wang_landau(
         s += factor[:, None] * kernel(w.x).sum(1)
         fresh.scatter_(1, grid.bins(w.x), True)
         done = fresh.all(1)
-        factor, fresh = torch.where(done, factor / 2, factor), fresh & ~done[:, None]
+        factor = torch.where(done, factor / 2, factor)
+        fresh = fresh & ~done[:, None]
         factor.clamp_(min=grid.count / ((t + 1) * walkers)).clamp_(max=largest)
     found = sums.landscape(s - s.mean(1, keepdim=True), factor, w, torch.as_tensor(h))
     if first != 0 and entropy is None:
@@ -253,7 +258,8 @@ def wang_landau(
 
 def _require_settled(found: Landscape, grid: Grid, first: float | None) -> None:
     """Whether the walkers went where they had not been, and both estimates of S agree."""
-    force, rare = integrate(grid, found.force), flatness(found.visits)
+    force = integrate(grid, found.force)
+    rare = flatness(found.visits)
     apart = (found.entropy - force).abs().amax(1)
     wrong = (apart > 2) | (rare < 0.05)
     remedy = "more steps or walkers, another step h, or a narrower grid; with `first` it is kept"
@@ -282,7 +288,8 @@ def spread(kept: Sequence[Walkers], places: Sequence[float]) -> Tensor:
 
 def integrate(grid: Grid, force: Tensor) -> Tensor:
     """S (seeds, bins), mean zero, from its derivative; a nan takes that of its neighbours."""
-    places, filled = np.arange(grid.count), force.double().numpy().copy()
+    places = np.arange(grid.count)
+    filled = force.double().numpy().copy()
     for row in filled:
         known = np.isfinite(row)
         row[:] = np.interp(places, places[known], row[known]) if known.any() else 0.0
@@ -364,7 +371,8 @@ def _table(grid: Grid, s: Tensor) -> Potential:
     def potential(x: Tensor) -> tuple[Tensor, Tensor]:
         place = (x.double().nan_to_num() - grid.low) / grid.width() - 0.5
         left = place.floor().clamp(0, grid.count - 2).long()
-        low, high = s.gather(1, left), s.gather(1, left + 1)
+        low = s.gather(1, left)
+        high = s.gather(1, left + 1)
         u = torch.where(grid.inside(x), low + (high - low) * (place - left), math.inf)
         return u.to(x), ((high - low) / grid.width()).to(x)
 
@@ -377,7 +385,8 @@ def _kernel(grid: Grid, device: torch.device) -> Callable[[Tensor], Tensor]:
     A uniform x then raises all bins alike, and S_hat is not bent near the walls. A wider kernel
     would hardly see, hence hardly correct, what differs between neighbouring bins.
     """
-    centres, sigma = grid.centres().to(device), grid.width() / 2
+    centres = grid.centres().to(device)
+    sigma = grid.width() / 2
     walls = torch.tensor([[grid.low], [grid.high]], dtype=torch.float64, device=device)
     below = torch.special.ndtr((walls - centres) / sigma)
     scale = grid.width() / (sigma * math.sqrt(2 * math.pi) * (below[1] - below[0]))
