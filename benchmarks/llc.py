@@ -31,10 +31,11 @@ from record import record
 from torch import Tensor, nn
 
 from fieldbook.grokking import networks
+from fieldbook.nn import functional
 from fieldbook.nn.machine import keep_freed_memory
 from fieldbook.nn.recipe import indices
 from fieldbook.run import paths
-from fieldbook.samplers import llc
+from fieldbook.samplers import estimate, llc
 from fieldbook.samplers.preconditioners import sgld
 from fieldbook.samplers.sgmcmc import Gradient, chain
 
@@ -86,13 +87,13 @@ def case(profile: str, checkpoint: Path | None, steps: int, device: str) -> Case
         {EVERY: slow, LAST: model},
         llc.minibatch_gradient(model, inputs, target, batch_size=BATCH, seeds=[0]),
         [(inputs[i], target[i]) for i in chosen],
-        {"eps": EPS, "n_beta": llc.inverse_temperature(len(target)), "gamma": GAMMA},
+        {"eps": EPS, "n_beta": estimate.inverse_temperature(len(target)), "gamma": GAMMA},
     )
 
 
 def stack(case: Case, chains: int, steps: int) -> Tensor:
     """Ours: all chains at once. Returns losses relative to those at the start, (steps, chains)."""
-    w_star = llc.flatten(case.models[LAST])
+    w_star = functional.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
     start = w_star.repeat(chains, 1)[:, None]  # one seed, hence one minibatch for all of them
     points = chain(
@@ -281,7 +282,7 @@ def at_start(case: Case) -> Tensor:
 
 def same_noise(case: Case, steps: int = 4, chains: int = 3) -> float:
     """Largest difference between losses of the stack and of a loop under the same noise, relative to their mean."""
-    w_star = llc.flatten(case.models[LAST])
+    w_star = functional.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
     draws = [
         torch.randn(chains, len(w_star), generator=generator, device=w_star.device)
@@ -301,7 +302,7 @@ def report(case: Case, chains: int, python: Path | None, missing: str) -> None:
     seconds, traces = measure(case, chains, python)
     steps, n_beta, ours = len(case.batches), case.options["n_beta"], seconds["ours, stacked"]
     rises = {
-        name: llc.estimate(x[:, None], n_beta=n_beta, burn_in=steps // 2)
+        name: estimate.estimate(x[:, None], n_beta=n_beta, burn_in=steps // 2)
         for name, x in traces.items()
     }
     size = sum(w.numel() for w in case.models[LAST].parameters())

@@ -46,16 +46,7 @@ profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
 operations: list[str] = ["add"]  # distinct, each one of {add, sub, mul, div}
-samplers: list[str] = [
-    "sgld",
-    "psgld",
-    "rsgld",
-    "si_sgld",
-]  # distinct, each one of {sgld, psgld, rsgld, si_sgld}
-controls: list[str] = [
-    "si_adaptive",
-    "si_div",
-]  # first operation; distinct, each one of {si_adaptive, si_div}
+samplers: list[str] = ["all"]  # distinct; all, or names in samplers.preconditioners.SAMPLERS
 grid: int = 5  # values of alpha and of beta, in [1, 101]
 reference: bool = True  # the grid must contain (1, 1), which an even one does not; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]
@@ -92,7 +83,9 @@ from fieldbook.run import figures, parameters, paths
 from fieldbook.run.chapter import start
 from fieldbook.nn.checkpoints import read_weights, save_weights
 from fieldbook.grokking.networks import load, task_of, trained
-from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
+from fieldbook.nn.checks import require
+from fieldbook.samplers import curvature, ground_truth, llc, rescaled, symmetry
+from fieldbook.samplers.known import PROBLEMS
 from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Sampling
 
@@ -100,9 +93,13 @@ par, device, run = start("si_sgld")
 
 # %% tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
-LABELS = {"sgld": "SGLD", "psgld": "pSGLD", "rsgld": "Riemannian", "si_sgld": "SI-SGLD"}
-LABELS |= {"si_adaptive": "SI adaptive", "si_div": "SI divided"}
-STYLES = dict(zip(LABELS, ("C1s--", "C4D-.", "C2^-", "C0o-", "C5v-", "C3x:"), strict=True))
+LABELS = {name: sampler.label for name, sampler in SAMPLERS.items()}
+STYLES = {name: sampler.mark for name, sampler in SAMPLERS.items()}
+wanted = list(SAMPLERS) if par.samplers == ["all"] else par.samplers
+controls = [name for name in wanted if preconditioners.find(name).control]
+compared = [name for name in wanted if name not in par.controls]
+require(compared, "samplers", par.samplers, "one at least that is no control")
+all_samplers = [*compared, *par.controls]
 
 # %% [markdown]
 # ## Networks at a minimum
@@ -138,7 +135,7 @@ def accuracy(model, pairs, target):
 # %%
 def fisher_of(model, pairs):
     """The diagonal of the Fisher information, (D,)."""
-    return llc.fisher_diagonal(model, pairs, torch.Generator(device).manual_seed(par.seed))
+    return curvature.fisher_diagonal(model, pairs, torch.Generator(device).manual_seed(par.seed))
 
 
 # %%
@@ -147,9 +144,9 @@ def polish(job, folder):
     task = splits[job["operation"]]
     model = load(settings, files[job["operation"]]).to(device)
     train, test = (data_of(task, part) for part in (task.train, ~task.train))
-    before = llc.loss_and_gradient_norm(model, *train)
+    before = curvature.loss_and_gradient_norm(model, *train)
     llc.polish(model, *train, steps=par.polish_steps, lr=par.polish_lr)
-    after = llc.loss_and_gradient_norm(model, *train)
+    after = curvature.loss_and_gradient_norm(model, *train)
     save_weights(model, folder / "star.safetensors")
     save_weights({"fisher": fisher_of(model, train[0])}, folder / "fisher.safetensors")
     names = ("loss_trained", "gradient_trained", "loss_star", "gradient_star")
@@ -225,7 +222,7 @@ def break_symmetry(job):
     """Change of logits and loss when one condition of the rescaling is violated."""
     model, scaled, (pairs, target) = violated(job)
     gap = symmetry.logit_gap(model, scaled, pairs)
-    star, loss = (llc.loss_and_gradient_norm(m, pairs, target)[0] for m in (model, scaled))
+    star, loss = (curvature.loss_and_gradient_norm(m, pairs, target)[0] for m in (model, scaled))
     return {"max_dlogit": gap, "loss": loss, "loss_star": star}
 
 
@@ -363,7 +360,7 @@ def imitate(job):
 def known(job):
     """One sampler on one loss whose coefficient is known."""
     found = ground_truth.compare(
-        ground_truth.PROBLEMS[job["problem"]](),
+        PROBLEMS[job["problem"]](),
         job["sampler"],
         step=par.truth_step,
         steps=par.truth_steps,
@@ -431,7 +428,7 @@ run.figure(figure, "exact")
 # $\varepsilon T$ and no coefficient.
 
 # %%
-pairs = [*product(par.operations, par.samplers), *product([first], par.controls)]
+pairs = [*product(par.operations, compared), *product([first], par.controls)]
 tuned = run.sweep("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
 tuned = tuned.set_index(["operation", "sampler"])
 curve = run.frame("localization")
@@ -505,14 +502,14 @@ def draw_map(ax, operation, sampler):
 
 
 # %% mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
-shape = (len(par.operations), len(par.samplers))
+shape = (len(par.operations), len(compared))
 size = (figures.PAGE, 1.55 * len(par.operations) + 0.4)
 figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
 for row, operation in zip(axes, par.operations, strict=True):
-    images = [draw_map(ax, operation, s) for ax, s in zip(row, par.samplers, strict=True)]
+    images = [draw_map(ax, operation, s) for ax, s in zip(row, compared, strict=True)]
     figure.colorbar(images[0], ax=row, pad=0.01).ax.set_title(r"$\hat\lambda$")
     row[0].set_ylabel(SYMBOL[operation] + "\n" + r"$\log_{10} \beta$")
-for top, bottom, sampler in zip(axes[0], axes[-1], par.samplers, strict=True):
+for top, bottom, sampler in zip(axes[0], axes[-1], compared, strict=True):
     top.set_title(LABELS[sampler])
     bottom.set_xlabel(r"$\log_{10} \alpha$")
 run.figure(figure, "maps")
@@ -574,7 +571,6 @@ def draw_cut(ax, name, other):
 
 
 # %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
-all_samplers = [*par.samplers, *par.controls]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
 draw_cut(left, "alpha", "beta")
 draw_cut(right, "beta", "alpha")
@@ -617,7 +613,11 @@ pd.DataFrame(
 ).map("{:.1e}".format)
 
 # %% mystnb={"image": {"alt": "Loss traces of the cells checked, overlaid, one panel per sampler"}} tags=["hide-input"]
-figure, axes = plt.subplots(2, 3, figsize=(figures.PAGE, 3.2), sharex=True)
+lines = -(-len(all_samplers) // 3)
+size = (figures.PAGE, 1.6 * lines)
+figure, axes = plt.subplots(lines, 3, figsize=size, sharex=True, squeeze=False)
+for ax in axes.flat[len(all_samplers) :]:
+    ax.set_visible(False)
 for ax, sampler in zip(axes.flat, all_samplers, strict=False):
     one = checked[checked.sampler == sampler]
     moved = one[steps_of[1:]].T.to_numpy()
@@ -693,7 +693,7 @@ run.figure(figure, "naive")
 # `truth_step`. The truth differs between samplers on one loss since the localisation's metric is part of the target.
 
 # %%
-problems = list(ground_truth.PROBLEMS)
+problems = list(PROBLEMS)
 truths = [{"problem": q, "sampler": s} for q, s in product(problems, SAMPLERS)]
 truth = run.sweep("ground_truth", truths, known)
 truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "within"]].round(3)
@@ -704,7 +704,7 @@ truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "
 # coordinates more than it measures singularities. The rule of the log adds a factor $\lVert w \rVert^2$ to the density, an
 # excess that depends on how far the draws stray compared with the size of the weights; near $w = 0$ its $P$ diverges.
 
-# %% mystnb={"image": {"alt": "Estimate over truth for six samplers on five losses with known coefficients"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Estimate over truth for each sampler on five losses with known coefficients"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
 for k, sampler in enumerate(SAMPLERS):
     one = truth[truth.sampler == sampler].reset_index()
@@ -766,20 +766,10 @@ def invariant(sampler):
 
 
 # %% tags=["hide-input"]
-EXPECTED = {
-    "si_sgld": ("SI-SGLD is invariant", "the log: best invariance"),
-    "rsgld": ("Riemannian SGLD is invariant", "the log: invariant in theory"),
-    "psgld": ("pSGLD is invariant", "the log: invariant in theory"),
-    "sgld": ("plain SGLD is invariant", "the log: sensitive"),
-    "si_div": (
-        "the log's rule, divided by the squared norm, is invariant",
-        "the log: best invariance",
-    ),
-}
-for sampler, (text, source) in EXPECTED.items():
-    if sampler in all_samplers:
-        verdict, ours = invariant(sampler)
-        run.claim(text, source, ours, verdict, tested)
+for name in all_samplers:
+    verdict, ours = invariant(name)
+    text, source = f"{SAMPLERS[name].name} is invariant", SAMPLERS[name].expected
+    run.claim(text, source, ours, verdict, tested)
 
 # %% [markdown]
 # The slope of the estimate against the size of the rescaling, on a logarithmic scale, over the cells that are healthy
@@ -799,7 +789,7 @@ def log_spread(operation):
 
 
 # %% tags=["hide-input"]
-if {"sgld", "psgld"} <= set(par.samplers):
+if {"sgld", "psgld"} <= set(compared):
     ratios = [log_spread(operation) for operation in par.operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
     halved = min(ratios) > 0.35 and max(ratios) < 0.65
@@ -843,7 +833,7 @@ run.claim(text, "the log: 30 x 30", f"nearest factor {nearest:.3f}", nearest == 
 # Last, the known coefficients.
 
 # %% tags=["hide-input"]
-proper = truth[truth.sampler.isin(ground_truth.PROPER)]
+proper = truth[truth.sampler.map(lambda name: SAMPLERS[name].proper)]
 worst = (proper.estimate / proper.truth - 1).abs().max()
 ours = f"{proper.within.sum()} of {len(proper)} estimates, at most {worst:.1%} off"
 text = "samplers that sample the density they state find the known coefficients"

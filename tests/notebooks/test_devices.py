@@ -20,7 +20,7 @@ from fieldbook.grokking import experiment, networks
 from fieldbook.grokking.agop import Rule
 from fieldbook.grokking.grokker import Grokker
 from fieldbook.run import figures, parameters, paths
-from fieldbook.samplers import linear_gibbs
+from fieldbook.samplers import known
 from fieldbook.spectra import spectroscopy
 
 AGOP = {
@@ -146,7 +146,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(parameters, "of_profile", of_profile)
     monkeypatch.setattr(spectroscopy, "COMPONENTS", 16)
     monkeypatch.setattr(
-        linear_gibbs, "mean_loss", partial(linear_gibbs.mean_loss, chains=2, sweeps=6)
+        known, "gibbs_mean_loss", partial(known.gibbs_mean_loss, chains=2, sweeps=6)
     )  # on the CPU
     monkeypatch.setattr(figures, "save", lambda figure, *_, **__: plt.close(figure))
     return tmp_path

@@ -19,7 +19,7 @@ from fieldbook.nn.recipe import Recipe
 from fieldbook.samplers import sgmcmc
 from fieldbook.samplers import wang_landau as wl
 from fieldbook.samplers.potentials import harmonic
-from fieldbook.samplers.preconditioners import named
+from fieldbook.samplers.preconditioners import SAMPLERS, named
 from fieldbook.spectra.probes import head
 
 
@@ -103,7 +103,7 @@ def test_an_update_of_a_drifting_run_waits_for_nothing(
     )
 
 
-@pytest.mark.parametrize("name", ["sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div"])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("eps", [1e-3, torch.full((2, 1, 1), 1e-3)])
 def test_a_step_of_a_chain_waits_for_nothing(
     mode: pretend.Pretended, name: str, eps: float | torch.Tensor

@@ -11,7 +11,7 @@ from torch import nn
 from fieldbook.grokking.agop import agop, agop_sketch, residuals, second_moments
 from fieldbook.nn import functional
 from fieldbook.nn.functional import cross_entropy, squared_error
-from fieldbook.samplers import calibration, llc, preconditioners, symmetry
+from fieldbook.samplers import calibration, curvature, estimate, llc, preconditioners, symmetry
 from fieldbook.samplers.llc import Sampling
 from fieldbook.samplers.sgmcmc import chain
 
@@ -188,7 +188,7 @@ def test_curvature_is_that_of_the_hessian(foreign):
 
 def test_fisher_information_is_that_of_its_definition(foreign):
     model, inputs, _, loss = foreign
-    found = llc.fisher_diagonal(
+    found = curvature.fisher_diagonal(
         model, inputs, torch.Generator().manual_seed(0), draws=300, loss=loss
     )
     compute, w = functional.outputs_of(model), functional.flatten(model).requires_grad_()
@@ -278,8 +278,8 @@ def test_what_is_no_fixed_function_is_refused_and_left_alone(layer):
     calls = {
         "measure": lambda: llc.measure(model, x, y),
         "gradient": lambda: llc.minibatch_gradient(model, x, y, batch_size=4, seeds=[0]),
-        "fisher": lambda: llc.fisher_diagonal(model, x, torch.Generator().manual_seed(0)),
-        "curvature": lambda: llc.largest_curvature(model, x, y, torch.ones(31)),
+        "fisher": lambda: curvature.fisher_diagonal(model, x, torch.Generator().manual_seed(0)),
+        "curvature": lambda: curvature.largest_curvature(model, x, y, torch.ones(31)),
         "agop": lambda: agop(model, x),
         "agop of a function": lambda: agop(lambda z: model(z), x),
         "sketch": lambda: agop_sketch(model, x, torch.Generator().manual_seed(0)),
@@ -298,9 +298,9 @@ def test_what_is_no_fixed_function_is_refused_and_left_alone(layer):
 def test_polishing_takes_the_loss_down_and_leaves_the_mode(foreign):
     model, inputs, target, loss = foreign
     modes = [m.training for m in model.modules()]
-    before, _ = llc.loss_and_gradient_norm(model, inputs, target, loss)
+    before, _ = curvature.loss_and_gradient_norm(model, inputs, target, loss)
     llc.polish(model, inputs, target, steps=60, lr=2e-2, loss=loss)
-    after, _ = llc.loss_and_gradient_norm(model, inputs, target, loss)
+    after, _ = curvature.loss_and_gradient_norm(model, inputs, target, loss)
     assert after < 0.95 * before and [m.training for m in model.modules()] == modes
 
 
@@ -330,7 +330,7 @@ BAD_TARGETS = {
 def test_targets_that_do_not_fit_are_named(name):
     target, message = BAD_TARGETS[name]
     model = nn.Linear(3, 3)
-    for call in (llc.measure, llc.loss_and_gradient_norm):
+    for call in (llc.measure, curvature.loss_and_gradient_norm):
         with pytest.raises(ValueError, match=message):
             call(model, draw(N, 3), target)
     with pytest.raises(ValueError, match=message):
@@ -348,7 +348,7 @@ def test_outputs_and_losses_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"shape of losses = \(\) .* one per example"):
         llc.measure(nn.Linear(3, 3), x, y, loss=nn.functional.cross_entropy)
     with pytest.raises(ValueError, match=r"loss = 'l1' .*squared_error"):
-        llc.fisher_diagonal(nn.Linear(3, 1), x, torch.Generator(), loss=_l1())
+        curvature.fisher_diagonal(nn.Linear(3, 1), x, torch.Generator(), loss=_l1())
     broken = nn.Linear(3, 3)
     with torch.no_grad():
         broken.weight[0, 0] = math.nan
@@ -399,7 +399,7 @@ def test_no_default_makes_chains_identical():
             **options,
         )
         trace = torch.stack([losses for losses, _ in run]).view(40, 1, 16)
-        assert llc.estimate(trace, n_beta=5.0, burn_in=10)[1] > 0
+        assert estimate.estimate(trace, n_beta=5.0, burn_in=10)[1] > 0
     with pytest.raises(ValueError, match=r"common_noise = True .*\(cells, chains, D\)"):
         next(
             chain(
@@ -412,7 +412,7 @@ def test_no_default_makes_chains_identical():
             )
         )
     copies = trace[..., :1].expand(-1, -1, 4)
-    flags = llc.health(copies, n_beta=5.0, dimension=30, burn_in=10, ceiling=100.0)
+    flags = estimate.health(copies, n_beta=5.0, dimension=30, burn_in=10, ceiling=100.0)
     assert flags == ["identical chains"]
 
 

@@ -1,5 +1,4 @@
-"""Step size and localisation of a sampler, from a gradient function: nothing here knows a
-network."""
+"""Step size and localisation of a sampler, from a gradient function alone."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fieldbook.nn.checks import require
-from fieldbook.samplers import llc
-from fieldbook.samplers.llc import Sampling, first_metric, largest_eigenvalue, traces
+from fieldbook.samplers.curvature import largest_eigenvalue
+from fieldbook.samplers.estimate import estimate
+from fieldbook.samplers.llc import Sampling, first_metric, traces
 from fieldbook.samplers.preconditioners import Preconditioner
 from fieldbook.samplers.sgmcmc import Gradient, require_stable
 
@@ -52,12 +52,8 @@ def calibrate(
         ValueError: the estimates do not pass the target, or the step size is unstable
             (`sgmcmc.require_stable`).
     """
-    require(
-        w_star.any(),
-        "w_star",
-        "zero everywhere",
-        "weights, whose size sets the localisations tried",
-    )
+    accepted = "weights, whose size sets the localisations tried"
+    require(w_star.any(), "w_star", "zero everywhere", accepted)
     points = w_star.expand(1, how.chains, -1)
     if slope is None:
         slope = gradient(points, 0)[1].mean((0, 1))
@@ -67,10 +63,9 @@ def calibrate(
     gammas = natural * torch.logspace(-1.5, 4.5, n, dtype=torch.float64)
     epsilons = relaxation / (gammas * stiffest)
     require_stable(float(epsilons[0]), float(gammas[0]) * stiffest)
-    trace = traces(
-        gradient, points.expand(n, -1, -1), build, how, eps=epsilons, gamma=gammas, n_beta=n_beta
-    )
-    values, _ = llc.estimate(trace.cpu().double(), n_beta=n_beta, burn_in=how.burn_in)
+    cells = points.expand(n, -1, -1)
+    trace = traces(gradient, cells, build, how, eps=epsilons, gamma=gammas, n_beta=n_beta)
+    values, _ = estimate(trace.cpu().double(), n_beta=n_beta, burn_in=how.burn_in)
     gamma = crossing(gammas, values, target, ceiling=ceiling)
     eps = relaxation / (gamma * stiffest)
     steepest = curvature(p) if curvature else largest_eigenvalue(_differences(gradient, points), p)
@@ -83,12 +78,11 @@ def calibrate(
 
 def _differences(gradient: Gradient, points: Tensor) -> Callable[[Tensor], Tensor]:
     """v -> H v by central differences of the gradient on the first minibatches."""
-    small = torch.finfo(points.dtype).eps ** (1 / 3) * float(points.square().mean().sqrt())
+    precision = torch.finfo(points.dtype)
+    small = precision.eps ** (1 / 3) * float(points.square().mean().sqrt())
 
     def product(vector: Tensor) -> Tensor:
-        by = (
-            small * vector / vector.square().mean().sqrt().clamp(min=torch.finfo(vector.dtype).tiny)
-        )
+        by = small * vector / vector.square().mean().sqrt().clamp(min=precision.tiny)
         ahead, behind = (gradient(points + sign * by, 0)[1].mean((0, 1)) for sign in (1, -1))
         return (ahead - behind) / 2 * (vector.norm() / by.norm())
 
@@ -105,19 +99,17 @@ def lengthen(
     gamma: float,
     n_beta: float,
 ) -> list[dict[str, float]]:
-    """Estimates over the first T steps, for a quarter, a half and the whole of eps, T up to four
-    times `how`.
+    """Estimates over the first T steps, T up to four times `how`, for 1/4, 1/2 and all of eps.
 
     What short chains measure grows with eps T until localisation, not their length, holds them.
     """
-    sizes = [share * eps for share in (0.25, 0.5, 1.0)]
+    sizes = [eps / 4, eps / 2, eps]
     longer = replace(how, steps=4 * how.steps)
-    points = w_star.expand(len(sizes), how.chains, -1)
-    trace = traces(
-        gradient, points, build, longer, eps=torch.tensor(sizes), gamma=gamma, n_beta=n_beta
-    )
+    points = w_star.expand(3, how.chains, -1)
+    each = torch.tensor(sizes)
+    trace = traces(gradient, points, build, longer, eps=each, gamma=gamma, n_beta=n_beta)
     sums = n_beta * trace.double().mean(2).cumsum(0).cpu()
-    lengths = sorted({round(4 * (longer.steps / 4) ** (k / 15)) for k in range(16)})
+    lengths = sorted({round(4 * how.steps ** (k / 15)) for k in range(16)})
     return [
         {"eps": size, "T": t, "gamma": gamma, "llc": float(sums[t - 1, k]) / t}
         for k, size in enumerate(sizes)
@@ -126,8 +118,7 @@ def lengthen(
 
 
 def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -> float:
-    """The localisation at which the estimate first passes below a target, interpolated in log gamma
-    and log estimate.
+    """Localisation where the estimate first passes below a target, on logarithmic scales.
 
     Args:
         gammas: (k,) increasing; `values`: (k,) estimates, which fall with gamma.
@@ -135,15 +126,13 @@ def crossing(gammas: Tensor, values: Tensor, target: float, *, ceiling: float) -
     Raises:
         ValueError: the estimates do not pass the target; says their range.
     """
-    values = (
-        values.double()
-        .nan_to_num(nan=ceiling, posinf=ceiling)
-        .clamp(min=1e-12 * ceiling, max=ceiling)
-    )
+    values = values.double().nan_to_num(nan=ceiling, posinf=ceiling)
+    values = values.clamp(min=1e-12 * ceiling, max=ceiling)
     below = (values < target).nonzero().flatten()
-    if not len(below) or below[0] == 0:
-        found = f"{values.min():.3g} .. {values.max():.3g} at gamma = {gammas[0]:.3g} .. {gammas[-1]:.3g}"
-        raise ValueError(f"target = {target:.3g}: not between the estimates {found}")
+    at = f"at gamma = {gammas[0]:.3g} .. {gammas[-1]:.3g}"
+    accepted = f"a value between the estimates {values.min():.3g} .. {values.max():.3g} {at}"
+    require(len(below) and below[0] > 0, "target", target, accepted)
     around = slice(int(below[0]) - 1, int(below[0]) + 1)
-    x, (y0, y1) = gammas[around].double().log(), values[around].log()
+    x = gammas[around].double().log()
+    y0, y1 = values[around].log()
     return float((x[0] + (y0 - math.log(target)) / (y0 - y1) * (x[1] - x[0])).exp())

@@ -8,22 +8,12 @@ near w = 0 throws the chain far away.
 """
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from fieldbook.samplers import llc, preconditioners, problems, sgmcmc
-from fieldbook.samplers.problems import Problem, Setting
-
-PROBLEMS = {
-    "quadratic": problems.quadratic,
-    "monomials": problems.monomial,
-    "normal crossing": problems.normal_crossing,
-    "reduced rank": partial(problems.linear_network, [3, 2, 2]),
-    "deep linear": partial(problems.linear_network, [3, 2, 2, 3]),
-}
-PROPER = ("sgld", "rsgld", "si_sgld", "si_adaptive")  # they sample the density they state
+from fieldbook.samplers import llc, preconditioners, sgmcmc
+from fieldbook.samplers.known import Problem, Setting
 
 
 def build(sampler: str, problem: Problem) -> preconditioners.Preconditioner:
@@ -34,9 +24,8 @@ def build(sampler: str, problem: Problem) -> preconditioners.Preconditioner:
     start where the gradient is 0.
     """
     damping = 0.1 * float(_typical_gradient(problem).max())
-    return preconditioners.named(
-        sampler, problem.w_star, problem.fisher, problem.orbits, psgld_damping=damping
-    )
+    at = problem.w_star, problem.fisher, problem.orbits
+    return preconditioners.named(sampler, *at, psgld_damping=damping)
 
 
 def run(
@@ -48,33 +37,27 @@ def run(
     chains: int,
     seed: int,
 ) -> tuple[Setting, Tensor]:
-    """Independent chains from w*; a quarter of the steps is burn-in.
+    """Independent chains from w*, a quarter of the steps burn-in: setting, losses (steps, chains).
 
     Args:
         step: eps P a in the stiffest direction, a = n_beta curvature + gamma A, with P at w* (for
             `psgld`, at a typical gradient); 0.1 biases a Gaussian direction by 2.5 percent.
-    Returns:
-        the setting, and the losses (steps, chains).
     Raises:
         ValueError: `step` is 4 or more, where Euler's scheme is unstable.
     """
-    init, update = preconditioner
-    metric, _ = update(init(problem.w_star), problem.w_star, _typical_gradient(problem))
-    p, a = (x.to(problem.w_star).expand_as(problem.w_star) for x in metric[:2])
+    p, a, _ = llc.first_metric(preconditioner, problem.w_star, _typical_gradient(problem))
     stiffness = p * (problem.n_beta * problem.curvature + problem.gamma * a)
     eps = step / float(stiffness.max())
     sgmcmc.require_stable(eps, stiffness)
-    start, generator = problem.w_star.expand(chains, -1), torch.Generator().manual_seed(seed)
     points = sgmcmc.chain(
         problem.gradient,
-        start,
+        problem.w_star.expand(chains, -1),
         preconditioner,
-        generator,
+        torch.Generator().manual_seed(seed),
         eps=eps,
         n_beta=problem.n_beta,
         gamma=problem.gamma,
         steps=steps,
-        common_noise=False,
     )
     return Setting(p, a, eps, steps, steps // 4), torch.stack([losses for losses, _ in points])
 
@@ -87,25 +70,20 @@ def compare(
     steps: int = 4000,
     chains: int = 400,
     seed: int = 0,
-) -> dict[str, float | str | bool]:
+) -> dict[str, float | bool]:
     """One row of the table: the estimate next to the truth.
 
     The tolerance is three standard errors, no more than a tenth of the truth, and the bias of the
     step size in the stiffest direction, step/4 of the truth, or none where the truth includes it.
     Arguments as in `run`.
     """
-    setting, trace = run(
-        problem, build(sampler, problem), step=step, steps=steps, chains=chains, seed=seed
-    )
+    preconditioner = build(sampler, problem)
+    setting, trace = run(problem, preconditioner, step=step, steps=steps, chains=chains, seed=seed)
     truth, truth_se = problem.truth(setting)
-    estimate, se = (
-        float(x)
-        for x in llc.estimate(trace[:, None], n_beta=problem.n_beta, burn_in=setting.burn_in)
-    )
+    found = llc.estimate(trace[:, None], n_beta=problem.n_beta, burn_in=setting.burn_in)
+    estimate, se = (float(x) for x in found)
     tolerance = min(3 * math.hypot(se, truth_se), 0.1 * truth) + problem.step_bias * step * truth
     return {
-        "problem": problem.name,
-        "sampler": sampler,
         "n_beta": problem.n_beta,
         "gamma": problem.gamma,
         "eps": setting.eps,
@@ -123,6 +101,5 @@ def compare(
 
 
 def _typical_gradient(problem: Problem) -> Tensor:
-    """Root mean square of each derivative: n_beta E[(dL/dw)^2] = E[d^2 L/dw^2] under exp(-n_beta
-    L)."""
+    """Root mean square of each derivative: n_beta E[(dL/dw)^2] = E[d^2 L/dw^2] in equilibrium."""
     return (problem.curvature / problem.n_beta).sqrt()

@@ -1,5 +1,4 @@
-"""The loss landscape around a trained network: its training path, its entropy, and how memorised
-states relax.
+"""The loss landscape around a trained network: training path, entropy, relaxation of states.
 
 Points are z = theta / s, with s the root mean square of each tensor of the trained network. A
 standard normal prior on z keeps the norm of each tensor near the trained one, up to a share 1 /
@@ -7,12 +6,13 @@ sqrt(2 size): a fixed norm in all but name, tensor by tensor. A tensor of zeros 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from fieldbook.grokking import networks
 from fieldbook.grokking.modular import Task
@@ -85,7 +85,7 @@ def record_training(
         right = (logits.argmax(1) == target).double()
         row = {
             "step": step,
-            "train_loss": float(torch.nn.functional.cross_entropy(logits[train], target[train])),
+            "train_loss": float(cross_entropy(logits[train], target[train])),
             "train_acc": float(right[train].mean()),
             "test_acc": float(right[~train].mean()),
             "test_acc_strict": float(right[strict].mean()),
@@ -116,8 +116,7 @@ def sample(
     h: float,
     friction: float,
 ) -> tuple[list[Row], Row]:
-    """Entropy and strict test accuracy against log10 train loss: melt the trained network, cool it,
-    then Wang-Landau.
+    """Entropy and strict accuracy against log10 train loss: melt, cool, then Wang-Landau.
 
     Args:
         file: weights of the trained network.
@@ -126,36 +125,43 @@ def sample(
             seed taken from all heights of the way.
     Returns:
         One row per seed and bin, and one for the whole run. `reached` is 0 for a seed whose walker
-        did not cool through
-        the whole grid: its entropy is extrapolated where it never was.
+        did not cool through the whole grid: its entropy is extrapolated where it never was.
     """
-    _, energy, strict, star = _prepare(settings, operation, file)
+    energy, strict, _, star = _prepare(settings, operation, file)
     generator = torch.Generator(star.device).manual_seed(stream("landscape", operation))
-    options = {"h": h, "friction": friction, "observe": strict}
+    moving = {"friction": friction, "observe": strict}
     w = wl.start(energy, wl.heat(energy, star, grid.high - 0.2, seeds, generator), generator)
-    melted, _ = wl.ramp(
-        energy, w, grid, np.linspace(grid.high - 0.2, grid.high, melt), generator, **options
-    )
-    way, every = (
-        np.linspace(grid.high, grid.low - grid.width(), cool),
-        range(0, cool, max(cool // 40, 1)),
-    )
-    cooled, kept = wl.ramp(energy, melted.walkers, grid, way, generator, keep=every, **options)
+    rise = np.linspace(grid.high - 0.2, grid.high, melt)
+    melted, _ = wl.ramp(energy, w, grid, rise, generator, h=h, **moving)
+    fall = np.linspace(grid.high, grid.low - grid.width(), cool)
+    every = range(0, cool, max(cool // 40, 1))
+    w = melted.walkers
+    cooled, kept = wl.ramp(energy, w, grid, fall, generator, h=h, keep=every, **moving)
     places = [grid.low + (grid.high - grid.low) * (k + 0.5) / walkers for k in range(walkers)]
     w = wl.start(energy, wl.spread(kept, places), generator)
-    found = wl.wang_landau(
-        energy,
-        w,
-        grid,
-        generator,
-        steps=steps,
-        first=1.0,
-        entropy=cooled.entropy,
-        **{**options, "h": cooled.h},
-    )
-    ends = [cooled.visits[:, part].sum(1) > 0 for part in (slice(3), slice(-3, None))]
+    moving |= {"h": cooled.h, "first": 1.0, "entropy": cooled.entropy}
+    found = wl.wang_landau(energy, w, grid, generator, steps=steps, **moving)
+    top, bottom = (cooled.visits[:, part].sum(1) > 0 for part in (slice(3), slice(-3, None)))
+    reached = top & bottom
+    summary = {
+        "lost": int((~reached).sum()),
+        "parameters": int((star != 0).sum()),
+        "flatness": float(wl.flatness(found.visits).mean()),
+        "h": float(cooled.h.min()),
+        "acceptance_cool": cooled.acceptance,
+        "acceptance": found.acceptance,
+        "overlap_melted": float(cosine_similarity(melted.walkers.z, star, dim=-1).mean()),
+        "overlap_cooled": float(cosine_similarity(cooled.walkers.z, star, dim=-1).mean()),
+    }
+    return _rows(operation, grid, reached, cooled, found), summary
+
+
+def _rows(
+    operation: str, grid: wl.Grid, reached: Tensor, cooled: wl.Landscape, found: wl.Landscape
+) -> list[Row]:
+    """One row per seed and bin."""
     columns = {
-        "reached": (ends[0] & ends[1]).long()[:, None].expand(found.visits.shape),
+        "reached": reached.long()[:, None].expand(found.visits.shape),
         "entropy": found.entropy,
         "entropy_cooled": cooled.entropy,
         "entropy_force": wl.integrate(grid, found.force),
@@ -163,29 +169,11 @@ def sample(
         "test_acc_cooled": cooled.observed,
         "visits": found.visits.long(),
     }
-    rows = [
-        {
-            "op": operation,
-            "seed": seed,
-            "log10_loss": x,
-            **{name: value[seed, b] for name, value in columns.items()},
-        }
-        for seed in range(seeds)
-        for b, x in enumerate(grid.centres().tolist())
-    ]
-    overlap = torch.nn.functional.cosine_similarity(cooled.walkers.z, star, dim=-1).mean()
-    return rows, {
-        "lost": int((~(ends[0] & ends[1])).sum()),
-        "parameters": int((star != 0).sum()),
-        "flatness": float(wl.flatness(found.visits).mean()),
-        "h": float(cooled.h.min()),
-        "acceptance_cool": cooled.acceptance,
-        "acceptance": found.acceptance,
-        "overlap_melted": float(
-            torch.nn.functional.cosine_similarity(melted.walkers.z, star, dim=-1).mean()
-        ),
-        "overlap_cooled": float(overlap),
-    }
+    rows = []
+    for seed, b in np.ndindex(*found.visits.shape):
+        row = {"op": operation, "seed": seed, "log10_loss": grid.centres()[b].item()}
+        rows.append(row | {name: value[seed, b] for name, value in columns.items()})
+    return rows
 
 
 def relax(
@@ -210,67 +198,49 @@ def relax(
     Returns:
         One row per seed and `every` moves: mean log10 of the loss since the last row, accuracy now.
     """
-    model, energy, strict, star = _prepare(settings, operation, file)
-    start = whitened(networks.load(settings, memorised).to(star.device), scales(model))
+    energy, strict, scale, star = _prepare(settings, operation, file)
+    start = whitened(networks.load(settings, memorised).to(star.device), scale)
     generator = torch.Generator(star.device).manual_seed(stream("relaxation", operation))
-    w, rows = wl.start(energy, start.expand(seeds, 1, -1), generator), []
+    w = wl.start(energy, start.expand(seeds, 1, -1), generator)
+    rows = []
     hold = float(w.x[0, 0])
+    grid = wl.Grid(hold - 1, hold + 1, 2)
+    pull = partial(wl.ramp, energy, h=h, friction=friction, stiffness=stiffness, keep=range(every))
 
-    def watch(step: int, x: Sequence[float]) -> None:
-        found = zip(x, strict(w.z)[:, 0].tolist(), w.z.square().mean((1, 2)).tolist(), strict=True)
-        rows.extend(
-            {
-                "op": operation,
-                "seed": seed,
-                "step": step,
-                "log10_loss": a,
-                "test_acc_strict": b,
-                "norm2": c,
-            }
-            for seed, (a, b, c) in enumerate(found)
-        )
+    def watch(step: int, x: Tensor) -> None:
+        right = strict(w.z)[:, 0].tolist()
+        norm2 = w.z.square().mean((1, 2)).tolist()
+        for seed, level in enumerate(x.tolist()):
+            row = {"op": operation, "seed": seed, "step": step, "log10_loss": level}
+            rows.append(row | {"test_acc_strict": right[seed], "norm2": norm2[seed]})
 
-    watch(0, w.x[:, 0].tolist())
+    watch(0, w.x[:, 0])
     for step in range(every, steps + 1, every):
-        held, kept = wl.ramp(
-            energy,
-            w,
-            wl.Grid(hold - 1, hold + 1, 2),
-            [hold] * every,
-            generator,
-            h=h,
-            friction=friction,
-            stiffness=stiffness,
-            keep=range(every),
-        )
+        held, kept = pull(w, grid, [hold] * every, generator)
         w = held.walkers
-        watch(step, torch.stack([k.x[:, 0] for k in kept]).mean(0).tolist())
+        watch(step, torch.stack([k.x[:, 0] for k in kept]).mean(0))
     return rows
 
 
 def first_passage(
     loss: Sequence[float], values: Sequence[float], levels: Sequence[float]
 ) -> np.ndarray:
-    """What a training path shows when its loss first comes down to each level, nan for levels it
-    never reaches."""
+    """What a path shows when its loss first comes down to each level, nan where it never does."""
     below = np.minimum.accumulate(np.asarray(loss, float))[:, None] <= np.asarray(levels, float)
     return np.where(below.any(0), np.asarray(values, float)[below.argmax(0)], np.nan)
 
 
 def _prepare(
     settings: networks.Settings, operation: str, file: Path
-) -> tuple[nn.Module, wl.Energy, Callable[[Tensor], Tensor], Tensor]:
-    """The trained network, its train loss and strict test accuracy as functions of z, and its own
-    z."""
+) -> tuple[wl.Energy, Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """A trained network's train loss and strict accuracy as functions of z, its scales and z."""
     model = networks.load(settings, file).to(device())
     t: Task = networks.task_of(settings, operation, settings.seeds[0])
     scale = scales(model)
-    split: list[Any] = [
-        (t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)
-    ]
-    return (
-        model,
-        loss_of(model, scale, *split[0]),
-        accuracy_of(model, scale, *split[1]),
-        whitened(model, scale),
-    )
+    pairs = t.pairs.to(scale.device)
+    target = t.target.to(scale.device)
+    train = t.train.to(scale.device)
+    strict = t.strict.to(scale.device)
+    energy = loss_of(model, scale, pairs[train], target[train])
+    accuracy = accuracy_of(model, scale, pairs[strict], target[strict])
+    return energy, accuracy, scale, whitened(model, scale)

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from fieldbook.nn.checks import numbers, require
 
-BARRIER, TILT = (
-    4.0,
-    0.15,
-)  # of the two wells: the ridge at a = 0, and what raises the well at a = -1
+BARRIER = 4.0  # of the two wells: the ridge at a = 0
+TILT = 0.15  # what raises the well at a = -1
 
 
 def harmonic(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,8 +21,7 @@ def harmonic(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def harmonic_entropy(x: Tensor, d: int) -> Tensor:
-    """S = d/2 ln E: the volume of the ball E < E' grows as E'^(d/2), and S_x is the log of its
-    derivative by x."""
+    """S = d/2 ln E: the volume of the ball E < E' grows as E'^(d/2)."""
     require(d >= 1, "d", d, "at least 1 dimension")
     return d / 2 * math.log(10) * numbers(x, "x")
 
@@ -42,8 +39,7 @@ def two_wells(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_wells_entropy(x: Tensor, d: int, points: int = 200_001) -> Tensor:
-    """S (bins,) by quadrature: the d - 1 harmonic coordinates leave E int da (E - V)_+^((d - 3) /
-    2).
+    """S (bins,) by quadrature: d - 1 harmonic coordinates leave E int da (E - V)_+^((d - 3)/2).
 
     Where V < E, |a^2 - 1| < sqrt(E) / 2: the points lie there, on either side of a = 0, so that the
     lowest energies are resolved like all others.
@@ -54,7 +50,8 @@ def two_wells_entropy(x: Tensor, d: int, points: int = 200_001) -> Tensor:
     require(d >= 3, "d", d, "at least 3 dimensions")
     energy = 10.0 ** numbers(x, "x", ndim=1).double()[:, None]
     half = (energy / BARRIER).sqrt()
-    inner, outer = (1 - half).clamp(min=0).sqrt(), (1 + half).sqrt()
+    inner = (1 - half).clamp(min=0).sqrt()
+    outer = (1 + half).sqrt()
     a = inner + (outer - inner) * torch.linspace(0, 1, points, dtype=torch.float64)
     volume = 0.0
     for side in (a, -a):

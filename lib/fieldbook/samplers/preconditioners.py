@@ -1,16 +1,13 @@
-"""Preconditioners of Langevin samplers, each a build -> (init, update) pair over flat parameter
-vectors.
+"""Preconditioners of Langevin samplers, each a build -> (init, update) pair over flat parameters.
 
 `update(state, w, g)` sees the current point and the minibatch gradient, and returns what one step
 of `fieldbook.samplers.sgmcmc` needs: the preconditioner P, the metric A of the localisation, and
-the drift Gamma = div P. When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2:
-SGLD's step then shrinks as c^-2, pSGLD's as c^-1, that of the rule that divides by the squared norm
-as c^-4, and those of `rsgld` and `si_sgld` not at all.
+the drift Gamma = div P. When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2: the
+step shrinks as c^-`power`. To add a sampler: a builder, and a row of `SAMPLERS`.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +15,9 @@ from torch import Tensor
 
 from fieldbook.nn.checks import require
 
-SAMPLERS = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
-
 
 class Metric(NamedTuple):
-    """P, A and Gamma, each (..., D) or broadcastable to it."""
+    """P, A and Gamma, each (..., D) or broadcastable to it; a Gamma without axes is none."""
 
     preconditioner: Tensor
     localization: Tensor
@@ -35,37 +30,29 @@ Update = Callable[[State, Tensor, Tensor], tuple[Metric, State]]
 Preconditioner = tuple[Callable[[Tensor], State], Update]
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The `update` of a metric that neither point nor gradient changes."""
-
-    metric: Metric
-
-    def __call__(self, state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
-        return self.metric, state
-
-
 def sgld() -> Preconditioner:
     """P = 1, A = 1. Source: Welling & Teh 2011."""
-    one = torch.ones((), dtype=torch.float64)
-    return _stateless, Constant(Metric(one, one, 0 * one))
+
+    def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
+        one = torch.ones((), dtype=torch.float64, device=w.device)
+        return Metric(one, one, NONE), state
+
+    return _stateless, update
 
 
 def psgld(*, decay: float = 0.99, damping: float = 1e-5) -> Preconditioner:
-    """P = 1 / (sqrt(V) + damping) with V the bias-corrected moving average of g^2, A = 1.
+    """P = 1 / (sqrt(V) + damping), V the bias-corrected moving average of g^2, A = 1.
 
     Gamma is dropped, as the paper recommends. Source: Li et al. 2016 (arXiv:1512.07666), algorithm
     1.
     """
 
-    def init(w: Tensor) -> tuple[Tensor, float]:
+    def init(w: Tensor) -> State:
         return torch.zeros_like(w), 0.0  # moving average of g^2, and the total weight in it
 
-    def update(
-        state: tuple[Tensor, float], w: Tensor, g: Tensor
-    ) -> tuple[Metric, tuple[Tensor, float]]:
-        average, weight = state
-        average, weight = torch.lerp(g.square(), average, decay), decay * weight + 1 - decay
+    def update(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
+        average = torch.lerp(g.square(), state[0], decay)
+        weight = decay * state[1] + 1 - decay
         preconditioner = 1 / ((average / weight).sqrt() + damping)
         return Metric(preconditioner, w.new_ones(()), NONE), (average, weight)
 
@@ -91,8 +78,7 @@ def rsgld(fisher: Tensor, orbits: Sequence[Tensor], *, damping: float = 1.0) -> 
 
 
 def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
-    """P = mean squared weight of the orbit at w*, frozen, A = 1 / P: steps stretch with the size of
-    what they move.
+    """P = mean squared weight of the orbit at w*, frozen, A = 1 / P: steps stretch with its size.
 
     Args:
         w_star: (..., D) where the chain starts; `orbits`: as in `rsgld`.
@@ -103,16 +89,13 @@ def si_sgld(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
     still = [k for k, orbit in enumerate(orbits) if not w_star[..., orbit].any()]
     if still:
         size = sum(len(orbits[k]) for k in still)
-        warnings.warn(
-            f"w_star is zero in orbits {still}: {size} coordinates will not be sampled",
-            stacklevel=2,
-        )
+        problem = f"w_star is zero in orbits {still}: {size} coordinates will not be sampled"
+        warnings.warn(problem, stacklevel=2)
     return _frozen(_over_orbits(w_star.square(), orbits))
 
 
 def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
-    """P = mean squared weight of the orbit at the current point, A = 1 / P(w*), Gamma = div P = 2 w
-    / (orbit size)."""
+    """P = mean squared weight of the orbit now, A = 1 / P(w*), Gamma = div P = 2 w / (its size)."""
     _require_partition(orbits, w_star.shape[-1])
     start = _over_orbits(w_star.square(), orbits)
     size = torch.empty_like(w_star)
@@ -126,8 +109,7 @@ def si_adaptive(w_star: Tensor, orbits: Sequence[Tensor]) -> Preconditioner:
 
 
 def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner:
-    """P = 1 / (squared norm of the orbit + damping), A = 1: the source log's rule, kept as the
-    negative control."""
+    """P = 1 / (squared norm of the orbit + damping), A = 1: the source log's rule, a control."""
 
     def init(w: Tensor) -> State:
         _require_partition(orbits, w.shape[-1])
@@ -139,25 +121,105 @@ def si_div(orbits: Sequence[Tensor], *, damping: float = 1e-8) -> Preconditioner
     return init, update
 
 
+class Start(NamedTuple):
+    """What samplers are made of: w* and the Fisher information there (..., D), orbits, and the
+    damping of `psgld`."""
+
+    w_star: Tensor
+    fisher: Tensor
+    orbits: Sequence[Tensor]
+    damping: float
+
+
+class Sampler(NamedTuple):
+    """All that the book knows of a sampler.
+
+    Attributes:
+        power: its step in a tensor scaled by c goes as c^-power; 0: it does not see a rescaling.
+        label, mark: in figures; colour, marker and line as matplotlib writes them.
+        name, expected: of the claim that it is invariant, and who expected what of it.
+        proper: it samples the density that it states.
+        control: shown beside the samplers compared, for one network.
+    """
+
+    build: Callable[[Start], Preconditioner]
+    power: int
+    label: str
+    mark: str
+    name: str
+    expected: str
+    proper: bool = True
+    control: bool = False
+
+
+SAMPLERS = {
+    "sgld": Sampler(
+        build=lambda at: sgld(),
+        power=2,
+        label="SGLD",
+        mark="C1s--",
+        name="plain SGLD",
+        expected="the log: sensitive",
+    ),
+    "psgld": Sampler(
+        build=lambda at: psgld(damping=at.damping),
+        power=1,
+        label="pSGLD",
+        mark="C4D-.",
+        name="pSGLD",
+        expected="the log: invariant in theory",
+        proper=False,
+    ),
+    "rsgld": Sampler(
+        build=lambda at: rsgld(at.fisher, at.orbits),
+        power=0,
+        label="Riemannian",
+        mark="C2^-",
+        name="Riemannian SGLD",
+        expected="the log: invariant in theory",
+    ),
+    "si_sgld": Sampler(
+        build=lambda at: si_sgld(at.w_star, at.orbits),
+        power=0,
+        label="SI-SGLD",
+        mark="C0o-",
+        name="SI-SGLD",
+        expected="the log: best invariance",
+    ),
+    "si_adaptive": Sampler(
+        build=lambda at: si_adaptive(at.w_star, at.orbits),
+        power=0,
+        label="SI adaptive",
+        mark="C5v-",
+        name="SI-SGLD in a metric that follows the chain",
+        expected="not given",
+        control=True,
+    ),
+    "si_div": Sampler(
+        build=lambda at: si_div(at.orbits),
+        power=4,
+        label="SI divided",
+        mark="C3x:",
+        name="the log's rule, divided by the squared norm,",
+        expected="the log: best invariance",
+        proper=False,
+        control=True,
+    ),
+}
+
+
+def find(name: str) -> Sampler:
+    """A row of `SAMPLERS`; ValueError for a name that is not there."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
 def named(
     name: str, w_star: Tensor, fisher: Tensor, orbits: Sequence[Tensor], *, psgld_damping: float
 ) -> Preconditioner:
-    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    builders = {
-        "sgld": sgld,
-        "psgld": lambda: psgld(damping=psgld_damping),
-        "rsgld": lambda: rsgld(fisher, orbits),
-        "si_sgld": lambda: si_sgld(w_star, orbits),
-        "si_adaptive": lambda: si_adaptive(w_star, orbits),
-        "si_div": lambda: si_div(orbits),
-    }
-    if name not in builders:
-        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
-    return builders[name]()
+    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both."""
+    return find(name).build(Start(w_star, fisher, orbits, psgld_damping))
 
 
 def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
@@ -170,22 +232,18 @@ def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
         factors: (..., D) c, one row per cell.
     """
     init, update = build
-    if isinstance(update, Constant):
-        p, a, drift = update.metric
-        return init, Constant(
-            Metric(p / factors**2, a * factors**2, drift / factors if drift.any() else drift)
-        )
 
     def framed(state: State, w: Tensor, g: Tensor) -> tuple[Metric, State]:
-        metric, state = update(state, factors * w, g / factors)
-        p, a, drift = metric
-        return Metric(p / factors**2, a * factors**2, drift / factors), state
+        (p, a, drift), state = update(state, factors * w, g / factors)
+        drift = drift / factors if drift.ndim else drift
+        return Metric(p / factors**2, a * factors**2, drift), state
 
     return init, framed
 
 
 def _frozen(preconditioner: Tensor) -> Preconditioner:
-    return _stateless, Constant(Metric(preconditioner, _inverse(preconditioner), NONE))
+    metric = Metric(preconditioner, _inverse(preconditioner), NONE)
+    return _stateless, lambda state, w, g: (metric, state)
 
 
 def _stateless(w: Tensor) -> None:

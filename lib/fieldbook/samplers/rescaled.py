@@ -1,5 +1,4 @@
-"""The local learning coefficient of one network in many exact rescalings, all of them one stack of
-chains.
+"""The local learning coefficient of one network in many exact rescalings, one stack of chains.
 
 A cell (alpha, beta) is the unscaled network with another metric (`preconditioners.in_frame`), so
 that the cells of a grid differ by two scalars per tensor; noise and minibatches are the same in all
@@ -16,13 +15,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fieldbook.grokking.grokker import Grokker
-from fieldbook.samplers import calibration, llc, preconditioners, symmetry
+from fieldbook.nn.functional import flatten, stacked_losses
+from fieldbook.samplers import calibration, llc, symmetry
+from fieldbook.samplers.curvature import largest_curvature, loss_and_gradient_norm
+from fieldbook.samplers.estimate import estimate, health, inverse_temperature
 from fieldbook.samplers.llc import Sampling
-from fieldbook.samplers.preconditioners import named
+from fieldbook.samplers.preconditioners import Preconditioner, in_frame, named
 from fieldbook.samplers.sgmcmc import Gradient
 
-# From a minimum, where gradients vanish, the customary damping of 1e-5 makes a first step that leaves it.
-_named = partial(named, psgld_damping=1e-3)
+# From a minimum, where gradients vanish, the customary 1e-5 makes a first step that leaves it.
+DAMPING = 1e-3
 Cell = tuple[float, float]
 
 
@@ -32,7 +34,7 @@ class Minimum:
 
     Attributes:
         model: at a minimum of its train loss; `pairs` (n, 2), `target` (n,): the train split.
-        fisher: (D,), of `llc.fisher_diagonal`.
+        fisher: (D,), of `curvature.fisher_diagonal`.
     """
 
     model: Grokker
@@ -43,7 +45,25 @@ class Minimum:
     @property
     def n_beta(self) -> float:
         """n / log n of the train split."""
-        return llc.inverse_temperature(len(self.target))
+        return inverse_temperature(len(self.target))
+
+    @property
+    def guessing(self) -> float:
+        """The estimate of a network that guesses."""
+        return self.n_beta * math.log(self.model.p)
+
+    def sampler(self, name: str, factors: Tensor | float = 1.0) -> Preconditioner:
+        """A sampler of the weights multiplied by factors."""
+        w = flatten(self.model)
+        orbits = symmetry.orbits(self.model)
+        return named(name, factors * w, self.fisher / factors**2, orbits, psgld_damping=DAMPING)
+
+    def gradient(self, how: Sampling, model: Grokker | None = None) -> Gradient:
+        """Of the train loss of the network, or of a rescaled one."""
+        size = how.batch_size
+        seeds = llc.chain_seeds(how)
+        data = model or self.model, self.pairs, self.target
+        return llc.minibatch_gradient(*data, batch_size=size, seeds=seeds)
 
 
 def traces(
@@ -52,55 +72,54 @@ def traces(
     cells: Sequence[Cell],
     how: Sampling,
     *,
-    eps: float | Tensor,
-    gamma: float | Tensor,
+    eps: float,
+    gamma: float,
     n_beta: float | None = None,
 ) -> Tensor:
-    """L(w_t) - L(w*) on the minibatch of each step, (steps, cells, chains), in the unscaled
-    network's frame.
+    """L(w_t) - L(w*) on the minibatch of each step, (steps, cells, chains), in the unscaled frame.
 
     Args:
-        eps, gamma: numbers, or (cells,) tensors; `n_beta`: that of `start` unless given.
+        n_beta: that of `start` unless given.
     """
-    w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
+    w = flatten(start.model)
+    n_beta = n_beta or start.n_beta
     factors = symmetry.grid_factors(start.model, cells).to(w)[:, None]
-    build = _named(name, factors * w, start.fisher / factors**2, orbits)
-    framed, points = preconditioners.in_frame(build, factors), w.expand(len(cells), how.chains, -1)
-    gradient, n_beta = _gradient(start, start.model, how), n_beta or start.n_beta
-    return llc.traces(gradient, points, framed, how, eps=eps, gamma=gamma, n_beta=n_beta)
+    framed = in_frame(start.sampler(name, factors), factors)
+    points = w.expand(len(cells), how.chains, -1)
+    return llc.traces(start.gradient(how), points, framed, how, eps=eps, gamma=gamma, n_beta=n_beta)
 
 
 def direct_trace(
     start: Minimum, name: str, cell: Cell, how: Sampling, *, eps: float, gamma: float
 ) -> Tensor:
-    """The trace (steps, chains) of one cell, sampled in the rescaled network itself: the check of
-    `traces`."""
+    """The trace (steps, chains) of one cell in the rescaled network itself: checks `traces`."""
     model = symmetry.rescale(start.model, *cell)
-    w, orbits = llc.flatten(model), symmetry.orbits(model)
-    fisher = start.fisher / symmetry.grid_factors(start.model, [cell])[0].to(w) ** 2
-    build = _named(name, w, fisher, orbits)
-    gradient, points = _gradient(start, model, how), w.expand(1, how.chains, -1)
+    w = flatten(model)
+    factors = symmetry.grid_factors(start.model, [cell])[0].to(w)
+    build = named(name, w, start.fisher / factors**2, symmetry.orbits(model), psgld_damping=DAMPING)
+    gradient = start.gradient(how, model)
+    points = w.expand(1, how.chains, -1)
     return llc.traces(gradient, points, build, how, eps=eps, gamma=gamma, n_beta=start.n_beta)[:, 0]
 
 
 def calibrate(
     start: Minimum, name: str, how: Sampling, *, relaxation: float, target: float, n: int = 18
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared; a guess has
-    log(classes) nats."""
-    w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
-    _, slope = llc.stacked_losses(start.model)(w[None], start.pairs, start.target)
+    """`calibration.calibrate` for a sampler at (1, 1), where samplers are compared."""
+    w = flatten(start.model)
+    split = (start.pairs, start.target)
+    _, slope = stacked_losses(start.model)(w[None], *split)
     return calibration.calibrate(
-        _gradient(start, start.model, how),
+        start.gradient(how),
         w,
-        _named(name, w, start.fisher, orbits),
+        start.sampler(name),
         how,
         n_beta=start.n_beta,
         relaxation=relaxation,
         target=target,
-        ceiling=start.n_beta * math.log(start.model.p),
+        ceiling=start.guessing,
         slope=slope[0],
-        curvature=partial(llc.largest_curvature, start.model, start.pairs, start.target),
+        curvature=partial(largest_curvature, start.model, *split),
         n=n,
     )
 
@@ -109,17 +128,9 @@ def lengthen(
     start: Minimum, name: str, how: Sampling, *, eps: float, gamma: float
 ) -> list[dict[str, float]]:
     """`calibration.lengthen` for a sampler at (1, 1)."""
-    w, orbits = llc.flatten(start.model), symmetry.orbits(start.model)
-    gradient, build = _gradient(start, start.model, how), _named(name, w, start.fisher, orbits)
-    rows = calibration.lengthen(gradient, w, build, how, eps=eps, gamma=gamma, n_beta=start.n_beta)
+    chain = start.gradient(how), flatten(start.model), start.sampler(name)
+    rows = calibration.lengthen(*chain, how, eps=eps, gamma=gamma, n_beta=start.n_beta)
     return [{"sampler": name, **row} for row in rows]
-
-
-def _gradient(start: Minimum, model: Grokker, how: Sampling) -> Gradient:
-    seeds = llc.chain_seeds(how)
-    return llc.minibatch_gradient(
-        model, start.pairs, start.target, batch_size=how.batch_size, seeds=seeds
-    )
 
 
 @torch.no_grad()
@@ -129,7 +140,8 @@ def gate(start: Minimum, cells: Sequence[Cell]) -> list[dict[str, float]]:
     Raises:
         ValueError: a rescaling is not exact (`symmetry.require_exact`).
     """
-    reference, found = start.model(start.pairs), []
+    reference = start.model(start.pairs)
+    found = []
     for cell in cells:
         logits = symmetry.rescale(start.model, *cell)(start.pairs)
         gap = symmetry.require_exact(float((logits - reference).abs().max()))
@@ -140,44 +152,30 @@ def gate(start: Minimum, cells: Sequence[Cell]) -> list[dict[str, float]]:
 def rows(
     start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, *, eps: float, gamma: float
 ) -> list[dict]:
-    """One row per cell: the estimate, its standard error over chains, the settings, and what is
-    wrong with it.
+    """One row per cell: the estimate, its error over chains, the settings, and what is wrong.
 
     Raises:
         ValueError: as `gate`, before anything is sampled.
     """
     passed = gate(start, cells)
+    n_beta = start.n_beta
     trace = traces(start, name, cells, how, eps=eps, gamma=gamma).cpu().double()
-    values, errors = llc.estimate(trace, n_beta=start.n_beta, burn_in=how.burn_in)
-    size = {"classes": start.model.p, "dimension": start.fisher.numel()}
-    health = llc.health(trace, n_beta=start.n_beta, burn_in=how.burn_in, **size)
-    settings = {
-        "n_chains": how.chains,
-        "n_steps": how.steps,
-        "eps": eps,
-        "gamma": gamma,
-        "n_beta": start.n_beta,
-    }
-    return [
-        {
-            "alpha": cell[0],
-            "beta": cell[1],
-            "llc": float(value),
-            "llc_se": float(error),
-            **settings,
-            **exact,
-            "health": flags,
-        }
-        for cell, value, error, exact, flags in zip(
-            cells, values, errors, passed, health, strict=True
-        )
-    ]
+    values, errors = estimate(trace, n_beta=n_beta, burn_in=how.burn_in)
+    d = start.fisher.numel()
+    top = start.guessing
+    flags = health(trace, n_beta=n_beta, burn_in=how.burn_in, dimension=d, ceiling=top)
+    settings = {"n_chains": how.chains, "n_steps": how.steps}
+    settings |= {"eps": eps, "gamma": gamma, "n_beta": n_beta}
+    found = []
+    for k, (alpha, beta) in enumerate(cells):
+        row = {"alpha": alpha, "beta": beta, "llc": float(values[k]), "llc_se": float(errors[k])}
+        found.append({**row, **settings, **passed[k], "health": flags[k]})
+    return found
 
 
 def plain_losses(
     start: Minimum, name: str, cells: Sequence[Cell], how: Sampling, eps: float
 ) -> Tensor:
-    """Mean loss of a few steps without inverse temperature, localisation or burn-in, (cells,): the
-    log's "LLC"."""
-    at_star, _ = llc.loss_and_gradient_norm(start.model, start.pairs, start.target)
+    """Mean loss of a few steps at n_beta = 1, nothing localised or dropped, (cells,): the log's."""
+    at_star, _ = loss_and_gradient_norm(start.model, start.pairs, start.target)
     return at_star + traces(start, name, cells, how, eps=eps, gamma=0.0, n_beta=1.0).mean((0, 2))

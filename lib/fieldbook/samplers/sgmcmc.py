@@ -20,8 +20,7 @@ Gradient = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Coefficients(NamedTuple):
-    """A metric with the settings of a chain multiplied in: w <- w + push g + pull (w* - w) + drift
-    + spread xi."""
+    """A metric with a chain's settings: w <- w + push g + pull (w* - w) + drift + spread xi."""
 
     push: Tensor
     pull: Tensor
@@ -32,23 +31,21 @@ class Coefficients(NamedTuple):
 def coefficients(
     metric: Metric, like: Tensor, *, eps: float | Tensor, n_beta: float, gamma: float | Tensor
 ) -> Coefficients:
-    """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like` and
-    where it is."""
+    """What `step` multiplies with, each broadcastable to (..., D), in the precision of `like`."""
     p, a, drift = metric
-    scaled, drift = eps * p, eps / 2 * drift
-    push, pull, spread = (
-        part.to(like) for part in (-n_beta / 2 * scaled, gamma / 2 * scaled * a, scaled.sqrt())
-    )
+    scaled = eps * p
     return Coefficients(
-        push, pull, drift.to(like) if drift.ndim else drift, spread
-    )  # `step` reads a 0-d one
+        push=(-n_beta / 2 * scaled).to(like),
+        pull=(gamma / 2 * scaled * a).to(like),
+        drift=(eps / 2 * drift).to(like) if drift.ndim else drift,
+        spread=scaled.sqrt().to(like),
+    )
 
 
 def step(w: Tensor, g: Tensor, w_star: Tensor, noise: Tensor, by: Coefficients) -> Tensor:
-    """One update of (..., D) points in few passes; `g` is the gradient of the mean loss, `noise`
-    standard normal."""
+    """One update of (..., D) points in few passes; g of the mean loss, noise standard normal."""
     w = torch.lerp(w, w_star, by.pull).addcmul_(by.push, g).addcmul_(by.spread, noise)
-    return w if by.drift.ndim == 0 and not by.drift else w.add_(by.drift)
+    return w.add_(by.drift) if by.drift.ndim else w
 
 
 def chain(
@@ -63,8 +60,7 @@ def chain(
     steps: int,
     common_noise: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run stacked chains from w*, yielding (losses, points) at the points where gradients are
-    taken.
+    """Run stacked chains from w*, yielding (losses, points) where gradients are taken.
 
     Args:
         gradient: (w, step) -> (losses (..), gradient of their mean, shaped like w).
@@ -82,24 +78,24 @@ def chain(
     require(w_star.ndim > 2 or not common_noise or len(w_star) == 1, "common_noise", True, alone)
     for name, value in (("eps", eps), ("n_beta", n_beta), ("steps", steps)):
         positive = torch.as_tensor(value)
-        require(
-            (positive > 0).all() and positive.isfinite().all(), name, value, "a positive number"
-        )
+        positive = ((positive > 0) & positive.isfinite()).all()
+        require(positive, name, value, "a positive number")
     require((torch.as_tensor(gamma) >= 0).all(), "gamma", gamma, "0 or more")
     init, update = preconditioner
-    w, state, previous = w_star.clone(), init(w_star), None
+    w = w_star.clone()
+    state = init(w_star)
+    previous = None
     shape = w.shape[1:] if common_noise else w.shape
+    expected = f"{tuple(w.shape[:-1])}, one loss per chain, and {tuple(w.shape)}"
     for t in range(steps):
         losses, g = gradient(w, t)
-        shapes = tuple(losses.shape), tuple(g.shape)
-        expected = f"{tuple(w.shape[:-1])}, one loss per chain, and {tuple(w.shape)}"
-        require(
-            shapes == (w.shape[:-1], w.shape), "shapes of losses and gradient", shapes, expected
-        )
+        shapes, fits = (losses.shape, g.shape), (w.shape[:-1], w.shape)
+        require(shapes == fits, "shapes of losses and gradient", shapes, expected)
         yield losses, w
         metric, state = update(state, w, g)
-        if metric is not previous:
-            by, previous = coefficients(metric, w, eps=eps, n_beta=n_beta, gamma=gamma), metric
+        if metric is not previous:  # a frozen metric needs no new coefficients
+            by = coefficients(metric, w, eps=eps, n_beta=n_beta, gamma=gamma)
+            previous = metric
         noise = torch.randn(shape, generator=generator, dtype=w.dtype, device=w.device)
         w = step(w, g, w_star, noise, by)
 
@@ -115,7 +111,6 @@ def require_stable(eps: float, stiffness: float | Tensor | np.ndarray) -> None:
     """
     largest = float(torch.as_tensor(stiffness).max())
     if not eps * largest < 4:
-        raise ValueError(
-            f"eps = {eps:.3g} is unstable: expected eps P (n_beta h + gamma A) < 4 in every direction, so eps < "
-            f"{4 / largest:.3g}"
-        )
+        bound = "eps P (n_beta h + gamma A) < 4 in every direction"
+        limit = f"expected {bound}, so eps < {4 / largest:.3g}"
+        raise ValueError(f"eps = {eps:.3g} is unstable: {limit}")

@@ -32,31 +32,23 @@ _EXPONENTS = {  # parameter -> (power of alpha, power of beta)
 
 
 def exponents(model: Grokker) -> dict[str, tuple[int, int]]:
-    """Powers (of alpha, of beta) by which the combined rescaling multiplies each parameter, by
-    name.
+    """Powers (of alpha, of beta) by which the rescaling multiplies each parameter, by name.
 
     Raises:
         ValueError: the network lacks what is rescaled: without it a rescaling would be the
             identity, and exact.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in _EXPONENTS:
-        there = any(re.fullmatch(pattern, name) for name in names)
-        accepted = f"parameters named like those of fieldbook.grokking.grokker.Grokker, {pattern} among them"
-        require(there, "model", type(model).__name__, accepted)
-
-    def powers(name: str) -> tuple[int, int]:
-        return next(
-            (powers for pattern, powers in _EXPONENTS.items() if re.fullmatch(pattern, name)),
-            (0, 0),
-        )
-
-    return {name: powers(name) for name in names}
+    powers = {name: (0, 0) for name, _ in model.named_parameters()}
+    for pattern, both in _EXPONENTS.items():
+        found = [name for name in powers if re.fullmatch(pattern, name)]
+        accepted = f"a Grokker, or parameters named like its own, {pattern} among them"
+        require(found, "model", type(model).__name__, accepted)
+        powers |= dict.fromkeys(found, both)
+    return powers
 
 
 def orbits(model: Grokker) -> list[Tensor]:
-    """Indices into the flat parameter vector, one tensor per group that every exact rescaling
-    scales together.
+    """Indices into the flat vector, a tensor per group that exact rescalings scale together.
 
     These are the weight and bias of each module, but for the biases of attention and feed-forward
     outputs: they do not change when their weights are traded against what feeds them. (Trading a
@@ -67,14 +59,9 @@ def orbits(model: Grokker) -> list[Tensor]:
 
 
 def _scale_factors(model: Grokker, alpha: float, beta: float) -> dict[str, float]:
-    """Factor of each parameter, by name.
-
-    Raises:
-        ValueError: alpha or beta is not a positive number.
-    """
+    """Factor of each parameter, by name."""
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: expected a positive number")
+        require(np.isfinite(value) and value > 0, name, value, "a positive number")
     return {name: alpha**a * beta**b for name, (a, b) in exponents(model).items()}
 
 
@@ -90,9 +77,9 @@ def rescale(
     Raises:
         ValueError: an unknown eps_mode; alpha or beta not positive.
     """
-    if eps_mode not in ("coscaled", "fixed"):
-        raise ValueError(f"eps_mode = {eps_mode!r}: expected coscaled or fixed")
-    factors, scaled = _scale_factors(model, alpha, beta), copy.deepcopy(model)
+    require(eps_mode in ("coscaled", "fixed"), "eps_mode", eps_mode, "coscaled or fixed")
+    factors = _scale_factors(model, alpha, beta)
+    scaled = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in scaled.named_parameters():
             parameter *= factors[name]
@@ -110,16 +97,10 @@ def logit_gap(model: Grokker, other: Grokker, pairs: Tensor) -> float:
 
 
 def require_exact(gap: float, gate: float = LOGIT_GATE) -> float:
-    """A `logit_gap` that passes the gate.
-
-    Raises:
-        ValueError: it does not; says what usually breaks the symmetry.
-    """
-    if not gap <= gate:
-        raise ValueError(
-            f"the rescaled network's logits differ by {gap:.2g}, more than {gate:.0e}: beta needs a ReLU, "
-            "alpha needs eps_mode = 'coscaled'"
-        )
+    """A `logit_gap` that passes the gate; ValueError with what usually breaks the symmetry."""
+    remedy = "beta needs a ReLU, alpha needs eps_mode = 'coscaled'"
+    accepted = f"at most {gate:.0e}, logits of the same function: {remedy}"
+    require(gap <= gate, "logit gap of the rescaled network", gap, accepted)
     return gap
 
 
@@ -136,11 +117,9 @@ def log_grid(n: int, decades: float = 1.0, *, reference: bool = True) -> np.ndar
 
     Args:
         reference: the grid must contain 1, the unscaled network; an even `n` skips it.
-    Raises:
-        ValueError: n < 1, or even with a reference asked for.
     """
-    if n < 1 or (reference and n % 2 == 0):
-        raise ValueError(f"n = {n}: expected an odd number of points, so that the grid contains 1")
+    fits = n >= 1 and not (reference and n % 2 == 0)
+    require(fits, "n", n, "an odd number of points, so that the grid contains 1")
     points = np.logspace(-decades, decades, n)
     if n % 2:
         points[n // 2] = 1.0

@@ -7,30 +7,32 @@ import torch
 from scipy import integrate
 
 from fieldbook.samplers import ground_truth as gt
-from fieldbook.samplers import linear_gibbs, llc, problems
+from fieldbook.samplers import known
 from fieldbook.samplers import preconditioners as pre
+from fieldbook.samplers.estimate import estimate
 from fieldbook.samplers.sgmcmc import require_stable
 
-PROBLEMS = {name: build() for name, build in gt.PROBLEMS.items()}
+PROBLEMS = {name: build() for name, build in known.PROBLEMS.items()}
+PROPER = [name for name, sampler in pre.SAMPLERS.items() if sampler.proper]
 SHORT = {"step": 0.15, "steps": 1500, "chains": 300, "seed": 0}
 
 
 def setting(problem, localization=None):
     one = torch.ones_like(problem.w_star)
-    return problems.Setting(one, one if localization is None else localization, 1e-3, 100, 25)
+    return known.Setting(one, one if localization is None else localization, 1e-3, 100, 25)
 
 
-def estimate(problem, preconditioner, n_beta=None, **options):
+def measured(problem, preconditioner, n_beta=None, **options):
     """(estimate, standard error, truth of the run, tolerance) with any preconditioner."""
     options = {**SHORT, **options}
     at, trace = gt.run(problem, preconditioner, **options)
-    value, se = llc.estimate(trace[:, None], n_beta=n_beta or problem.n_beta, burn_in=at.burn_in)
+    value, se = estimate(trace[:, None], n_beta=n_beta or problem.n_beta, burn_in=at.burn_in)
     truth, truth_se = problem.truth(at)
     bias = problem.step_bias * options["step"] * truth
     return float(value), float(se), truth, 3 * math.hypot(float(se), truth_se) + bias
 
 
-@pytest.mark.parametrize("sampler", gt.PROPER)
+@pytest.mark.parametrize("sampler", PROPER)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_samplers_of_their_stated_density_find_the_truth(name, sampler):
     row = gt.compare(PROBLEMS[name], sampler, **SHORT)
@@ -59,7 +61,7 @@ def test_without_its_divergence_p_multiplies_the_density_by_its_inverse():
     h, b = problem.curvature.numpy(), problem.w_star.numpy()
     variance = 1 / (problem.n_beta * h + problem.gamma)
     weighted = variance * (1 + 2 * variance / (b @ b + variance.sum()))
-    value, se, *_ = estimate(problem, pre.si_div(problem.orbits), step=0.05, steps=4000)
+    value, se, *_ = measured(problem, pre.si_div(problem.orbits), step=0.05, steps=4000)
     assert abs(value - problem.n_beta * (h * weighted).sum() / 2) < 3 * se + 0.0125 * value
 
 
@@ -84,7 +86,7 @@ def test_psgld_that_forgets_at_once_counts_coordinates():
         norm, _ = integrate.quad(weight, 0, 3)
         mean, _ = integrate.quad(lambda x, p=p: problem.n_beta * x**p * weight(x), 0, 3)
         expected += mean / norm
-    value, se, *_ = estimate(problem, pre.psgld(decay=0.0, damping=damping), step=0.02, steps=3000)
+    value, se, *_ = measured(problem, pre.psgld(decay=0.0, damping=damping), step=0.02, steps=3000)
     assert expected > 2.5 > 1.7 * problem.coefficient
     assert abs(value - expected) < 3 * se + 0.03 * expected
 
@@ -92,12 +94,12 @@ def test_psgld_that_forgets_at_once_counts_coordinates():
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_wrong_temperature_is_detected(name):
     problem = PROBLEMS[name]
-    value, _, truth, tolerance = estimate(
+    value, _, truth, tolerance = measured(
         problem, pre.sgld(), n_beta=1.2 * problem.n_beta, steps=700
     )
     assert abs(value - truth) > tolerance
     colder = replace(problem, n_beta=1.2 * problem.n_beta)
-    value, _, truth, tolerance = estimate(colder, pre.sgld(), n_beta=problem.n_beta, steps=700)
+    value, _, truth, tolerance = measured(colder, pre.sgld(), n_beta=problem.n_beta, steps=700)
     assert abs(value - truth) > tolerance
 
 
@@ -107,7 +109,7 @@ def test_a_dropped_localisation_metric_is_detected(name):
     problem = PROBLEMS[name]
     factors = torch.full_like(problem.w_star, 3.0)
     scaled = pre.si_sgld(factors * problem.w_star, problem.orbits)
-    _, _, truth, _ = estimate(
+    _, _, truth, _ = measured(
         problem, pre.si_sgld(problem.w_star, problem.orbits), steps=8, chains=2
     )
 
@@ -115,9 +117,9 @@ def test_a_dropped_localisation_metric_is_detected(name):
         metric, state = scaled[1](state, w, g)
         return metric._replace(localization=torch.ones_like(w)), state
 
-    kept_value, _, kept_truth, kept_tolerance = estimate(problem, pre.in_frame(scaled, factors))
+    kept_value, _, kept_truth, kept_tolerance = measured(problem, pre.in_frame(scaled, factors))
     assert abs(kept_value - kept_truth) < kept_tolerance
-    value, *_, tolerance = estimate(problem, pre.in_frame((scaled[0], dropped), factors))
+    value, *_, tolerance = measured(problem, pre.in_frame((scaled[0], dropped), factors))
     assert abs(value - kept_truth) > tolerance
     if name != "quadratic":  # whose truth depends on the length of the run
         assert truth == pytest.approx(kept_truth, rel=1e-3)
@@ -149,7 +151,7 @@ def test_fisher_information_is_the_curvature_at_the_minimum(name):
 
 @pytest.mark.parametrize("exponents", [(1, 1), (1, 2), (2, 1)])
 def test_normal_crossing_truth_against_adaptive_quadrature(exponents):
-    problem = problems.normal_crossing(exponents, n_beta=30.0, gamma=4.0)
+    problem = known.normal_crossing(exponents, n_beta=30.0, gamma=4.0)
     a, (k1, k2) = torch.tensor([0.5, 2.0, 3.0]), exponents
 
     def moment(power):
@@ -165,7 +167,7 @@ def test_normal_crossing_truth_against_adaptive_quadrature(exponents):
 
 @pytest.mark.parametrize(("exponents", "error"), [((1, 1), 0.02), ((1, 2), 0.03), ((2, 2), 0.02)])
 def test_normal_crossing_tends_to_lambda_less_its_logarithm(exponents, error):
-    problem = problems.normal_crossing(exponents, n_beta=1e7)
+    problem = known.normal_crossing(exponents, n_beta=1e7)
     limit = problem.coefficient - (problem.multiplicity - 1) / math.log(problem.n_beta)
     assert problem.truth(setting(problem))[0] == pytest.approx(limit, abs=error)
 
@@ -180,7 +182,7 @@ def test_gibbs_against_quadrature():
 
         return integrate.dblquad(density, -4, 6, -4, 6, epsabs=1e-7)[0]
 
-    value, se = linear_gibbs.mean_loss(
+    value, se = known.gibbs_mean_loss(
         [one, one],
         [torch.tensor([2.0]), torch.tensor([4.0])],
         n_beta=n_beta,
@@ -196,7 +198,7 @@ def test_linear_networks_tend_to_aoyagis_lambda(widths):
     """Gibbs sampling knows nothing of the theorem; multiplicities 1, 1, 2 and 3 show as (m - 1) / log n_beta."""
     values = []
     for n_beta in (1e2, 1e4, 1e6):
-        problem = problems.linear_network(widths, n_beta=n_beta)
+        problem = known.linear_network(widths, n_beta=n_beta)
         value, se = problem.truth(setting(problem))
         values.append(value - problem.coefficient + (problem.multiplicity - 1) / math.log(n_beta))
     assert abs(values[2]) < 0.01 + 3 * se

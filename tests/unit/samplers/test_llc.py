@@ -6,7 +6,7 @@ import torch
 from fieldbook.grokking.grokker import Grokker
 from fieldbook.grokking.modular import task
 from fieldbook.nn import functional
-from fieldbook.samplers import llc
+from fieldbook.samplers import estimate, llc
 from fieldbook.samplers import preconditioners as pre
 from fieldbook.samplers.sgmcmc import chain
 
@@ -20,9 +20,9 @@ def network():
 
 def test_stacked_gradients_are_those_of_each_chain(network):
     model, pairs, target = network
-    w = llc.flatten(model)
+    w = functional.flatten(model)
     stack = torch.stack([w, 1.1 * w, w.flip(0)])
-    losses, g = llc.stacked_losses(model)(stack, pairs, target)
+    losses, g = functional.stacked_losses(model)(stack, pairs, target)
     for row, loss, gradient in zip(stack, losses, g, strict=True):
         one = Grokker(7, d_model=8, n_heads=2, d_hidden=16).double()
         torch.nn.utils.vector_to_parameters(row, one.parameters())
@@ -36,7 +36,7 @@ def test_stacked_gradients_are_those_of_each_chain(network):
 
 def test_slices_find_every_parameter(network):
     model, *_ = network
-    w = llc.flatten(model)
+    w = functional.flatten(model)
     for name, parameter in model.named_parameters():
         assert torch.equal(w[functional.parameter_slices(model)[name]], parameter.flatten())
 
@@ -45,18 +45,18 @@ def test_losses_are_zero_at_the_start_whatever_the_minibatch(network):
     model, pairs, target = network
     gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seeds=[0])
     for step in range(4):
-        losses, _ = gradient(llc.flatten(model)[None], step)
+        losses, _ = gradient(functional.flatten(model)[None], step)
         assert losses.abs().max() < 1e-12
 
 
 def test_common_baseline_removes_noise_and_not_the_mean(network):
     model, pairs, target = network
-    w = llc.flatten(model)
+    w = functional.flatten(model)
     near = w + 0.01 * torch.randn(len(w), dtype=w.dtype, generator=torch.Generator().manual_seed(0))
     gradient = llc.minibatch_gradient(model, pairs, target, batch_size=5, seeds=[0])
     batches = len(target)  # a multiple of whole epochs, so that batches average to the full set
     relative = torch.stack([gradient(near[None], step)[0] for step in range(batches)]).squeeze()
-    losses_of = llc.stacked_losses(model)
+    losses_of = functional.stacked_losses(model)
     full = (
         losses_of(near[None], pairs, target)[0].mean() - losses_of(w[None], pairs, target)[0].mean()
     )
@@ -75,7 +75,7 @@ def test_a_chain_on_a_network_runs_and_is_reproducible(network):
     gradient = llc.minibatch_gradient(model, pairs, target, batch_size=8, seeds=[0])
     options = {
         "eps": 1e-4,
-        "n_beta": llc.inverse_temperature(len(target)),
+        "n_beta": estimate.inverse_temperature(len(target)),
         "gamma": 1.0,
         "steps": 6,
     }
@@ -85,7 +85,7 @@ def test_a_chain_on_a_network_runs_and_is_reproducible(network):
                 x
                 for x, _ in chain(
                     gradient,
-                    llc.flatten(model)[None],
+                    functional.flatten(model)[None],
                     pre.sgld(),
                     torch.Generator().manual_seed(s),
                     **options,
@@ -99,16 +99,16 @@ def test_a_chain_on_a_network_runs_and_is_reproducible(network):
 
 def test_estimate_and_its_error():
     trace = torch.tensor([[[9.0, 9.0]], [[1.0, 3.0]], [[1.0, 3.0]]])
-    value, error = llc.estimate(trace, n_beta=10.0, burn_in=1)
+    value, error = estimate.estimate(trace, n_beta=10.0, burn_in=1)
     assert value.tolist() == [20.0] and error.item() == pytest.approx(
         10 * math.sqrt(2) / math.sqrt(2)
     )
-    assert llc.estimate(trace[..., :1], n_beta=1.0, burn_in=0)[1].isnan().all()
-    with pytest.raises(ValueError, match=r"burn_in = 3: expected 0 \.\. 2"):
-        llc.estimate(trace, n_beta=10.0, burn_in=3)
-    with pytest.raises(ValueError, match="n_beta = 0"):
-        llc.estimate(trace, n_beta=0, burn_in=0)
-    assert llc.inverse_temperature(100) == pytest.approx(100 / math.log(100))
+    assert estimate.estimate(trace[..., :1], n_beta=1.0, burn_in=0)[1].isnan().all()
+    with pytest.raises(ValueError, match=r"burn_in = 3 .*expected 0 \.\. 2"):
+        estimate.estimate(trace, n_beta=10.0, burn_in=3)
+    with pytest.raises(ValueError, match="n_beta = 0 .*positive"):
+        estimate.estimate(trace, n_beta=0, burn_in=0)
+    assert estimate.inverse_temperature(100) == pytest.approx(100 / math.log(100))
 
 
 def test_each_flag_is_raised_by_what_it_names():
@@ -122,4 +122,6 @@ def test_each_flag_is_raised_by_what_it_names():
         "above d/2": 0.8 * steps,
     }
     trace = torch.stack(list(cells.values()), 1)
-    assert llc.health(trace, n_beta=10.0, classes=10, dimension=14, burn_in=4) == list(cells)
+    assert estimate.health(
+        trace, n_beta=10.0, ceiling=10 * math.log(10), dimension=14, burn_in=4
+    ) == list(cells)

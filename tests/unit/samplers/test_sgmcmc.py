@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fieldbook.samplers import preconditioners as pre
+from fieldbook.samplers.known import quadratic_estimate, rlct_monomials
 from fieldbook.samplers.sgmcmc import chain
-from fieldbook.samplers.singular import monomial_sum, quadratic_estimate
 
 D = 6
 ORBITS = [torch.tensor([0, 1, 2]), torch.tensor([3, 4]), torch.tensor([5])]
@@ -26,17 +26,7 @@ def quadratic(center, curvature=CURVATURE, batch_noise=0.0):
 
 
 def build(name, w_star, fisher):
-    return {
-        "sgld": lambda: pre.sgld(),
-        "psgld": lambda: pre.psgld(damping=1e-12),
-        "rsgld": lambda: pre.rsgld(fisher, ORBITS),
-        "si_sgld": lambda: pre.si_sgld(w_star, ORBITS),
-        "si_adaptive": lambda: pre.si_adaptive(w_star, ORBITS),
-        "si_div": lambda: pre.si_div(ORBITS, damping=0.0),
-    }[name]()
-
-
-NAMES = ("sgld", "psgld", "rsgld", "si_sgld", "si_adaptive", "si_div")
+    return pre.named(name, w_star, fisher, ORBITS, psgld_damping=1e-12)
 
 
 def trace(name, factors, *, direct):
@@ -63,7 +53,7 @@ def orbit_factors(*values):
     return factors
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", pre.SAMPLERS)
 def test_a_cell_is_the_unscaled_network_in_another_metric(name):
     factors = orbit_factors(3.0, 0.5, 2.0)
     assert torch.allclose(
@@ -71,20 +61,17 @@ def test_a_cell_is_the_unscaled_network_in_another_metric(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", pre.SAMPLERS)
 def test_which_samplers_do_not_see_a_rescaling(name):
     one, scaled = (
         trace(name, orbit_factors(*values), direct=True) for values in ((1, 1, 1), (3.0, 0.5, 2.0))
     )
     same = torch.allclose(one, scaled, rtol=1e-6, atol=1e-9)
-    assert same == (name in ("rsgld", "si_sgld", "si_adaptive"))
+    assert same == (pre.SAMPLERS[name].power == 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "exponent"),
-    [("sgld", 2), ("psgld", 1), ("rsgld", 0), ("si_sgld", 0), ("si_adaptive", 0), ("si_div", 4)],
-)
-def test_effective_step_falls_as_a_power_of_the_scale(name, exponent):
+@pytest.mark.parametrize("name", pre.SAMPLERS)
+def test_effective_step_falls_as_a_power_of_the_scale(name):
     scales = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
     sizes = []
     for c in scales:
@@ -95,7 +82,7 @@ def test_effective_step_falls_as_a_power_of_the_scale(name, exponent):
         metric, _ = update(init(W_STAR), W_STAR, CURVATURE * 0.1)
         sizes.append(float(metric.preconditioner.mean()))
     slope = np.polyfit(np.log(scales), np.log(sizes), 1)[0]
-    assert slope == pytest.approx(-exponent, abs=1e-6)
+    assert slope == pytest.approx(-pre.SAMPLERS[name].power, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgld", "rsgld", "si_sgld"])
@@ -177,7 +164,7 @@ def test_monomials_are_found_at_any_temperature():
         common_noise=False,
     )
     estimate = 5.0 * torch.stack([losses.mean() for losses, _ in run][500:]).mean()
-    assert float(estimate) == pytest.approx(monomial_sum([2, 4, 6]), rel=0.03)
+    assert float(estimate) == pytest.approx(rlct_monomials([2, 4, 6]), rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_grid_contains_one_exactly():
         and np.isclose(grid[0], 0.1)
         and np.isclose(grid[-1], 10)
     )
-    with pytest.raises(ValueError, match="n = 30: expected an odd number"):
+    with pytest.raises(ValueError, match="n = 30 .*expected an odd number"):
         symmetry.log_grid(30)
     assert 1.0 not in symmetry.log_grid(30, reference=False)
 

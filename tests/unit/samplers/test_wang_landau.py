@@ -200,7 +200,7 @@ def test_bad_input_is_named(change, message):
 
 def test_other_bad_input_is_named():
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(ValueError, match=r"shape \(4, 3\).*\(seeds, walkers, D\)"):
+    with pytest.raises(ValueError, match=r"shape of z = \(4, 3\).*\(seeds, walkers, D\)"):
         wl.start(harmonic, torch.ones(4, 3), generator)
     with pytest.raises(ValueError, match="positive energies"):
         wl.start(harmonic, torch.zeros(1, 2, 3), generator)
