@@ -26,7 +26,7 @@
 # *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
 # spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.observation <fieldbook.stars.observation>`,
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.noise <fieldbook.stars.noise>`,
 # {mod}`stars.dataset <fieldbook.stars.dataset>`, {mod}`spectra.information <fieldbook.spectra.information>`,
 # {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.vit <fieldbook.spectra.vit>`.
 
@@ -84,7 +84,8 @@ import torch
 
 from fieldbook.run import figures, parameters, paths, results
 from fieldbook.nn import machine
-from fieldbook.stars import observation, dataset
+from fieldbook.stars.dataset import LabelNorm
+from fieldbook.stars.noise import error as error_of, fixed_noise, noisy
 from fieldbook.spectra import spectroscopy
 from fieldbook.spectra.spectroscopy import OPTIONS
 from fieldbook.spectra import information
@@ -138,7 +139,7 @@ def gravity(split, n=None):
 # %%
 def seen(split, level, n=None):
     """Their flux with noise that never changes, (n, pixels)."""
-    return dataset.fixed_noise(sets[split][:n], level)
+    return fixed_noise(sets[split][:n], level)
 
 
 # %% [markdown]
@@ -154,9 +155,9 @@ CASES = {"giant": 1.5, "dwarf": 4.5} if grid == "full" else {"giant": 2.5, "dwar
 def tour_rows():
     """One row per pixel: both stars, the error at magnitude 21.5, one noisy spectrum, and the information."""
     flux = stars(torch.tensor([[4750, log_g, -0.5, 0.1, 0] for log_g in CASES.values()]))
-    error = observation.error(flux, torch.full((len(flux),), 21.5))
+    error = error_of(flux, torch.full((len(flux),), 21.5))
     columns = {"wavelength": stars.wavelength, **dict(zip(CASES, flux.numpy(), strict=True))}
-    columns |= {"error": error[1].numpy(), "observed": dataset.noisy(flux, error, 1.0, noise())[1]}
+    columns |= {"error": error[1].numpy(), "observed": noisy(flux, error, 1.0, noise())[1]}
     density = spectroscopy.gravity_density(stars, n_limits, seed=1, rv_kms=rv_kms)
     return pd.DataFrame(columns | {"density": density}).to_dict("records")
 
@@ -239,7 +240,7 @@ def fitting(job):
     """The train split of a baseline: its inputs and gravities, with one draw of the noise or several."""
     n, draws = job["n_train"], DRAWS if "draws" in job["run"] else 1
     again = [
-        dataset.fixed_noise(sets["train"][:n], job["noise_level"], 42 + i) for i in range(1, draws)
+        fixed_noise(sets["train"][:n], job["noise_level"], 42 + i) for i in range(1, draws)
     ]
     x = np.concatenate([inputs("train", job, n), *again])
     return x, np.tile(gravity("train", n), draws)
@@ -296,7 +297,7 @@ def look_rows(model):
 # %%
 def compute(job):
     """One row of `results.csv`, and its errors by magnitude and S/N in `by_snr.csv`."""
-    norm, rows, n_params = dataset.LabelNorm.fit(gravity("train", job["n_train"])), [{}], math.nan
+    norm, rows, n_params = LabelNorm.fit(gravity("train", job["n_train"])), [{}], math.nan
     if job["model"] == "ViT":
         guess, norm, rows, n_params = vit(job)
     elif job["model"] == "template":
@@ -352,7 +353,7 @@ makers = [
 ]
 makers += [vit, look_rows, compute, summary, bins_of]
 constants = [CASES, RUNS, DRAWS, VALIDATED, {by: list(edges) for by, edges in EDGES.items()}]
-uses = [spectroscopy, observation, baselines, *makers, *constants, spectroscopy.sizes_of(data_dir)]
+uses = [spectroscopy, baselines, *makers, *constants, spectroscopy.sizes_of(data_dir)]
 run = results.Run("spectra_vit", chosen, uses=uses)
 
 # %%

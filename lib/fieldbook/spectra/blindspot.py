@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fieldbook.nn.blocks import seeded
 from fieldbook.nn.checks import require
+from fieldbook.stars.noise import standard_noise
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
 Layer = Literal["enc_pre_latent", "enc_last"]
@@ -266,10 +267,7 @@ def denoising_loss(kind: str, rows: Rows, noise_level: float = 1.0) -> Callable[
     def loss(model: BlindSpotUNet, index: Tensor, generator: torch.Generator) -> Tensor:
         clean, sigma = (t.to(generator.device) for t in rows(index))
         sigma = noise_level * sigma
-        noise = torch.randn(
-            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
-        )
-        noisy = torch.addcmul(clean, sigma, noise)
+        noisy = torch.addcmul(clean, sigma, standard_noise(clean, generator))
         mu, sigma_x = model(noisy, sigma)
         if kind == "supervised":
             return gaussian(

@@ -31,8 +31,9 @@ from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require
 from fieldbook.nn.identity import content_of
 from fieldbook.stars import hdf5, pandas_hdf5
-from fieldbook.stars.dataset import Spectra, signal_to_noise
+from fieldbook.stars.dataset import Spectra
 from fieldbook.stars.hdf5 import check
+from fieldbook.stars.noise import signal_to_noise
 
 WAVE, FLUX, ERROR = (
     "spectrumdataset/wave",
