@@ -21,8 +21,8 @@ from fieldbook.nn.recipe import indices
 from fieldbook.nn.workers import each
 from fieldbook.stars import spectra_hdf5
 from fieldbook.stars.dataset import LabelNorm, Spectra
+from fieldbook.stars.hdf5 import numbers
 from fieldbook.stars.noise import fixed_noise, noisy, signal_to_noise
-from fieldbook.stars.pandas_hdf5 import numbers
 from fieldbook.stars.spectra_hdf5 import convert, splits, write
 
 COLUMNS = [
@@ -159,7 +159,7 @@ def test_a_pickle_in_a_file_is_not_run(tmp_path, protocol):
     file = build(tmp_path / "bad.h5", *values())
     names(malice)(file)
     with pytest.raises(
-        ValueError, match=r"bad\.h5: .*values_block_0_kind of dataset/params/table .*posix\.mkdir"
+        ValueError, match=r"bad\.h5: dataset/params .*values_block_0_kind of table .*posix\.mkdir"
     ):
         convert([file], tmp_path / "out")
     content, harmless = values(), build(tmp_path / "attributes.h5", *values())
@@ -447,8 +447,6 @@ def test_conversion_is_done_once_until_a_file_changes(tmp_path):
     file, out = build(tmp_path / "a.h5", *values()), tmp_path / "out"
     inode = [convert([file], out) and (out / "flux.npy").stat().st_ino for _ in range(2)]
     assert inode[0] == inode[1]
-    with pytest.raises(ValueError, match="vsini"):
-        convert([file], out, required=["vsini"])
     kept = Spectra.open(out)
     build(file, *values(seed=9))
     assert_holds(convert([file], out), *values(seed=9))
