@@ -90,7 +90,7 @@ class Spectra:
 
 @dataclass(frozen=True)
 class LabelNorm:
-    """A linear scale for labels, (label - shift) / scale; an error times `scale` is in their unit."""
+    """A linear scale for labels, (label - shift) / scale; errors times `scale` have their unit."""
 
     shift: float
     scale: float
