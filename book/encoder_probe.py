@@ -25,7 +25,7 @@
 # *What you will see:* {ref}`a blind spot that is exact <probe-blind>`, {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
 # {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and {ref}`the leak <probe-leak>`.
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.noise <fieldbook.stars.noise>`,
 # {mod}`spectra.denoising <fieldbook.spectra.denoising>`, {mod}`spectra.probes <fieldbook.spectra.probes>`,
 # {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
 # {mod}`spectra.losses <fieldbook.spectra.losses>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
@@ -87,7 +87,7 @@ from safetensors.torch import load_file
 from fieldbook.run import figures, parameters, paths, results
 from fieldbook.nn import machine, training
 from fieldbook.nn.checkpoints import load_weights, save_weights
-from fieldbook.stars import dataset
+from fieldbook.stars import noise
 from fieldbook.spectra import spectroscopy
 from fieldbook.spectra import denoising, probes
 from fieldbook.nn import baselines
@@ -120,7 +120,7 @@ stars, sets = (None, {}) if paths.frozen() else spectroscopy.provide(sizes, **or
 def spectra_of(split, seed=0, n=None):
     """Noisy flux and the standard deviation of its noise, (n, pixels) each."""
     data = sets[split][:n]
-    noisy = dataset.fixed_noise(data, noise_level, 100 + seed if split == "train" else dataset.SEED)
+    noisy = noise.fixed_noise(data, noise_level, 100 + seed if split == "train" else noise.SEED)
     return noisy, noise_level * torch.from_numpy(np.array(data.error))
 
 

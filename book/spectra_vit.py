@@ -26,7 +26,7 @@
 # *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
 # spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.observation <fieldbook.stars.observation>`,
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.noise <fieldbook.stars.noise>`,
 # {mod}`stars.dataset <fieldbook.stars.dataset>`, {mod}`spectra.information <fieldbook.spectra.information>`,
 # {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.vit <fieldbook.spectra.vit>`.
 
@@ -85,7 +85,8 @@ import torch
 from fieldbook.run import figures, paths
 from fieldbook.run.chapter import start
 from fieldbook.nn import machine
-from fieldbook.stars import observation, dataset
+from fieldbook.stars.dataset import LabelNorm
+from fieldbook.stars.noise import error as error_of, fixed_noise, noisy
 from fieldbook.spectra import spectroscopy
 from fieldbook.spectra.spectroscopy import OPTIONS
 from fieldbook.spectra import information
@@ -139,7 +140,7 @@ def gravity(split, n=None):
 # %%
 def seen(split, level, n=None):
     """Their flux with noise that never changes, (n, pixels)."""
-    return dataset.fixed_noise(sets[split][:n], level)
+    return fixed_noise(sets[split][:n], level)
 
 
 # %% [markdown]
@@ -155,9 +156,9 @@ CASES = {"giant": 1.5, "dwarf": 4.5} if par.grid == "full" else {"giant": 2.5, "
 def tour_rows(job):
     """One row per pixel: both stars, error and noisy flux of the dwarf, and the information."""
     flux = stars(torch.tensor([[4750, log_g, -0.5, 0.1, 0] for log_g in CASES.values()]))
-    error = observation.error(flux, torch.full((len(flux),), 21.5))
+    error = error_of(flux, torch.full((len(flux),), 21.5))
     columns = {"wavelength": stars.wavelength, **dict(zip(CASES, flux.numpy(), strict=True))}
-    observed = dataset.noisy(flux, error, 1.0, torch.Generator().manual_seed(0))
+    observed = noisy(flux, error, 1.0, torch.Generator().manual_seed(0))
     columns |= {"error": error[1].numpy(), "observed": observed[1].numpy()}
     density = spectroscopy.gravity_density(stars, par.n_limits, seed=1, rv_kms=par.rv_kms)
     return pd.DataFrame(columns | {"density": density}).to_dict("records")
@@ -241,7 +242,7 @@ def fitting(job):
     n = job["n_train"]
     draws = DRAWS if "draws" in job["run"] else 1
     data = sets["train"][:n]
-    again = [dataset.fixed_noise(data, job["noise_level"], 42 + i) for i in range(1, draws)]
+    again = [fixed_noise(data, job["noise_level"], 42 + i) for i in range(1, draws)]
     x = np.concatenate([inputs("train", job, n), *again])
     return x, np.tile(gravity("train", n), draws)
 
@@ -308,7 +309,7 @@ def compute(job, folder):
     """A row of `results.csv`, and its errors by magnitude and S/N."""
     if job["model"] == "ViT":
         return vit(job, folder)
-    norm = dataset.LabelNorm.fit(gravity("train", job["n_train"]))
+    norm = LabelNorm.fit(gravity("train", job["n_train"]))
     if job["model"] == "template":
         return summary(job, template_guess(job), norm)
     return summary(job, fit_baseline(job).predict(inputs("test", job)), norm)

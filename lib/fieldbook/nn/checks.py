@@ -105,7 +105,7 @@ def whole(array: np.ndarray) -> np.ndarray:
     Raises:
         OSError: it has; names the file.
     """
-    if isinstance(array, np.memmap):
+    if isinstance(array, np.memmap) and array._mmap:  # what was pickled is in memory
         unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the array's offset
         end = array.offset // unit * unit + len(array._mmap)
         if array._mmap.size() < end:

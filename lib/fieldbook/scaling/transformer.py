@@ -19,9 +19,7 @@ class Stack(nn.Module):
     def __init__(self, d: int, n_layers: int):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(PATCH, d))
-        self.layers = nn.ModuleList(
-            Block(d, heads(d), 2 * d, causal=True) for _ in range(n_layers)
-        )
+        self.layers = nn.ModuleList(Block(d, heads(d), 2 * d, causal=True) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d)
 
     def forward(self, x: Tensor) -> Tensor:

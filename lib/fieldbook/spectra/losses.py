@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldbook.nn.checks import at_least_single, require
+from fieldbook.stars.noise import standard_noise
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -116,10 +117,7 @@ def denoising_loss(kind: str, rows: Rows, noise_level: float = 1.0) -> Callable[
     def mean_loss(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
         clean, error = (t.to(generator.device) for t in rows(index))
         sigma = noise_level * error
-        noise = torch.randn(
-            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
-        )
-        noisy = torch.addcmul(clean, sigma, noise)
+        noisy = torch.addcmul(clean, sigma, standard_noise(clean, generator))
         mu, sigma_x = model(noisy, sigma)
         if kind != "supervised":
             return SELF_SUPERVISED[kind](mu, sigma_x, noisy, sigma)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fieldbook.nn import training
 from fieldbook.nn.baselines import boosted_trees, ridge, scores
-from fieldbook.nn.layers import seeded
 from fieldbook.nn.checks import at_least_single, numbers, require
+from fieldbook.nn.layers import seeded
 from fieldbook.nn.recipe import Recipe
 from fieldbook.spectra import preprocess
 from fieldbook.spectra.blindspot import BlindSpotUNet, Direction, Layer

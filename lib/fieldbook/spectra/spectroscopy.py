@@ -25,9 +25,10 @@ from fieldbook.spectra import information, losses
 from fieldbook.spectra.preprocess import principal_components, standardise
 from fieldbook.spectra.vit import SpectraViT, attention_maps, rollout, start_as_source
 from fieldbook.stars import observation, spectra_hdf5
-from fieldbook.stars.dataset import LabelNorm, Spectra, fixed_noise, noisy
+from fieldbook.stars.dataset import LabelNorm, Spectra
 from fieldbook.stars.emulator import NODES, SMALL, Emulator
 from fieldbook.stars.emulator import emulator as build_emulator
+from fieldbook.stars.noise import fixed_noise, noisy
 from fieldbook.stars.synthesis import LABELS, SPEED_OF_LIGHT
 
 SHARD = 16_384  # stars per file

@@ -1,5 +1,4 @@
-"""A model atmosphere in local thermodynamic equilibrium: how deep into a star light is made, and
-out of what.
+"""A model atmosphere in local thermodynamic equilibrium: where light is made, and out of what.
 
 Temperature follows the Sun's, scaled by T_eff; gravity enters through hydrostatic equilibrium
 alone, which sets the pressure at each optical depth, hence ionisation, molecules, opacity and the
@@ -12,7 +11,6 @@ source). CGS units throughout, wavelengths in A.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -28,22 +26,9 @@ MERGING = 10.0  # A over which merged lines turn into the continuum
 ALPHA_ELEMENTS = ("O", "Mg", "Si", "S", "Ca", "Ti")
 REFERENCE = 5000.0  # A, the wavelength of the optical depth scale
 
-SOLAR_LOG_TAU = (-4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.7)
-SOLAR_T = (
-    0.72,
-    0.735,
-    0.76,
-    0.785,
-    0.812,
-    0.84,
-    0.868,
-    0.905,
-    0.975,
-    1.106,
-    1.29,
-    1.47,
-    1.62,
-)  # T / T_eff
+SUN = {-4.5: 0.72, -4: 0.735, -3.5: 0.76, -3: 0.785, -2.5: 0.812, -2: 0.84, -1.5: 0.868}
+SUN |= {-1: 0.905, -0.5: 0.975, 0: 1.106, 0.5: 1.29, 1: 1.47, 1.7: 1.62}
+"""T / T_eff of the Sun at log10 of the optical depth."""
 
 
 def table(name: str) -> pd.DataFrame:
@@ -52,15 +37,19 @@ def table(name: str) -> pd.DataFrame:
         return pd.read_csv(file)
 
 
+ATOMS = {(row.element, row.stage): row for row in table("atoms").itertuples()}
+MOLECULES = table("molecules").iloc[::-1]  # by rising 1/T
+
+
 @dataclass(frozen=True)
 class Atmosphere:
     """Layers from the top down.
 
     Attributes:
-        tau, temperature, pressure, electron_pressure: (layer,), optical depth at 5000 A, K,
-            dyn/cm2.
-        opacity: (layer,) at 5000 A, cm2 per hydrogen nucleus; `neutral_hydrogen`: (layer,) share of
-            its nuclei.
+        tau, temperature: (layer,), optical depth at 5000 A, K.
+        pressure, electron_pressure: (layer,), dyn/cm2.
+        opacity: (layer,) at 5000 A, cm2 per hydrogen nucleus.
+        neutral_hydrogen: (layer,) share of its nuclei.
         hydrogen: (layer,) nuclei per cm3.
         abundance: nuclei of an element per hydrogen nucleus.
     """
@@ -80,69 +69,53 @@ class Atmosphere:
         return self.electron_pressure / (BOLTZMANN * self.temperature)
 
 
-@cache
-def _atoms() -> dict[tuple[str, int], tuple]:
-    """Rows of `atoms.csv` by element and stage."""
-    return {(row.element, row.stage): row for row in table("atoms").itertuples()}
-
-
-@cache
-def _molecules() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Rising 1/T with log10 of the dissociation constant of each molecule there."""
-    constants = table("molecules").iloc[::-1]
-    columns = {name.split("_")[2]: constants[name].to_numpy() for name in constants.columns[1:]}
-    return 1 / constants.temperature_K.to_numpy(float), columns
-
-
 def mass(element: str) -> float:
     """Atomic mass, u."""
-    return _atoms()[element, 1].mass_u
+    return ATOMS[element, 1].mass_u
 
 
 def ionisation_energy(element: str, stage: int) -> float:
     """Energy that takes an atom from a stage (1 is neutral) to the next, eV."""
-    return _atoms()[element, stage].ionization_eV
+    return ATOMS[element, stage].ionization_eV
 
 
 def abundances(m_h: float, a_m: float, c_m: float) -> dict[str, float]:
-    """Nuclei per hydrogen nucleus: solar, scaled by [M/H], with [alpha/M] for O Mg Si S Ca Ti and
-    [C/M] for C."""
-    logs = {element: row.A_solar - 12.0 for (element, stage), row in _atoms().items() if stage == 1}
-    shift = {
-        e: 0.0 if e in ("H", "He") else m_h + a_m * (e in ALPHA_ELEMENTS) + c_m * (e == "C")
-        for e in logs
-    }
-    return {element: 10 ** (log + shift[element]) for element, log in logs.items()}
+    """Nuclei per hydrogen nucleus: solar, scaled by [M/H], [alpha/M] (O Mg Si S Ca Ti), [C/M]."""
+    found = {}
+    for (element, stage), row in ATOMS.items():
+        if stage == 1:
+            metal = element not in ("H", "He")
+            shift = m_h + a_m * (element in ALPHA_ELEMENTS) + c_m * (element == "C") if metal else 0
+            found[element] = 10 ** (row.A_solar - 12.0 + shift)
+    return found
 
 
 def log_partition(element: str, stage: int, temperature: np.ndarray) -> np.ndarray:
-    """ln U of an atom or ion, (layer,); stage 3 has U = 1, exact for Ca III, the only one that gets
-    numerous."""
-    if stage == 3:
+    """ln U of an atom or ion, (layer,)."""
+    if stage == 3:  # U = 1 is exact for Ca III, the only one that gets numerous
         return np.zeros_like(temperature)
-    row, x = _atoms()[element, stage], np.log(temperature) - 8.5
+    row, x = ATOMS[element, stage], np.log(temperature) - 8.5
     return ((row.lnU_c3 * x + row.lnU_c2) * x + row.lnU_c1) * x + row.lnU_c0
 
 
 def saha(element: str, stage: int, temperature: np.ndarray) -> np.ndarray:
     """n(stage + 1) / n(stage) times electron pressure, dyn/cm2.
 
-    Source: Saha's equation, 2 U'/U (2 pi m_e)^(3/2) (k T)^(5/2) / h^3 exp(-chi / k T); e.g. Gray
-    2005, eq. 1.20.
+    Source: 2 U'/U (2 pi m_e)^(3/2) (k T)^(5/2) / h^3 exp(-chi / k T); e.g. Gray 2005, eq. 1.20.
     """
-    ratio = log_partition(element, stage + 1, temperature) - log_partition(
-        element, stage, temperature
-    )
+    upper = log_partition(element, stage + 1, temperature)
+    lower = log_partition(element, stage, temperature)
     chi = ionisation_energy(element, stage)
-    return 0.66667 * temperature**2.5 * np.exp(ratio - chi / (BOLTZMANN_EV * temperature))
+    boltzmann = upper - lower - chi / (BOLTZMANN_EV * temperature)
+    return 0.66667 * temperature**2.5 * np.exp(boltzmann)
 
 
 def stages(element: str, temperature: np.ndarray, electron_pressure: np.ndarray) -> np.ndarray:
     """Shares of an element's nuclei that are neutral, once and twice ionised, (3, layer)."""
     first = saha(element, 1, temperature) / electron_pressure
-    second = (
-        0 * first if element == "H" else first * saha(element, 2, temperature) / electron_pressure
-    )
+    second = 0 * first  # hydrogen has one electron
+    if element != "H":
+        second = first * saha(element, 2, temperature) / electron_pressure
     return np.stack([np.ones_like(first), first, second]) / (1 + first + second)
 
 
@@ -167,7 +140,8 @@ def electron_pressure(pressure: np.ndarray, share: np.ndarray, phi: np.ndarray) 
     return p
 
 
-_FREE_FREE = np.array(  # John 1988, table 3a, for wavelengths above 0.3645 um; rows n = 2..6, columns A_n .. F_n
+# John 1988, table 3a, for wavelengths above 0.3645 um: rows n = 2..6, columns A_n .. F_n
+_FREE_FREE = np.array(
     [
         (2483.346, 285.827, -2054.291, 2827.776, -1341.537, 208.952),
         (-3449.889, -1158.382, 8746.523, -11485.632, 5303.609, -812.939),
@@ -181,8 +155,7 @@ _THRESHOLD = 1.6419  # um
 
 
 def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Absorption by the negative ion of hydrogen, bound-free and free-free, with stimulated
-    emission.
+    """Absorption by H-, bound-free and free-free, with stimulated emission.
 
     Args:
         wavelength: A, from 3645 up; `temperature`: K, 1400-10,080; they broadcast.
@@ -194,13 +167,8 @@ def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray
     above = np.sqrt(np.maximum(1 / micron - 1 / _THRESHOLD, 0))
     cross_section = 1e-18 * micron**3 * above**3 * np.polyval(_BOUND_FREE, above)
     heat = HC_K / 1e4 / temperature
-    bound = (
-        0.750
-        * temperature**-2.5
-        * np.exp(heat / _THRESHOLD)
-        * -np.expm1(-heat / micron)
-        * cross_section
-    )
+    ions = 0.750 * temperature**-2.5 * np.exp(heat / _THRESHOLD)
+    bound = ions * -np.expm1(-heat / micron) * cross_section
     powers = np.stack([micron**k for k in (2.0, 0.0, -1.0, -2.0, -3.0, -4.0)])
     terms = np.tensordot(_FREE_FREE, powers, 1)
     free = 1e-29 * sum(theta ** ((n + 3) / 2) * term for n, term in enumerate(terms))
@@ -208,11 +176,7 @@ def h_minus(wavelength: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray
 
 
 def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarray:
-    """Bound-free and free-free absorption by neutral hydrogen, n >= 3, with stimulated emission and
-    Gaunt factors of 1.
-
-    Paschen lines above n = 20 have merged: there the continuum of n = 3 takes over, of the same
-    oscillator strength.
+    """Bound-free and free-free absorption by H, n >= 3, with stimulated emission, Gaunt factors 1.
 
     Args:
         wavelength: A, from 3646 up; `temperature`: K; they broadcast.
@@ -221,14 +185,13 @@ def hydrogen_levels(wavelength: np.ndarray, temperature: np.ndarray) -> np.ndarr
     Source: Gray 2005, equations 8.5-8.10.
     """
     kt = BOLTZMANN_EV * temperature
-    total = (
-        kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)
-    )  # levels from 8 up, and free electrons
+    # levels from 8 up, and free electrons
+    total = kt / (2 * RYDBERG_EV) * np.exp(-RYDBERG_EV * (1 - 7.5**-2) / kt)
     for n in range(3, 8):
+        # lines above the last have merged: the continuum takes over, of the same strength
         edge = 911.75 / (n**-2.0 - (LAST_PASCHEN + 0.5) ** -2)
-        total = total + expit((edge - wavelength) / MERGING) * n**-3.0 * np.exp(
-            -RYDBERG_EV * (1 - n**-2.0) / kt
-        )
+        bluer = expit((edge - wavelength) / MERGING)
+        total = total + bluer * n**-3.0 * np.exp(-RYDBERG_EV * (1 - n**-2.0) / kt)
     return 1.0443e-26 * wavelength**3 * total * -np.expm1(-HC_K / (wavelength * temperature))
 
 
@@ -239,28 +202,24 @@ def continuum(
     hydrogen: np.ndarray,
     neutral: np.ndarray,
 ) -> np.ndarray:
-    """Continuous opacity: H-, H, and scattering by H (Rayleigh; Dalgarno 1962) and electrons, taken
-    as absorption.
+    """Continuous opacity, cm2 per hydrogen nucleus, with scattering taken as absorption.
 
     Args:
         wavelength: A; the others (layer,), `hydrogen` nuclei per cm3 and their `neutral` share;
             they broadcast.
-    Returns:
-        cm2 per hydrogen nucleus.
+    Source: Dalgarno 1962 for Rayleigh's scattering by H; `h_minus`, `hydrogen_levels`.
     """
     rayleigh = 5.799e-13 / wavelength**4 + 1.422e-6 / wavelength**6 + 2.784 / wavelength**8
     thomson = 6.6524e-25 * electron_pressure / (BOLTZMANN * temperature * hydrogen)
-    absorbed = sum(h_minus(wavelength, temperature)) * electron_pressure + hydrogen_levels(
-        wavelength, temperature
-    )
+    absorbed = sum(h_minus(wavelength, temperature)) * electron_pressure
+    absorbed = absorbed + hydrogen_levels(wavelength, temperature)
     return neutral * (absorbed + rayleigh) + thomson
 
 
 def hydrostatic(
     tau: np.ndarray, surface_gravity: float, opacity: np.ndarray, pressure: np.ndarray
 ) -> np.ndarray:
-    """One step of the fixed point that solves dP/dtau = g / kappa: the new pressure, (layer,),
-    dyn/cm2.
+    """One step of the fixed point of dP/dtau = g / kappa: the new pressure, (layer,), dyn/cm2.
 
     Integrates d P^(3/2) = 3/2 g tau P^(1/2) / kappa d ln tau, power laws between layers and a
     constant opacity above the first: exact for kappa a power of tau.
@@ -271,10 +230,9 @@ def hydrostatic(
     """
     f = 1.5 * surface_gravity * tau * np.sqrt(pressure) / opacity
     slope = np.diff(np.log(f))
-    mean = f[:-1] * np.where(
-        np.abs(slope) > 1e-6, np.expm1(slope) / np.where(slope == 0, 1, slope), 1 + slope / 2
-    )
-    steps = mean * np.diff(np.log(tau))
+    exact = np.expm1(slope) / np.where(slope == 0, 1, slope)
+    growth = np.where(np.abs(slope) > 1e-6, exact, 1 + slope / 2)
+    steps = f[:-1] * growth * np.diff(np.log(tau))
     return (f[0] / 1.5 + np.concatenate([[0.0], steps.cumsum()])) ** (2 / 3)
 
 
@@ -293,12 +251,12 @@ def atmosphere(
     Raises:
         ValueError: the pressure doesn't settle within 60 iterations.
     """
-    log_tau = np.linspace(SOLAR_LOG_TAU[0], SOLAR_LOG_TAU[-1], layers)
-    tau, temperature = 10**log_tau, T_eff * CubicSpline(SOLAR_LOG_TAU, SOLAR_T)(log_tau)
+    log_tau = np.linspace(min(SUN), max(SUN), layers)
+    tau = 10**log_tau
+    temperature = T_eff * CubicSpline([*SUN], [*SUN.values()])(log_tau)
     share = np.array(list(abundance.values()))
-    gram = (
-        HYDROGEN_MASS * sum(a * mass(element) for element, a in abundance.items()) / mass("H")
-    )  # per H nucleus
+    units = sum(a * mass(element) for element, a in abundance.items())
+    gram = HYDROGEN_MASS * units / mass("H")  # per hydrogen nucleus
     phi = np.stack([saha(element, 1, temperature) for element in abundance])
     pressure = 10 ** (0.6 * log_g + 2.3) * np.sqrt(tau)
     for _ in range(60):
@@ -307,29 +265,27 @@ def atmosphere(
         neutral = electrons / (electrons + phi[0])
         opacity = continuum(np.array(REFERENCE), temperature, electrons, hydrogen, neutral)
         new = hydrostatic(tau, 10.0**log_g, opacity / gram, pressure)
-        change, pressure = np.abs(np.log(new / pressure)).max(), new
-        if change < tolerance:
-            return Atmosphere(
-                tau, temperature, pressure, electrons, opacity, neutral, hydrogen, abundance
-            )
-    raise ValueError(
-        f"T_eff = {T_eff}, log_g = {log_g}: the pressure does not settle; expected 3500-6500 K and 0-5.5"
-    )
+        settled = np.abs(np.log(new / pressure)).max() < tolerance
+        pressure = new
+        if settled:
+            gas = (pressure, electrons, opacity, neutral, hydrogen)
+            return Atmosphere(tau, temperature, *gas, abundance)
+    star = f"T_eff = {T_eff}, log_g = {log_g}"
+    raise ValueError(f"{star}: the pressure does not settle; expected 3500-6500 K and 0-5.5")
 
 
 def molecules(air: Atmosphere) -> dict[str, np.ndarray]:
-    """Molecules per hydrogen nucleus of CN and TiO, (layer,), with CO, OH and N2 taking their share
-    of the atoms.
+    """CN and TiO per hydrogen nucleus, (layer,), with CO, OH and N2 taking their share of atoms.
 
     CO is solved with OH, N2 and TiO on their own; what CN and TiO take from carbon, nitrogen and
     oxygen is neglected.
     """
-    inverse, constants = _molecules()
     pressure = air.hydrogen * BOLTZMANN * air.temperature
-    k = {
-        name: 10 ** np.interp(1 / air.temperature, inverse, logs)
-        for name, logs in constants.items()
-    }
+    inverse = 1 / MOLECULES.temperature_K.to_numpy(float)
+    k = {}  # dissociation constants
+    for column in MOLECULES.columns[1:]:
+        log = np.interp(1 / air.temperature, inverse, MOLECULES[column].to_numpy())
+        k[column.split("_")[2]] = 10**log
     total = {element: air.abundance[element] * pressure for element in ("C", "N", "O", "Ti")}
     free = {e: stages(e, air.temperature, air.electron_pressure)[0] for e in ("C", "Ti")}
     with_oh = 1 + air.neutral_hydrogen * pressure / k["OH"]

@@ -1,10 +1,8 @@
-"""Spectra with their errors and parameters: arrays that may be larger than memory, noise, and the
-scale of labels.
+"""What networks are trained on: spectra, errors and parameters, in memory or mapped from files.
 
-`fieldbook.stars.spectra_hdf5` makes the folders that `Spectra.open` maps.
+`stars.spectra_hdf5` makes the folders that `Spectra.open` maps, `stars.noise` the noise.
 """
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +15,15 @@ from torch import Tensor
 
 from fieldbook.nn.checks import require, whole
 
-SEED = 42  # of the noise of validation and test splits
-
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """A set of spectra, in memory or mapped from files.
-
-    `spectra[:n]` is a part on the same memory or files. Pickled, a mapped set is the names of its
-    files, so that workers share one copy.
+    """A set of spectra, in memory or mapped; `spectra[:n]` is a part on the same memory or files.
 
     Attributes:
         wave: (pixels,) vacuum wavelength in Angstrom, increasing.
         flux: (n, pixels) float32, without noise, >= 0.
-        error: (n, pixels) float32, standard deviation of the noise at level 1, > 0, in the flux's
-            unit.
+        error: (n, pixels) float32, > 0, standard deviation of the noise at level 1, unit of flux.
         params: n rows of labels: `T_eff` in K, `log_g`, `M_H`, `a_M`, `C_M` in dex, `mag`,
             `redshift`, `snr`.
     Raises:
@@ -58,118 +50,62 @@ class Spectra:
         """
         folder = Path(folder)
         try:
-            wave, params = np.load(folder / "wave.npy"), pd.read_parquet(folder / "params.parquet")
-            flux, error = (
-                np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flux", "error")
-            )
-            return cls(wave, flux, error, params)
+            wave = np.load(folder / "wave.npy")
+            flux = np.load(folder / "flux.npy", mmap_mode="r")
+            error = np.load(folder / "error.npy", mmap_mode="r")
+            return cls(wave, flux, error, pd.read_parquet(folder / "params.parquet"))
         except FileNotFoundError as missing:
             problem = f"no converted spectra in {folder} ({missing}); convert the files first"
             raise FileNotFoundError(problem) from missing
         except PermissionError:
             raise
         except (ValueError, OSError, EOFError) as damage:
-            raise ValueError(
-                f"{folder} is damaged ({damage}); delete it and convert again"
-            ) from damage
+            problem = f"{folder} is damaged ({damage}); delete it and convert again"
+            raise ValueError(problem) from damage
 
     def __len__(self) -> int:
         return len(self.params)
 
     def __getitem__(self, part: slice) -> Self:
-        require(
-            isinstance(part, slice) and part.step in (None, 1), "part", part, "a slice start:stop"
-        )
+        accepted = isinstance(part, slice) and part.step in (None, 1)
+        require(accepted, "part", part, "a slice start:stop")
         return replace(self, flux=self.flux[part], error=self.error[part], params=self.params[part])
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Copies on the CPU of flux and error, (batch, pixels) float32 each, of rows in [0, n).
 
         Raises:
-            ValueError: not a sequence of integers. `IndexError`: one is out of range. `OSError`: a
-                file has been cut.
+            ValueError: not a sequence of integers.
+            IndexError: a row is not there.
+            OSError: a file has been cut.
         """
         index = np.asarray(index)
         require(index.ndim == 1 and index.dtype.kind in "iu", "index", index, "(batch,) integers")
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(
-                f"index reaches from {index.min()} to {index.max()}; expected [0, {len(self)})"
-            )
+            reach = f"index reaches from {index.min()} to {index.max()}"
+            raise IndexError(f"{reach}; expected [0, {len(self)})")
         flux, error = whole(self.flux)[index], whole(self.error)[index]
         return torch.from_numpy(flux).float(), torch.from_numpy(error).float()
-
-    def __reduce__(self):
-        return _rebuilt, (self.wave, _pickled(self.flux), _pickled(self.error), self.params)
-
-
-def _rebuilt(wave, flux, error, params) -> Spectra:
-    flux, error = (
-        np.memmap(*array) if isinstance(array, tuple) else array for array in (flux, error)
-    )
-    return Spectra(wave, flux, error, params)
-
-
-def _pickled(array: np.ndarray) -> np.ndarray | tuple:
-    """Of a mapped array what makes `np.memmap` map the same part of its file."""
-    stored = isinstance(array, np.memmap) and array.dtype == "<f4" and array.flags.c_contiguous
-    if not stored:
-        return array
-    unit = mmap.ALLOCATIONGRANULARITY  # a map starts at the multiple below the whole's `offset`
-    start = array.ctypes.data - np.frombuffer(array._mmap, np.uint8).ctypes.data
-    return str(array.filename), "<f4", "r", array.offset // unit * unit + start, array.shape
-
-
-def signal_to_noise(flux: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(n,) median of flux / error over the (n, pixels)."""
-    return np.median(flux / error, axis=-1)
-
-
-def noisy(flux: Tensor, error: Tensor, noise_level: float, generator: torch.Generator) -> Tensor:
-    """Flux with Gaussian noise: flux + randn * error * noise_level, on the device of the flux.
-
-    Args:
-        flux, error: (..., pixels); `noise_level`: factor on the error, >= 0.
-        generator: on the same device.
-    """
-    require(noise_level >= 0, "noise_level", noise_level, "at least 0")
-    noise = torch.randn(flux.shape, generator=generator, device=flux.device, dtype=flux.dtype)
-    return noise.mul_(error).mul_(noise_level).add_(flux)
-
-
-def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tensor:
-    """(n, pixels) flux of a validation or test split with noise that depends on the seed and the
-    row alone."""
-    require(noise_level >= 0, "noise_level", noise_level, "at least 0")
-    generator = torch.Generator().manual_seed(seed)
-    result = torch.empty(spectra.flux.shape)
-    for rows in torch.arange(len(spectra)).split(256):
-        noise = torch.randn(256, len(spectra.wave), generator=generator)[: len(rows)]
-        flux, error = spectra.rows(rows)
-        result[rows] = noise.mul_(error).mul_(noise_level).add_(flux)
-    return result
 
 
 @dataclass(frozen=True)
 class LabelNorm:
-    """A linear scale for labels: (label - shift) / scale; errors times `scale` are in their
-    unit."""
+    """A linear scale for labels, (label - shift) / scale; errors times `scale` have their unit."""
 
     shift: float
     scale: float
 
     @classmethod
     def fit(cls, train: np.ndarray, kind: Literal["standard", "minmax"] = "standard") -> Self:
-        """From the labels of the train split alone: mean 0 and standard deviation 1, or from 0 to
-        1.
+        """From the train split alone: mean 0 and standard deviation 1, or from 0 to 1.
 
         Raises:
             ValueError: unknown kind; a label is not finite, or all are the same.
         """
         train = np.asarray(train, float)
         require(np.isfinite(train).all(), "train", train[~np.isfinite(train)], "finite labels")
-        require(
-            train.size and np.ptp(train) > 0, "train", train[:1], "labels that are not all the same"
-        )
+        varied = train.size and np.ptp(train) > 0
+        require(varied, "train", train[:1], "labels that are not all the same")
         require(kind in ("standard", "minmax"), "kind", kind, "standard or minmax")
         if kind == "standard":
             return cls(float(train.mean()), float(train.std(ddof=1)))

@@ -11,8 +11,9 @@ from fieldbook.nn.baselines import scores
 from fieldbook.nn.recipe import Recipe
 from fieldbook.spectra import spectroscopy as sp
 from fieldbook.spectra.vit import SpectraViT
-from fieldbook.stars.dataset import LabelNorm, fixed_noise
+from fieldbook.stars.dataset import LabelNorm
 from fieldbook.stars.emulator import emulator
+from fieldbook.stars.noise import fixed_noise
 
 NODES = {"T_eff": (4500, 4800), "log_g": (2, 3, 4), "M_H": (-0.5, 0), "a_M": (0,), "C_M": (0,)}
 SIZES = {"train": 48, "val": 16, "test": 24}

@@ -5,7 +5,7 @@ from scipy.integrate import quad
 from scipy.special import voigt_profile
 
 from fieldbook.spectra.information import bound, fisher, maximum_likelihood
-from fieldbook.stars import observation
+from fieldbook.stars import noise
 from fieldbook.stars.atmosphere import (
     abundances,
     atmosphere,
@@ -19,8 +19,8 @@ from fieldbook.stars.atmosphere import (
     saha,
     stages,
 )
-from fieldbook.stars.dataset import signal_to_noise
 from fieldbook.stars.emulator import SMALL, emulator
+from fieldbook.stars.noise import signal_to_noise
 from fieldbook.stars.observation import CHUNK, draw, spectra
 from fieldbook.stars.synthesis import (
     LABELS,
@@ -393,20 +393,18 @@ def test_stars_fill_their_ranges_evenly():
 
 def test_noise_is_that_of_its_electrons():
     flux = torch.full((1, PIXELS), 0.5, dtype=torch.float64)
-    sigma = observation.error(flux, torch.tensor([21.5], dtype=torch.float64))
+    sigma = noise.error(flux, torch.tensor([21.5], dtype=torch.float64))
     pixel = 1500
-    star, sky = 40 * observation.throughput()[pixel], observation.sky()[pixel]
+    star, sky = 40 * noise.throughput()[pixel], noise.sky()[pixel]
     by_hand = np.sqrt(12 * (star + sky + 108) + (0.12 * sky) ** 2) / (12 * star) * 0.5
     assert float(sigma[0, pixel]) == pytest.approx(by_hand)
-    assert observation.sky().max() > 11_000 and np.median(observation.sky()) < 250
+    assert noise.sky().max() > 11_000 and np.median(noise.sky()) < 250
 
 
 @pytest.mark.parametrize(("mag", "expected"), [(20.5, 18.4), (21.5, 8.1), (22.5, 3.4)])
 def test_signal_to_noise(mag, expected, sun):
     flux = torch.tensor(sun)[None]
-    ratio = float(
-        signal_to_noise(sun[None], observation.error(flux, torch.tensor([mag])).numpy()).item()
-    )
+    ratio = float(signal_to_noise(sun[None], noise.error(flux, torch.tensor([mag])).numpy()).item())
     assert ratio == pytest.approx(expected, rel=0.05)
 
 
@@ -422,7 +420,7 @@ def test_maximum_likelihood_reaches_the_bound_on_bright_stars(small):
 
     truth = torch.cat([labels[:, :4], torch.full((200, 1), 20.0, dtype=torch.float64)], 1)
     flux, jacobian = model(truth[:1])
-    sigma = observation.error(flux, torch.tensor([18.0]))
+    sigma = noise.error(flux, torch.tensor([18.0]))
     data = flux + sigma * torch.randn(200, PIXELS, generator=g, dtype=torch.float64)
     low, high = (
         torch.tensor([SMALL[n][i] for n in LABELS[:4]] + [100.0 * s]) for i, s in ((0, -1), (-1, 1))
