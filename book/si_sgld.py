@@ -46,7 +46,16 @@ profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
 operations: list[str] = ["add"]  # distinct, each one of {add, sub, mul, div}
-samplers: list[str] = ["all"]  # distinct; all, or names in samplers.preconditioners.SAMPLERS
+samplers: list[str] = [
+    "sgld",
+    "psgld",
+    "rsgld",
+    "si_sgld",
+]  # distinct, each one of {sgld, psgld, rsgld, si_sgld}
+controls: list[str] = [
+    "si_adaptive",
+    "si_div",
+]  # first operation; distinct, each one of {si_adaptive, si_div}
 grid: int = 5  # values of alpha and of beta, in [1, 101]
 reference: bool = True  # the grid must contain (1, 1), which an even one does not; false: any
 decades: float = 1.0  # alpha and beta reach from 10 to the minus this to 10 to this, in (0, 3]
@@ -83,7 +92,6 @@ from fieldbook.run import figures, parameters, paths
 from fieldbook.run.chapter import start
 from fieldbook.nn.checkpoints import read_weights, save_weights
 from fieldbook.grokking.networks import load, task_of, trained
-from fieldbook.nn.checks import require
 from fieldbook.samplers import curvature, ground_truth, llc, rescaled, symmetry
 from fieldbook.samplers.known import PROBLEMS
 from fieldbook.samplers.preconditioners import SAMPLERS
@@ -95,11 +103,7 @@ par, device, run = start("si_sgld")
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
 LABELS = {name: sampler.label for name, sampler in SAMPLERS.items()}
 STYLES = {name: sampler.mark for name, sampler in SAMPLERS.items()}
-wanted = list(SAMPLERS) if par.samplers == ["all"] else par.samplers
-controls = [name for name in wanted if preconditioners.find(name).control]
-compared = [name for name in wanted if name not in par.controls]
-require(compared, "samplers", par.samplers, "one at least that is no control")
-all_samplers = [*compared, *par.controls]
+all_samplers = [*par.samplers, *par.controls]
 
 # %% [markdown]
 # ## Networks at a minimum
@@ -428,7 +432,7 @@ run.figure(figure, "exact")
 # $\varepsilon T$ and no coefficient.
 
 # %%
-pairs = [*product(par.operations, compared), *product([first], par.controls)]
+pairs = [*product(par.operations, par.samplers), *product([first], par.controls)]
 tuned = run.sweep("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
 tuned = tuned.set_index(["operation", "sampler"])
 curve = run.frame("localization")
@@ -502,14 +506,14 @@ def draw_map(ax, operation, sampler):
 
 
 # %% mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
-shape = (len(par.operations), len(compared))
+shape = (len(par.operations), len(par.samplers))
 size = (figures.PAGE, 1.55 * len(par.operations) + 0.4)
 figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
 for row, operation in zip(axes, par.operations, strict=True):
-    images = [draw_map(ax, operation, s) for ax, s in zip(row, compared, strict=True)]
+    images = [draw_map(ax, operation, s) for ax, s in zip(row, par.samplers, strict=True)]
     figure.colorbar(images[0], ax=row, pad=0.01).ax.set_title(r"$\hat\lambda$")
     row[0].set_ylabel(SYMBOL[operation] + "\n" + r"$\log_{10} \beta$")
-for top, bottom, sampler in zip(axes[0], axes[-1], compared, strict=True):
+for top, bottom, sampler in zip(axes[0], axes[-1], par.samplers, strict=True):
     top.set_title(LABELS[sampler])
     bottom.set_xlabel(r"$\log_{10} \alpha$")
 run.figure(figure, "maps")
@@ -789,7 +793,7 @@ def log_spread(operation):
 
 
 # %% tags=["hide-input"]
-if {"sgld", "psgld"} <= set(compared):
+if {"sgld", "psgld"} <= set(par.samplers):
     ratios = [log_spread(operation) for operation in par.operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
     halved = min(ratios) > 0.35 and max(ratios) < 0.65
