@@ -74,6 +74,7 @@ workers: int = 1  # processes of one thread each; changes no result; in [1, 1024
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
 # %% tags=["hide-input"]
+import contextlib
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -84,7 +85,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from fieldbook.run import figures, parameters, paths, results
+from fieldbook.run import figures, paths
+from fieldbook.run.chapter import start
 from fieldbook.nn import machine, training
 from fieldbook.nn.checkpoints import load_weights, save_weights
 from fieldbook.stars import noise
@@ -97,11 +99,7 @@ from fieldbook.nn import lightning
 from fieldbook.spectra.blindspot import BlindSpotUNet, posterior_mean
 from fieldbook.nn.recipe import Recipe
 
-chosen = parameters.load("encoder_probe", globals())
-globals().update(chosen)
-figures.use_style()
-device = machine.device()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("encoder_probe")
 
 # %% [markdown]
 # ## The data
@@ -111,17 +109,25 @@ pd.set_option("display.max_colwidth", None)
 # a seed sees the same spectra.
 
 # %%
-sizes = {"train": max(n_pretrain, *n_train), "val": n_val, "test": n_test}
-origin = {"data_dir": data_dir, "grid": grid, "rv_kms": rv_kms, "workers": workers}
+sizes = {"train": max(par.n_pretrain, *par.n_train), "val": par.n_val, "test": par.n_test}
+origin = {"data_dir": par.data_dir, "grid": par.grid, "rv_kms": par.rv_kms, "workers": par.workers}
 stars, sets = (None, {}) if paths.frozen() else spectroscopy.provide(sizes, **origin)
+reads = spectroscopy.files_of(par.data_dir)
 
 
 # %%
 def spectra_of(split, seed=0, n=None):
     """Noisy flux and the standard deviation of its noise, (n, pixels) each."""
     data = sets[split][:n]
-    noisy = noise.fixed_noise(data, noise_level, 100 + seed if split == "train" else noise.SEED)
-    return noisy, noise_level * torch.from_numpy(np.array(data.error))
+    drawn = 100 + seed if split == "train" else noise.SEED
+    noisy = noise.fixed_noise(data, par.noise_level, drawn)
+    return noisy, par.noise_level * torch.from_numpy(np.array(data.error))
+
+
+# %%
+def clean(split, n):
+    """Flux without noise, (n, pixels)."""
+    return torch.from_numpy(np.array(sets[split].flux[:n]))
 
 
 # %%
@@ -175,7 +181,8 @@ TRAINED = list(ENCODERS)[:2]
 
 def network(name):
     """A denoiser with initial weights."""
-    return BlindSpotUNet(n_layers, channels, kernel, input_sigma=ENCODERS[name]).to(device)
+    size = (par.n_layers, par.channels, par.kernel)
+    return BlindSpotUNet(*size, input_sigma=ENCODERS[name]).to(device)
 
 
 # %% [markdown]
@@ -187,16 +194,16 @@ def network(name):
 def pretraining():
     """AdamW with cosine decay."""
     return Recipe(
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
+        steps=par.steps,
+        batch_size=par.batch_size,
+        lr=par.lr,
         schedule="cosine",
-        warmup=min(20, steps),
+        warmup=min(20, par.steps),
         clip=1.0,
-        lr_scale={"nin_layers.2.bn.": lr_output},
-        eval_every=max(steps // 8, 1),
+        lr_scale={"nin_layers.2.bn.": par.lr_output},
+        eval_every=max(par.steps // 8, 1),
         monitor="val_nll",
-        precision=machine.resolve_precision(precision, device),
+        precision=machine.resolve_precision(par.precision, device),
     )
 
 
@@ -211,9 +218,7 @@ def validate(model, step):
     """Loss and gain on noisy validation spectra."""
     noisy, sigma = spectra_of("val", n=WATCHED)
     mu, spread = predict(model, noisy, sigma)
-    gain = denoising.snr_gain(
-        mu, noisy, torch.from_numpy(np.array(sets["val"].flux[:WATCHED])), sigma
-    )
+    gain = denoising.snr_gain(mu, noisy, clean("val", WATCHED), sigma)
     nll = losses.gaussian(mu, spread, noisy, sigma)
     return {"val_nll": float(nll), "val_gain": float(gain.mean())}
 
@@ -229,30 +234,14 @@ def predict(model, noisy, sigma):
 
 
 # %%
-def trained(name):
-    """A network with the weights of its training, or of the log's checkpoint."""
-    model = network(name)
-    if name == "with sigma" and checkpoint:
-        lightning.load_lightning(model, Path(checkpoint))
-    else:
-        load_weights(model, folder_of(name) / "best.safetensors")
-    return model.eval()
-
-
-# %%
-def folder_of(name):
-    """Where a denoiser's weights and its checkpoint are kept."""
-    return run.inputs / name.replace(" ", "_")
-
-
-# %%
-def pretrain(name):
+def pretrain(name, folder):
     """Train a denoiser, or finish what a killed run has begun; its history."""
     model = network(name)
     blindspot.start_at(model, *(part.to(device) for part in spectra_of("train", n=256)))
-    objective = losses.denoising_loss(loss, sets["train"][:n_pretrain].rows, noise_level)
-    options = {"evaluate": validate, "checkpoint": folder_of(name), "progress": False}
-    return training.fit(model, objective, n_pretrain, pretraining(), **options).history
+    data = sets["train"][: par.n_pretrain]
+    objective = losses.denoising_loss(par.loss, data.rows, par.noise_level)
+    options = {"evaluate": validate, "checkpoint": folder, "progress": False}
+    return training.fit(model, objective, len(data), pretraining(), **options).history
 
 
 # %% [markdown]
@@ -261,14 +250,33 @@ def pretrain(name):
 
 # %%
 @torch.no_grad()
-def settle(name):
-    """Initial weights with the statistics of 256 spectra."""
+def settle(name, folder):
+    """Leave initial weights with the statistics of 256 spectra."""
     model = network(name).train()
     for module in model.modules():
         module.momentum = 1.0  # the statistics of one batch, in place of a moving average
     model(*(part.to(device) for part in spectra_of("train", n=256)))
-    save_weights(model, folder_of(name) / "best.safetensors")
-    return []
+    save_weights(model, folder / "best.safetensors")
+
+
+# %% [markdown]
+# A denoiser of one's own is taken as it is.
+
+
+# %%
+def adopt(name, folder):
+    """Leave the weights of the log's checkpoint."""
+    model = network(name)
+    lightning.load_lightning(model, Path(par.checkpoint))
+    save_weights(model, folder / "best.safetensors")
+
+
+# %%
+def restored(name, file):
+    """A denoiser with weights from a file, in evaluation mode."""
+    model = network(name)
+    load_weights(model, file)
+    return model.eval()
 
 
 # %% [markdown]
@@ -284,35 +292,38 @@ def settle(name):
 # %%
 def views():
     """All combinations of layer and pooling, one direction, and all directions of one pooling."""
-    main = [View(layer, name) for layer in blindspot.LAYERS for name in poolings]
-    others = [View(layer, pooling, way) for layer in blindspot.LAYERS for way in ("mean", "concat")]
+    main = [View(layer, name) for layer in blindspot.LAYERS for name in par.poolings]
+    ways = ("mean", "concat")
+    others = [View(layer, par.pooling, way) for layer in blindspot.LAYERS for way in ways]
     return [*main, *others]
 
 
 # %%
 def views_of(encoder):
     """Those that are wanted of an encoder."""
-    return views() if encoder == "with sigma" else [View(pooling=pooling)]
+    return views() if encoder == "with sigma" else [View(pooling=par.pooling)]
 
 
 # %%
-def place_of(encoder, split, seed):
-    """File of the features; only the train split has several realisations of the noise."""
-    seed = seed if split == "train" else 0
-    return run.inputs / "features" / f"{encoder}_{split}_{seed}.safetensors".replace(" ", "_")
+FEATURES = "features.safetensors"
 
 
-# %%
-def extract(job):
+def extract(job, folder):
     """Features of one split in a file, and the hash of the encoder that made them."""
     encoder, split, seed = job.values()
     model = trained("with sigma" if encoder == "sigma alone" else encoder)
-    noisy, sigma = spectra_of(split, seed, n_train[-1] if split == "train" else None)
+    noisy, sigma = spectra_of(split, seed, par.n_train[-1] if split == "train" else None)
     noisy = torch.full_like(noisy, 0.5) if encoder == "sigma alone" else noisy
     found = probes.features(model, noisy, sigma, views_of(encoder))
     named = zip(map("/".join, views_of(encoder)), found, strict=True)
-    save_weights(dict(named), place_of(encoder, split, seed))
-    return {**job, "spectra": len(noisy), "encoder_hash": fingerprint(model)[:16]}
+    save_weights(dict(named), folder / FEATURES)
+    return {"spectra": len(noisy), "encoder_hash": fingerprint(model)[:16]}
+
+
+# %%
+def trained(name):
+    """An encoder as its training has left it, see `weights` below."""
+    return restored(name, weights[name])
 
 
 # %% [markdown]
@@ -325,7 +336,6 @@ def extract(job):
 # The same heads on raw flux, and on the error without any flux, are rows of the same table.
 
 # %%
-JOB = ["encoder", "layer", "pooling", "direction", "head", "frozen", "seed", "n_train"]
 KEPT = ("r2", "rmse", "mae", "n_features", "n_trainable")
 
 
@@ -335,7 +345,8 @@ def vectors(job, split):
     if job["encoder"] == "none":
         return spectra_of(split, job["seed"], n)[int(job["layer"] == "error")]
     name = "/".join((job["layer"], job["pooling"], job["direction"]))
-    return load_file(place_of(job["encoder"], split, job["seed"]))[name][:n]
+    seed = job["seed"] if split == "train" else 0  # only there the noise is drawn several times
+    return load_file(features[job["encoder"], split, seed])[name][:n]
 
 
 # %%
@@ -346,12 +357,12 @@ def data_of(job):
 
 
 # %%
-def compute(job):
-    """One row of `probe.csv`."""
+def compute(job, folder):
+    """A row of `probe.csv`; for fine-tuning with histories and hashes."""
     if not job["frozen"]:
-        return {**job, **tune(job)}
+        return tune(job, folder)
     row = probes.probe(job["head"], *data_of(job), seed=job["seed"])
-    return {**job, **{name: row[name] for name in KEPT}}
+    return {name: row[name] for name in KEPT}
 
 
 # %% [markdown]
@@ -378,48 +389,64 @@ def started(job):
 # %%
 def tuning(job, frozen):
     """The recipe after that; an encoder that is trained must be named."""
-    scale = {} if frozen else {"lr_scale": {"encoder.": tune_encoder}}
-    changes = {"steps": tune_steps, "eval_every": max(tune_steps // 6, 1), "lr": tune_lr, **scale}
-    changes |= {"schedule": "cosine", "patience": None, "seed": job["seed"]}
-    changes |= {
-        "precision": machine.resolve_precision(precision, device),
-        "warmup": tune_steps // 8,
-    }
-    return probes.probe_recipe(job["n_train"], batch_size=tune_batch, **changes)
+    scale = {} if frozen else {"lr_scale": {"encoder.": par.tune_encoder}}
+    return probes.probe_recipe(
+        job["n_train"],
+        batch_size=par.tune_batch,
+        steps=par.tune_steps,
+        eval_every=max(par.tune_steps // 6, 1),
+        lr=par.tune_lr,
+        schedule="cosine",
+        warmup=par.tune_steps // 8,
+        patience=None,
+        precision=machine.resolve_precision(par.precision, device),
+        seed=job["seed"],
+        **scale,
+    )
 
 
 # %%
-def fit_both(model, job, frozen):
-    """Train on spectra, watched on a part of the validation split."""
-    place = run.inputs / "tuned" / "_".join(map(str, [*job.values(), frozen])).replace(" ", "-")
+def fit_both(model, job, frozen, folder):
+    """Train on spectra, watched on a part of the validation split; the history."""
     noisy, sigma = spectra_of("train", job["seed"], job["n_train"])
     watched = spectra_of("val", n=4 * WATCHED), gravity("val", 4 * WATCHED)
-    options = {"checkpoint": place, "progress": False}
+    options = {"checkpoint": folder, "progress": False}
     labels = gravity("train", job["n_train"])
-    return probes.train(model, [noisy, sigma], labels, watched, tuning(job, frozen), **options)
+    how = (watched, tuning(job, frozen))
+    return probes.train(model, [noisy, sigma], labels, *how, **options).history
 
 
 # %%
-def tune(job):
-    """Scores on the test split after fine-tuning; the run beside it leaves its history only."""
-    for frozen in (True, False) if job["encoder"] == "with sigma" else (False,):
-        model = started(job)
-        note_tuning(job, frozen, *tuned(model, job, frozen))
-    found = baselines.scores(gravity("test").numpy(), answers(model))
-    n_trainable = sum(w.numel() for w in model.parameters())
-    return found | {"n_features": len(vectors(job, "val")[0]), "n_trainable": n_trainable}
-
-
-# %%
-def tuned(model, job, frozen):
-    """History of a run, and hashes of the encoder before and after."""
+def tuned(job, kind, folder):
+    """A network after its run, the run's history, and hashes of the encoder before and after."""
+    model = started(job)
     before = fingerprint(model.encoder)
-    if frozen:
-        with probes.frozen(model.encoder):
-            fit = fit_both(model, job, frozen)
-    else:
-        fit = fit_both(model, job, frozen)
-    return fit.history, before, fingerprint(model.encoder)
+    kept = probes.frozen(model.encoder) if kind == "frozen" else contextlib.nullcontext()
+    with kept:
+        rows = fit_both(model, job, kind == "frozen", folder / kind)
+    after = fingerprint(model.encoder)
+    same = {"before": before[:16], "after": after[:16], "identical": before == after}
+    return model, rows, {"run": kind, "seed": job["seed"], **same}
+
+
+# %%
+def tune(job, folder):
+    """Scores on the test split after fine-tuning; of the run beside it the history only."""
+    kinds = ("frozen", "finetuned") if job["encoder"] == "with sigma" else ("scratch",)
+    found = {"hashes": []}
+    for kind in kinds:
+        model, rows, same = tuned(job, kind, folder)
+        found[f"history_{kind}"] = [{"seed": job["seed"], **row} for row in rows]
+        found["hashes"].append(same)
+    scores = baselines.scores(gravity("test").numpy(), answers(model))
+    sizes = {"n_features": len(vectors(job, "val")[0]), "n_trainable": size_of(model)}
+    return found | {"probe": {name: (scores | sizes)[name] for name in KEPT}}
+
+
+# %%
+def size_of(model):
+    """Number of parameters."""
+    return sum(w.numel() for w in model.parameters())
 
 
 # %%
@@ -431,15 +458,6 @@ def answers(model):
     return torch.cat(parts).numpy()
 
 
-# %%
-def note_tuning(job, frozen, rows, before, after):
-    """Keep the history and the hashes in tables of their own."""
-    kind = "frozen" if frozen else "scratch" if job["encoder"] == "untrained" else "finetuned"
-    history[kind].append(*({"seed": job["seed"], **row} for row in rows))
-    same = {"before": before[:16], "after": after[:16], "identical": before == after}
-    hashes.append({"run": kind, "seed": job["seed"], **same})
-
-
 # %% [markdown]
 # ## What is measured
 #
@@ -447,16 +465,17 @@ def note_tuning(job, frozen, rows, before, after):
 
 
 # %%
-def pretrained(job):
-    """Train one denoiser, unless it comes from a checkpoint; its size and how it validates."""
+def pretrained(job, folder):
+    """Make one denoiser: its size, how it validates, and the history of its training."""
     name = job["encoder"]
     make = settle if name == "untrained" else pretrain
-    rows = [] if name == "with sigma" and checkpoint else make(name)
-    history["denoiser"].append(*({**job, **row} for row in rows))
-    model = trained(name)
-    parts = {"n_params": model, "n_encoder": model.encoders}
-    found = {key: sum(w.numel() for w in part.parameters()) for key, part in parts.items()}
-    return {**job, **found, **validate(model, steps)}
+    if name == "with sigma" and par.checkpoint:
+        make = adopt
+    rows = make(name, folder) or []
+    model = restored(name, folder / "best.safetensors")
+    sizes = {"n_params": size_of(model), "n_encoder": size_of(model.encoders)}
+    history = [{**job, **row} for row in rows]
+    return {"denoisers": sizes | validate(model, par.steps), "history_denoiser": history}
 
 
 # %% [markdown]
@@ -472,22 +491,23 @@ MODES += [("shifted", "training", batch) for batch in (2, 8, 32)]
 def slopes(model, noisy, sigma):
     """d mu_i / d y_j of the first spectrum, (eight pixels i, j - i from -16 to 16)."""
     x = noisy.to(device).requires_grad_()
-    mu, at = model(x, sigma.to(device))[0][0], range(REACH, x.shape[1] - REACH, x.shape[1] // 8)
+    mu = model(x, sigma.to(device))[0][0]
+    at = range(REACH, x.shape[1] - REACH, x.shape[1] // 8)
     rows = [torch.autograd.grad(mu[i], x, retain_graph=True)[0][0] for i in at]
     near = [row[i - REACH : i + REACH + 1] for row, i in zip(rows, at, strict=True)]
     return torch.stack(near).abs().cpu()
 
 
 # %%
-def blind_rows(kind, mode, batch):
+def blind_rows(job):
     """The largest slope at each offset."""
+    kind, mode, batch = job.values()
     start = int(np.searchsorted(sets["test"].wave, 8440))
     model = trained("with sigma").train(mode == "training")
     model.blindspot = kind == "shifted"
     crop = [part[:, start : start + 512] for part in spectra_of("test", n=batch)]
-    columns = {"network": kind, "mode": mode, "batch": batch}
     largest = slopes(model, *crop).amax(0).tolist()
-    return [{**columns, "offset": o, "slope": s} for o, s in enumerate(largest, -REACH)]
+    return [{"offset": o, "slope": s} for o, s in enumerate(largest, -REACH)]
 
 
 # %% [markdown]
@@ -505,7 +525,7 @@ WINDOWS, COMPONENTS = (5, 9, 15, 21, 31), (16, 32, 64)
 
 def projected(noisy, components):
     """Noisy spectra on principal components of the train split."""
-    train, _ = spectra_of("train", n=n_train[-1])
+    train, _ = spectra_of("train", n=par.n_train[-1])
     return denoising.pca(train, noisy, min(components, len(train) // 4))
 
 
@@ -513,9 +533,7 @@ def projected(noisy, components):
 def gain_of(estimate, split, n):
     """Gain of each spectrum, (n,)."""
     noisy, sigma = spectra_of(split, n=n)
-    return denoising.snr_gain(
-        estimate, noisy, torch.from_numpy(np.array(sets[split].flux[:n])), sigma
-    )
+    return denoising.snr_gain(estimate, noisy, clean(split, n), sigma)
 
 
 # %%
@@ -523,15 +541,16 @@ def best_of(options, denoise):
     """The option that gains most on validation spectra, applied to test spectra."""
     noisy, _ = spectra_of("val", n=WATCHED)
     gains = [float(gain_of(denoise(noisy, o), "val", WATCHED).mean()) for o in options]
-    return denoise(spectra_of("test", n=n_denoised)[0], options[int(np.argmax(gains))])
+    return denoise(spectra_of("test", n=par.n_denoised)[0], options[int(np.argmax(gains))])
 
 
 # %%
 def estimates():
     """Every method's estimate of the test spectra, and the spread that each network gives."""
-    noisy, sigma = spectra_of("test", n=n_denoised)
+    noisy, sigma = spectra_of("test", n=par.n_denoised)
     found = {"noisy flux": noisy, "window": best_of(WINDOWS, denoising.savitzky_golay)}
-    found["components"], spreads = best_of(COMPONENTS, projected), {}
+    found["components"] = best_of(COMPONENTS, projected)
+    spreads = {}
     for name in TRAINED:
         mu, spreads[name] = predict(trained(name), noisy, sigma)
         found[f"blind, {name}"] = mu
@@ -545,9 +564,10 @@ EDGES = [0, 5, 7, 9, 12, 16, 30]
 
 def gain_rows(found):
     """Mean gain and its standard error for each method, over all spectra and in bins of S/N."""
-    snr, rows = sets["test"].params.snr.to_numpy()[:n_denoised], []
+    snr = sets["test"].params.snr.to_numpy()[: par.n_denoised]
+    rows = []
     for method, estimate in found.items():
-        gain = gain_of(estimate, "test", n_denoised).numpy()
+        gain = gain_of(estimate, "test", par.n_denoised).numpy()
         for low, high in [(EDGES[0], EDGES[-1]), *pairwise(EDGES)]:
             part = pd.Series(gain[(snr >= low) & (snr < high)])
             row = {"n": len(part), "gain": part.mean(), "gain_se": part.sem()}
@@ -557,11 +577,12 @@ def gain_rows(found):
 
 # %%
 def calibration_rows(found, spreads):
-    """Whether pixels scatter about the prediction as it says, around noisy and around clean flux."""
-    noisy, sigma = spectra_of("test", n=n_denoised)
-    clean, rows = torch.from_numpy(np.array(sets["test"].flux[:n_denoised])), []
+    """Whether pixels scatter as predicted, around noisy and around clean flux."""
+    noisy, sigma = spectra_of("test", n=par.n_denoised)
+    targets = {"noisy": (noisy, sigma), "clean": (clean("test", par.n_denoised), 0 * sigma)}
+    rows = []
     for name, spread in spreads.items():
-        for target, (flux, error) in {"noisy": (noisy, sigma), "clean": (clean, 0 * sigma)}.items():
+        for target, (flux, error) in targets.items():
             fit = denoising.calibration(found[f"blind, {name}"], spread, flux, error)
             rows.append({"encoder": name, "target": target, **fit})
     return rows
@@ -570,34 +591,24 @@ def calibration_rows(found, spreads):
 # %%
 def spectrum_rows(found, spreads):
     """One test spectrum of middling S/N around the calcium triplet, pixel by pixel."""
-    test, wave = sets["test"], sets["test"].wave
-    star = int((test.params.snr[:n_denoised] - 8).abs().to_numpy().argmin())
-    columns = {"wavelength": wave, "clean": np.array(test.flux[star])}
+    test = sets["test"]
+    star = int((test.params.snr[: par.n_denoised] - 8).abs().to_numpy().argmin())
+    columns = {"wavelength": test.wave, "clean": np.array(test.flux[star])}
     columns |= {name: flux[star].numpy() for name, flux in found.items()}
     columns["spread"] = spreads[TRAINED[0]][star].numpy()
     frame = pd.DataFrame(columns)
     return frame[frame.wavelength.between(8460, 8700)].to_dict("records")
 
 
-# %% [markdown]
-# What determines the rows is named; files of real spectra and a checkpoint count by their content.
-
 # %%
-makers = [spectra_of, gravity, network, pretraining, validate, predict, trained, pretrain, settle]
-makers += [views, views_of, place_of, extract, vectors, data_of, compute, started, tuning, fit_both]
-makers += [tune, tuned, answers, note_tuning, pretrained, slopes, blind_rows, projected, gain_of]
-makers += [best_of, estimates, gain_rows, calibration_rows, spectrum_rows, folder_of]
-constants = [ENCODERS, WATCHED, JOB, KEPT, REACH, MODES, WINDOWS, COMPONENTS, EDGES]
-constants += [spectroscopy.sizes_of(data_dir)]
-modules = [spectroscopy, probes, denoising, blindspot, losses, lightning, training]
-reads = {"checkpoint": Path(checkpoint)} if checkpoint else None
-run = results.Run("encoder_probe", chosen, uses=[*modules, *makers, *constants], reads=reads)
-
-# %%
-history = {kind: run.table(f"history_{kind}", ["seed", "step"]) for kind in ("frozen", "finetuned")}
-history["scratch"] = run.table("history_scratch", ["seed", "step"])
-history["denoiser"] = run.table("history_denoiser", ["encoder", "step"])
-hashes = run.table("hashes", ["run", "seed"])
+def denoised(job):
+    """All three tables of denoised test spectra."""
+    found, spreads = estimates()
+    return {
+        "denoise": gain_rows(found),
+        "calibration": calibration_rows(found, spreads),
+        "spectrum": spectrum_rows(found, spreads),
+    }
 
 
 # %% [markdown]
@@ -607,8 +618,11 @@ hashes = run.table("hashes", ["run", "seed"])
 
 # %%
 jobs = [{"encoder": name} for name in ENCODERS]
-denoisers = run.sweep("denoisers", jobs, pretrained, workers=workers, shard=shard)
-history["denoiser"].sort()
+given = {"checkpoint": Path(par.checkpoint)} if par.checkpoint else {}
+denoisers = run.sweep("denoisers", jobs, pretrained, reads=reads | given)
+weights = {}
+for job in [] if paths.frozen() else jobs:
+    weights[job["encoder"]] = run.files("denoisers", job) / "best.safetensors"
 denoisers.round(3)
 
 # %% [markdown]
@@ -616,13 +630,11 @@ denoisers.round(3)
 # ## The blind spot is exact
 
 # %%
-blind_table = run.table("blindspot", ["network", "mode", "batch", "offset"])
-if not paths.frozen() and len(blind_table.frame()) < len(MODES) * (2 * REACH + 1):
-    for mode in MODES:
-        blind_table.append(*blind_rows(*mode))
+columns = ("network", "mode", "batch")
+jobs = [dict(zip(columns, mode, strict=True)) for mode in MODES]
+blind = run.sweep("blindspot", jobs, blind_rows, reads=reads)
 
 # %% tags=["hide-input"]
-blind = blind_table.frame()
 own = blind[blind.offset == 0].set_index(["network", "mode", "batch"]).slope
 next_to = blind[blind.offset.abs() == 1].groupby(["network", "mode", "batch"], sort=False).slope
 leaks = pd.DataFrame({"own pixel": own, "neighbour": next_to.max()}).loc[MODES]
@@ -642,7 +654,7 @@ ax.set(
     ylim=(0, None),
 )
 ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 1.32))
-figures.save(figure, "encoder_probe", profile, "blindspot")
+run.figure(figure, "blindspot")
 
 # %% [markdown]
 # In evaluation mode the derivative by the own pixel is zero to the last bit, and those by its neighbours are not. BatchNorm opens a small leak in training, the smaller the larger the batch; this does
@@ -654,17 +666,8 @@ figures.save(figure, "encoder_probe", profile, "blindspot")
 # Means over test spectra and their standard errors.
 
 # %%
-tables = {
-    "denoise": run.table("denoise", ["method", "low", "high"]),
-    "calibration": run.table("calibration", ["encoder", "target"]),
-    "spectrum": run.table("spectrum", ["wavelength"]),
-}
-if not paths.frozen() and not tables["spectrum"].path.exists():
-    found, spreads = estimates()
-    tables["denoise"].append(*gain_rows(found))
-    tables["calibration"].append(*calibration_rows(found, spreads))
-    tables["spectrum"].append(*spectrum_rows(found, spreads))
-gains, calibrated, example = (table.frame() for table in tables.values())
+gains = run.sweep("denoise", [{}], denoised, reads=reads)
+calibrated, example = (run.frame(name) for name in ("calibration", "spectrum"))
 
 # %% tags=["hide-input"]
 overall = gains[(gains.low == EDGES[0]) & (gains.high == EDGES[-1])].set_index("method")
@@ -680,7 +683,7 @@ for ax, (method, color) in zip(axes, {"noisy flux": "null", **NAMES}.items(), st
 axes[0].set_ylim(example.clean.min() - 0.12, example.clean.max() + 0.15)
 axes[-1].set(xlabel="vacuum wavelength, Å", xlim=example.wavelength.iloc[[0, -1]])
 figure.supylabel("flux")
-figures.save(figure, "encoder_probe", profile, "spectrum")
+run.figure(figure, "spectrum")
 
 # %% [markdown]
 # Black is the clean flux, which no method was shown. The window smooths the lines together with the noise. Principal components find the lines but smear them over all velocities that occur, since a shift is no linear change of a spectrum, and keep noise
@@ -703,7 +706,7 @@ for method, (color, mark) in MARKS.items():
     ax.errorbar(center, rows.gain, 2 * rows.gain_se, lw=1, **look)
 ax.set(xlabel="S/N per pixel", ylabel="gain in S/N", ylim=(0, None))
 ax.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
-figures.save(figure, "encoder_probe", profile, "gain")
+run.figure(figure, "gain")
 
 # %% [markdown]
 # Bars are two standard errors over test spectra; there is one training run of each network. All gains fall where the noise is small, since what a method gets wrong by itself stays. That the network with
@@ -722,13 +725,16 @@ calibrated.style.format("{:.3g}", subset=list(calibrated.columns[2:])).hide()
 # One pass over each split for every encoder, four encoders, each realisation of the train noise.
 
 # %%
-parts = [("val", 0), ("test", 0), *(("train", seed) for seed in range(seeds))]
+parts = [("val", 0), ("test", 0), *(("train", seed) for seed in range(par.seeds))]
 jobs = [
     {"encoder": encoder, "split": split, "seed": seed}
     for encoder in (*ENCODERS, "sigma alone")
     for split, seed in (parts if encoder in ENCODERS else parts[:3])
 ]
-extracted = run.sweep("features", jobs, extract, workers=workers, shard=shard)
+extracted = run.sweep("features", jobs, extract, reads=reads)
+features = {}
+for job in [] if paths.frozen() else jobs:
+    features[tuple(job.values())] = run.files("features", job) / FEATURES
 extracted.groupby("encoder", sort=False).encoder_hash.unique().map(", ".join).to_frame()
 
 # %% [markdown]
@@ -739,16 +745,16 @@ extracted.groupby("encoder", sort=False).encoder_hash.unique().map(", ".join).to
 # same against the number of labels.
 
 # %%
-largest, WHERE = n_train[-1], blindspot.LAYERS[0]
+largest, WHERE = par.n_train[-1], blindspot.LAYERS[0]
 
 
-def probe_jobs(encoder, layer, way, heads, *, n=largest, pool=pooling, frozen=True):
+def probe_jobs(encoder, layer, way, heads, *, n=largest, pool=par.pooling, frozen=True):
     """One job for each head and seed."""
     place = {"encoder": encoder, "layer": layer, "pooling": pool, "direction": way}
     return [
         {**place, "head": name, "frozen": frozen, "seed": seed, "n_train": n}
         for name in heads
-        for seed in range(seeds)
+        for seed in range(par.seeds)
     ]
 
 
@@ -756,8 +762,8 @@ def probe_jobs(encoder, layer, way, heads, *, n=largest, pool=pooling, frozen=Tr
 jobs = [
     job
     for layer in blindspot.LAYERS
-    for name in poolings
-    for job in probe_jobs("with sigma", layer, "forward", heads, pool=name)
+    for name in par.poolings
+    for job in probe_jobs("with sigma", layer, "forward", par.heads, pool=name)
 ]
 for layer in blindspot.LAYERS:
     for way in ("mean", "concat"):
@@ -772,20 +778,18 @@ jobs += [job for job in once if job["seed"] == 0]  # an error has no noise to dr
 
 # %%
 def heaviness(job):
-    """Fine-tuning takes longest, then trees and networks, then ridge regression; begun in that order."""
+    """Fine-tuning takes longest, then trees and networks, then ridge regression."""
     return 3 * (not job["frozen"]) + (job["head"] != "ridge")
 
 
 # %%
-for n in n_train[:-1]:
+for n in par.n_train[:-1]:
     for encoder in ENCODERS:
         jobs += probe_jobs(encoder, WHERE, "forward", ["ridge"], n=n)
     jobs += probe_jobs("none", "flux", "none", ["ridge"], n=n, pool="none")
 for encoder in ("with sigma", "untrained"):
     jobs += probe_jobs(encoder, WHERE, "forward", ["mlp_1"], frozen=False)
-found = run.sweep("probe", jobs, compute, workers=workers, shard=shard, cost=heaviness)
-for table in (*history.values(), hashes):
-    table.sort()
+found = run.sweep("probe", jobs, compute, cost=heaviness, reads=reads)
 
 # %% [markdown]
 # Means over seeds and their standard deviation, on test spectra; errors in dex. The last columns hold the log's values at 100,000 stars of one magnitude where it has them, which are validation scores for its network and
@@ -826,7 +830,8 @@ views_table.style.format("{:.3f}", na_rep="").format("{:.0f}", subset="features"
 
 # %% tags=["hide-input"]
 source = full.encoder.where(full.encoder != "none", "no encoder, " + full.layer)
-at_main = full[(full.pooling.isin([pooling, "none"])) & full.layer.isin([WHERE, "flux", "error"])]
+at_main = full[full.pooling.isin([par.pooling, "none"])]
+at_main = at_main[at_main.layer.isin([WHERE, "flux", "error"])]
 at_main = at_main[at_main.direction.isin(["forward", "none"])].assign(source=source)
 at_main = at_main.assign(head=at_main["head"].where(at_main.frozen, "fine-tuned"))
 sources = table_of(at_main, ["source", "head"])
@@ -838,7 +843,7 @@ HEADS |= {"mlp_2": ("control", "D"), "fine-tuned": ("train", "*"), "linear": ("n
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(figures.PAGE, 2.6), sharey=True, gridspec_kw={"width_ratios": [2, 1]}
 )
-order = [(layer, name) for layer in blindspot.LAYERS for name in poolings]
+order = [(layer, name) for layer in blindspot.LAYERS for name in par.poolings]
 for shift, (name, values) in enumerate(views_table.r2.groupby("head", sort=False)):
     at = [order.index(key[:2]) + 0.1 * (shift - 1.5) for key in values.index]
     color, mark = HEADS[name]
@@ -851,16 +856,16 @@ names = [f"{layer}\n{name.replace('seg_mean_', '')}" for layer, name in order]
 left.set_xticks(range(len(order)), names, fontsize=5, rotation=45, ha="right")
 left.set(ylabel="test $R^2$", title="one direction")
 figures.legend_once(left, above=figure, fontsize=6)
-ways = tried[(tried["head"] == "ridge") & (tried.pooling == pooling)]
+ways = tried[(tried["head"] == "ridge") & (tried.pooling == par.pooling)]
 for layer, mark, color in zip(blindspot.LAYERS, ("o", "s"), ("k", "0.6"), strict=True):
     rows = ways[ways.layer == layer].groupby("direction").r2
     mean, spread = (part.loc[list(blindspot.DIRECTIONS)] for part in (rows.mean(), rows.std()))
     right.errorbar(range(3), mean, spread, marker=mark, ls="none", label=layer, color=color)
 right.set_xticks(range(3), blindspot.DIRECTIONS)
-right.set(title=f"ridge, {pooling}", xlim=(-0.5, 2.5))
+right.set(title=f"ridge, {par.pooling}", xlim=(-0.5, 2.5))
 right.legend(fontsize=6)
 figures.letter_panels([left, right])
-figures.save(figure, "encoder_probe", profile, "views")
+run.figure(figure, "views")
 
 # %% [markdown]
 # The finer the pooling, the more is left: a mean over the whole spectrum forgets which line was deep, and gravity is a matter of which line. The two directions know different things, since each latent pixel is informed
@@ -876,17 +881,17 @@ KINDS = {"frozen": "test", "finetuned": "headline", "scratch": "null"}
 LABELS = {"frozen": "frozen", "finetuned": "fine-tuned", "scratch": "from the untrained encoder"}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.3, 2.3))
 for kind, color in KINDS.items():
-    rows = history[kind].frame().pivot(index="seed", columns="step", values="r2")
+    rows = run.frame(f"history_{kind}").pivot(index="seed", columns="step", values="r2")
     figures.band(ax, rows.columns, rows, figures.COLORS[color], label=LABELS[kind])
 ax.set(xlabel="update", ylabel="validation $R^2$")
 ax.legend(fontsize=6)
-figures.save(figure, "encoder_probe", profile, "finetuning")
+run.figure(figure, "finetuning")
 
 # %% [markdown]
 # Bands span the seeds. Where the frozen curve moves too it is the head that has changed, so that fine-tuning is to be judged by the distance between the two. The weights kept are those that validate best, which may be those at the start. The hash over the encoder's weights and moving averages, before and after each run:
 
 # %%
-checked = hashes.frame()
+checked = run.frame("hashes")
 checked.set_index(["run", "seed"])
 
 # %% [markdown]
@@ -897,8 +902,10 @@ checked.set_index(["run", "seed"])
 
 # %%
 generator = torch.Generator().manual_seed(0)
-x, y = torch.randn(128, 6, generator=generator), torch.rand(128, generator=generator)
-tiny, short = BlindSpotUNet(3, 4, 3), probes.probe_recipe(128, epochs=4, batch_size=32)
+x = torch.randn(128, 6, generator=generator)
+y = torch.rand(128, generator=generator)
+tiny = BlindSpotUNet(3, 4, 3)
+short = probes.probe_recipe(128, epochs=4, batch_size=32)
 flux = 1 + 0.1 * torch.randn(128, 16, generator=generator)
 
 
@@ -949,12 +956,16 @@ pd.Series(said, name="what the library says").to_frame().style.set_properties(
 # stars with the same noise, and the fair encoder is the one that is not shown the error. The ceiling is the best estimator's, from the Fisher information of the flux {cite}`vantrees1968`, as in chapter *spectra_vit*.
 
 # %%
-ceiling_table = run.table("ceiling", ["star"])
-if not paths.frozen() and not ceiling_table.has({"star": 0}):
-    rows = spectroscopy.limits(stars, n_limits, seed=1, rv_kms=rv_kms)
-    ceiling_table.append(*rows.rename_axis("star").reset_index().to_dict("records"))
-PRIOR = {"small": 1.5, "full": 4.0}[grid] ** 2 / 12
-ceiling = 1 - ceiling_table.frame().least.mean() / PRIOR
+def limit_rows(job):
+    """Bounds on log g, star by star."""
+    rows = spectroscopy.limits(stars, par.n_limits, seed=1, rv_kms=par.rv_kms)
+    return rows.rename_axis("star").reset_index().to_dict("records")
+
+
+# %%
+limits = run.sweep("ceiling", [{}], limit_rows)
+PRIOR = {"small": 1.5, "full": 4.0}[par.grid] ** 2 / 12
+ceiling = 1 - limits.least.mean() / PRIOR
 print(f"ceiling on R2 for these magnitudes: {ceiling:.3f}")
 
 # %% mystnb={"image": {"alt": "Test R2 of ridge regression against the number of labels for latents of three encoders and raw flux, with the ceiling"}} tags=["hide-input"]
@@ -962,7 +973,7 @@ CURVES = {"with sigma": ("headline", "o"), "without sigma": ("test", "s")}
 CURVES |= {"untrained": ("null", "."), "none": ("second", "^")}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.4, 2.6))
 alike = found[(found["head"] == "ridge") & found.layer.isin([WHERE, "flux"])]
-alike = alike[alike.pooling.isin([pooling, "none"]) & alike.direction.isin(["forward", "none"])]
+alike = alike[alike.pooling.isin([par.pooling, "none"]) & alike.direction.isin(["forward", "none"])]
 for encoder, (color, mark) in CURVES.items():
     rows = alike[alike.encoder == encoder].groupby("n_train").r2
     name = "raw flux" if encoder == "none" else f"latents, {encoder}"
@@ -970,12 +981,12 @@ for encoder, (color, mark) in CURVES.items():
     ax.errorbar(rows.mean().index, rows.mean(), rows.std(), lw=1, **look)
 ax.axhline(ceiling, color="k", lw=0.8, ls="-", label="ceiling of the flux")
 ax.set_xscale("log")
-ax.set_xticks(n_train, n_train, minor=False)
+ax.set_xticks(par.n_train, par.n_train, minor=False)
 ax.set_xticks([], minor=True)
 lowest = alike[alike.encoder.isin(CURVES)].r2.min()
 ax.set(xlabel="stars with labels", ylabel="test $R^2$", ylim=(min(0, lowest) - 0.02, None))
 ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=2)
-figures.save(figure, "encoder_probe", profile, "labels")
+run.figure(figure, "labels")
 
 # %% [markdown]
 # Latents are fewer than pixels and hold less noise, which is what a linear model may gain from them; pooling costs detail, and which of the two weighs more depends on the number of labels.
@@ -1016,7 +1027,7 @@ ax.text(ceiling, -0.6, "ceiling of the flux", ha="center", va="bottom", fontsize
 ax.set_yticks(range(len(ROWS)), ROWS)
 ax.set(xlabel="test $R^2$", ylim=(len(ROWS) - 0.5, -0.5))
 ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-figures.save(figure, "encoder_probe", profile, "leak")
+run.figure(figure, "leak")
 
 # %% [markdown]
 # The difference between the first two rows is what the error adds, in a network that was never told to look for a star in it. The third row is a lower bound: a constant flux is unlike anything that this encoder was trained on.
@@ -1036,8 +1047,9 @@ sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 # Claims about representations are tested on the full range of stars with thousands of labels, from the profile *laptop* on. A difference between two groups of rows counts when it exceeds twice its standard error over seeds, and 0.01 in $R^2$.
 
 # %% tags=["hide-input"]
-tested = grid == "full" and largest >= 2048
-LOG_SAYS, MARGIN = "log: ", "(by 0.01 and two standard errors)"
+tested = par.grid == "full" and largest >= 2048
+LOG_SAYS = "log: "
+MARGIN = "(by 0.01 and two standard errors)"
 
 
 def scores_of(rows, **where):
@@ -1068,7 +1080,8 @@ run.claim(text, "theory", ours, series[0] > series[1] > series[2] > 0)
 # %% tags=["hide-input"]
 text = "the source's encoder has about 500,000 parameters (within 5 %), its head about 100,000"
 n_head = sum(w.numel() for w in head("mlp_1", torch.ones(9, 384), y[:9]).parameters())
-ours, n_encoder = f"{counts['encoders']:,} and {n_head:,}", counts["encoders"]
+n_encoder = counts["encoders"]
+ours = f"{n_encoder:,} and {n_head:,}"
 agrees = abs(n_encoder / 5e5 - 1) < 0.05 and abs(n_head / 1e5 - 1) < 0.05
 run.claim(text, f"{LOG_SAYS}~500K and ~100K", ours, agrees)
 kept = checked[checked.run == "frozen"].identical.all()
@@ -1079,7 +1092,8 @@ run.claim(text, "not checked", f"{(checked.run == 'frozen').sum()} runs", kept)
 # Then the denoiser, judged by the network that does not see the error.
 
 # %% tags=["hide-input"]
-WITHOUT, RIVALS = "posterior, without sigma", {"window": "smoothing", "components": "PCA"}
+WITHOUT = "posterior, without sigma"
+RIVALS = {"window": "smoothing", "components": "PCA"}
 gain, gain_se = overall.gain, overall.gain_se
 for rival in ("window", "components"):
     ours = (
@@ -1098,9 +1112,8 @@ run.claim(text, "theory: 1", ours, (fits.chi2 - 1).abs().max() < 0.05, tested)
 
 # %% tags=["hide-input"]
 grid_rows = tried[tried.direction == "forward"]
-layers = [
-    scores_of(grid_rows, layer=layer, pooling=pooling, head="ridge") for layer in blindspot.LAYERS
-]
+alike_in = {"pooling": par.pooling, "head": "ridge"}
+layers = [scores_of(grid_rows, layer=layer, **alike_in) for layer in blindspot.LAYERS]
 text = f"ridge reads more off what enters the last layer than off what leaves it {MARGIN}"
 ours = " vs ".join(f"{part.mean():.3f}" for part in layers)
 run.claim(text, f"{LOG_SAYS}0.552 vs 0.475", ours, exceeds(*layers), tested)
@@ -1109,14 +1122,15 @@ text = f"both directions tell a ridge more than one {MARGIN}"
 run.claim(text, "not asked", f"{both.mean():.3f} vs {one.mean():.3f}", exceeds(both, one), tested)
 
 # %% tags=["hide-input"]
-finer = [scores_of(grid_rows, layer=WHERE, pooling=name, head="ridge") for name in poolings]
-text = "finer pooling keeps more: " + " < ".join(poolings)
+finer = [scores_of(grid_rows, layer=WHERE, pooling=name, head="ridge") for name in par.poolings]
+text = "finer pooling keeps more: " + " < ".join(par.poolings)
 ours = ", ".join(f"{part.mean():.3f}" for part in finer)
 rises = all(exceeds(b, a) for a, b in pairwise(finer))
 run.claim(text, f"{LOG_SAYS}0.311, 0.406, 0.552", ours, rises, tested)
 
 # %% tags=["hide-input"]
-by_head = {name: scores_of(grid_rows, layer=WHERE, pooling=pooling, head=name) for name in heads}
+here = {"layer": WHERE, "pooling": par.pooling}
+by_head = {name: scores_of(grid_rows, **here, head=name) for name in par.heads}
 text = f"on the same features the small network does worse than ridge {MARGIN}"
 ours = ", ".join(f"{name} {part.mean():.3f}" for name, part in by_head.items())
 worse = exceeds(by_head["ridge"], by_head["mlp_1"])
@@ -1200,4 +1214,4 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # Fine-tuning is short, and one choice of rates was tried. Principal components and windows are simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile *paper* holds the log's network and schedule and has not been run.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
-run.finish(precision=machine.resolve_precision(precision, device))
+run.finish(precision=machine.resolve_precision(par.precision, device))

@@ -88,7 +88,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 
-from fieldbook.run import figures, parameters, paths, results, tables
+from fieldbook.run import figures, paths
+from fieldbook.run.chapter import start
 from fieldbook.nn import machine
 from fieldbook.scaling import patches, transforms
 from fieldbook.scaling import market as order_book
@@ -96,12 +97,9 @@ from fieldbook.scaling import configs as patch_configs, runs as patch_runs
 from fieldbook.scaling import law as scaling_law
 from fieldbook.scaling import transformer as pt
 
-chosen = parameters.load("scaling", globals())
-globals().update(chosen)
-figures.use_style()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("scaling")
 device = machine.device()
-precision = machine.resolve_precision(precision, device)
+precision = machine.resolve_precision(par.precision, device)
 
 # %% [markdown]
 # ## Models and configurations
@@ -167,66 +165,75 @@ print(f"{len(configs)} valid, {identical} identical")
 # Training, validation and test are days in that order. The source removed a fifth transform, `bias_norm`.
 
 # %%
-world = order_book.World(best_short=best_short, best_long=best_long, tau=tau)
-layout = patches.Layout(instruments, 8 * days_per_year, val_days, test_days, ticks=ticks)
+world = order_book.World(best_short=par.best_short, best_long=par.best_long, tau=par.tau)
+most_days = 8 * par.days_per_year
+split = (most_days, par.val_days, par.test_days)
+layout = patches.Layout(par.instruments, *split, ticks=par.ticks)
 data_key = patches.data_key(world, layout)
-most_days = 8 * days_per_year
 day = order_book.generate(world, 0, 0, 2000)
 features = transforms.transform(day.raw)
 print(f"{day.raw.shape} -> {features.shape}, {np.isnan(features).mean():.0%} NaN")
 
 # %% [markdown]
-# Rows belong to these parameters and this code; a killed run continues with the first row that is missing, and a long
-# training with its last checkpoint.
+# The days are written once and read by every run, through memory maps. The weights of level 1 are kept, for level 2 to
+# start from.
 
 # %%
-uses = [patch_runs, patches, order_book, transforms, pt, patch_configs, generated]
-run = results.Run("scaling", chosen, uses=uses)
+stored = run.place("days", patches.write_patches, world, layout)
+weights = run.place("weights", patch_runs.execute, stored)
 if not paths.frozen():
-    patches.write_patches(run.inputs, world, layout)
-
-# %%
-scaling = run.table("scaling", ["run_id", "split", "horizon"])
-stores = {"scores": scaling, "curves": run.table("curves", ["run_id", "step"])}
-stores["days"] = run.table("days", ["run_id", "horizon", "day"])
-summary = run.table("runs", ["run_id"])
-planned = {}
-execute = partial(patch_runs.execute, folder=run.inputs, device=device)
-
+    patches.write_patches(stored, world, layout)
 
 # %% [markdown]
-# A run is named by a hash of all that determines its weights, hence a run that several questions ask for is trained once. Its row
-# in `scaling.csv` (one per split and horizon) is checked against a schema when it is written and when it is read.
+# A run is named by a hash of all that determines its weights, hence a run that several questions ask for is trained
+# once. Runs come in stages, since a learning rate has to be found before it can be used; each stage has a table of
+# scores (one row per split and horizon, checked against a schema when it is written and when it is read), one of
+# learning curves and one of test days.
 
 
 # %%
-def train(job):
-    """Train or fit one planned run, and file its rows."""
-    data = patches.open_patches(run.inputs)
-    out = planned[job["run_id"]](data)
-    rows = patch_runs.checked(out["scores"], scaling.path)
-    for name, frame in out.items():
-        stores[name].append(*frame.to_dict("records"))
-    first = rows.iloc[0]
-    return {**job, "name": first["name"], "group": first.group, "status": first.status}
+def train(stage, planned, job):
+    """Train or fit one planned run: its rows by table."""
+    data = patches.open_patches(stored)
+    found = patch_runs.execute(planned[job["run_id"]], data, weights, device)
+    patch_runs.checked(found["scores"], stage)
+    names = {kind: stage if kind == "scores" else f"{stage}_{kind}" for kind in found}
+    return {names[kind]: frame.to_dict("records") for kind, frame in found.items()}
+
+
+# %%
+stages = []
+
+
+def new_in(stage, runs):
+    """Those runs, by name, that no earlier stage has had."""
+    earlier = stages[: stages.index(stage)]
+    had = {name for one in earlier for name in run.frame(one).run_id}
+    first = reversed(runs)  # of two alike the first is kept, with its group
+    return {one.run_id: one for one in first if one.run_id not in had}
 
 
 # %%
 def compute(stage, runs):
-    """Fill in the rows of these runs, each once; a run of several stages is planned first of all."""
-    for one in runs:
-        planned[one.run_id] = partial(execute, one)
-    work = {one.run_id: one.work for one in runs}
-    jobs = [{"run_id": name} for name in work]
-    if summary.missing(jobs):
-        options = {"workers": workers, "shard": shard, "cost": lambda job: work[job["run_id"]]}
-        tables.sweep(summary, jobs, train, description=stage, **options)
+    """Fill the tables of a stage."""
+    if stage not in stages:
+        stages.append(stage)
+    planned = new_in(stage, runs)
+    jobs = [{"run_id": name} for name in planned]
+    fill = partial(train, stage, planned)
+    run.sweep(stage, jobs, fill, cost=lambda job: planned[job["run_id"]].work)
+
+
+# %%
+def rows_of(kind=""):
+    """The tables of all stages so far as one: scores, or of the kind `_curves` or `_days`."""
+    return pd.concat([run.frame(stage + kind) for stage in stages], ignore_index=True)
 
 
 # %%
 def scored():
-    """All rows so far, checked."""
-    return patch_runs.checked(scaling.frame(), scaling.path)
+    """All scores so far, checked."""
+    return patch_runs.checked(rows_of(), "scores")
 
 
 # %% [markdown]
@@ -241,10 +248,11 @@ def scored():
 # %%
 def pretraining(d, days, seed, factor=1.0, group="law", **other):
     """A run of level 1 at a width, on the first days of each instrument."""
-    options = {"batch_size": batch_size, "lr": factor * rate / d, "precision": precision} | other
-    config = patch_configs.resized(configs["level1_pretrain"], d, instruments=instruments)
-    config = patch_configs.resized(config, d, **options)
-    return patch_runs.Run(config, group, seed, days, data_key, micro_batch=micro_batch or None)
+    options = {"batch_size": par.batch_size, "lr": factor * par.rate / d, "precision": precision}
+    config = patch_configs.resized(configs["level1_pretrain"], d, instruments=par.instruments)
+    config = patch_configs.resized(config, d, **options | other)
+    micro_batch = par.micro_batch or None
+    return patch_runs.Run(config, group, seed, days, data_key, micro_batch=micro_batch)
 
 
 # %% [markdown]
@@ -261,25 +269,75 @@ def best_factor(candidates):
 
 
 # %%
-tuning = {d: {f: pretraining(d, tune_days, 0, f, "tune") for f in tried} for d in sizes}
-compute("learning rates", [one for runs in tuning.values() for one in runs.values()])
+tuning = {d: {f: pretraining(d, par.tune_days, 0, f, "tune") for f in par.tried} for d in par.sizes}
+compute("tuning", [one for runs in tuning.values() for one in runs.values()])
 factors = {d: best_factor(candidates) for d, candidates in tuning.items()}
-factors.setdefault(held_out, factors[sizes[-1]])
-print({d: f"{factor * rate / d:.2g}" for d, factor in factors.items()})
+for width in (par.held_out, par.design_width):
+    factors.setdefault(width, factors[par.sizes[-1]])
+print({d: f"{factor * par.rate / d:.2g}" for d, factor in factors.items()})
+
+# %% [markdown]
+# Now all runs of level 1 are known: those of the law, of the model held out, of the design with instruments and days,
+# and those that a level 2 starts from.
 
 # %%
-law_runs = {  # the longest first, so that no worker is left with one at the end
-    (d, days, seed): pretraining(d, days, seed, factors[d])
-    for d in sizes[::-1]
-    for days in law_days[::-1]
-    for seed in range(seeds)
+law_runs = {
+    (d, amount, seed): pretraining(d, amount, seed, factors[d])
+    for d in par.sizes[::-1]
+    for amount in par.law_days[::-1]
+    for seed in range(par.seeds)
 }
+widest = par.held_out
 held_runs = {
-    (held_out, days, seed): pretraining(held_out, days, seed, factors[held_out], "held out")
-    for days in sorted(held_days)[::-1]
-    for seed in range(held_seeds)
+    (widest, amount, seed): pretraining(widest, amount, seed, factors[widest], "held out")
+    for amount in sorted(par.held_days)[::-1]
+    for seed in range(par.held_seeds)
 }
-compute("law and model held out", [*held_runs.values(), *law_runs.values()])
+
+# %%
+width = par.design_width
+design_runs = [
+    pretraining(width, years * par.days_per_year, seed, factors[width], "design", instruments=count)
+    for count in par.design_instruments
+    for years in par.design_years
+    for seed in range(par.seeds)
+]
+
+
+# %%
+def downstream(name, seed, factor=1.0, limit=None, group="compare"):
+    """A run of level 2 from a configuration of the source, and of its level 1 if it needs one."""
+    config = configs[name]
+    width = par.compare_width if par.compare_width and config.n_l2 else config.d_model
+    days = config.years * par.days_per_year
+    options = {"instruments": min(config.instruments, par.instruments), "precision": precision}
+    options |= {"batch_size": par.compare_batch, "epochs": par.compare_epochs}
+    config = patch_configs.resized(config, width, lr=factor * par.rate / width, **options)
+    other = {"limit": limit, "stride": par.stride, "parent": parent_of(config, days, seed)}
+    return patch_runs.Run(config, group, seed, days, data_key, **other)
+
+
+# %%
+def parent_of(config, days, seed):
+    """The run of level 1 that a configuration starts from, its weights kept."""
+    if config.parent is None:
+        return None
+    factor = factors.get(config.d_model, factors[par.sizes[-1]])
+    return pretraining(config.d_model, days, seed, factor, instruments=config.instruments)
+
+
+# %%
+parents = [downstream(name, seed).parent for name in par.compare for seed in range(par.seeds)]
+parents = [one for one in parents if one is not None]
+
+# %% [markdown]
+# One run is repeated in the other precision, see the end.
+
+# %%
+full = law_runs[(par.sizes[0], par.law_days[-1], 0)]
+other = {"precision": "bf16" if precision == "fp32" else "fp32"}
+least = par.sizes[0]
+twin = pretraining(least, par.law_days[-1], 0, factors[least], "precision", **other)
 
 # %% [markdown]
 # Beside the networks there are four forecasts that are none: zero, the oracle $f^*$, ridge regression and boosted trees on 62 hand-made
@@ -287,10 +345,12 @@ compute("law and model held out", [*held_runs.values(), *law_runs.values()])
 # squared error there is mostly the luck of a few long returns, and a penalty chosen by it can double the excess risk.
 
 # %%
-shared = {"data": data_key}
-short = {name: patch_runs.Baseline(name, 1, **shared) for name in ("zero", "oracle", "ridge")}
-far = {name: patch_runs.Baseline(name, 2, stride=stride, **shared) for name in patch_runs.BASELINES}
-compute("baselines", [*short.values(), *far.values()])
+short = {name: patch_runs.Baseline(name, 1, data_key) for name in ("zero", "oracle", "ridge")}
+far = {
+    name: patch_runs.Baseline(name, 2, data_key, stride=par.stride) for name in patch_runs.BASELINES
+}
+networks = [*held_runs.values(), *law_runs.values(), *design_runs, *parents, twin]
+compute("scaling", [*networks, *short.values(), *far.values()])
 
 # %% [markdown]
 # ### The world and its features
@@ -303,7 +363,8 @@ compute("baselines", [*short.values(), *far.values()])
 # %% tags=["hide-input"]
 def of(runs, split="test"):
     """Rows of some runs in one split, in the order given."""
-    rows, names = scored(), [one.run_id for one in runs]
+    names = [one.run_id for one in runs]
+    rows = scored()
     rows = rows[rows.run_id.isin(names) & (rows.split == split)]
     return rows.assign(place=rows.run_id.map(names.index)).sort_values(["place", "horizon"])
 
@@ -312,7 +373,7 @@ def of(runs, split="test"):
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.6))
 noise, slow = world.scale
 reach = np.unique(np.geomspace(1, 1800, 60).astype(int))
-expected = [order_book.best_correlation(slow, noise, h, tau) for h in reach]
+expected = [order_book.best_correlation(slow, noise, h, par.tau) for h in reach]
 left.plot(reach, expected, color="k", ls="-", label="constant volatility")
 known = of([short["oracle"], far["oracle"]])
 left.plot(known.horizon, known.ic, "o", color=figures.COLORS["test"], label="oracle on test days")
@@ -325,7 +386,7 @@ right.set_yticklabels(transforms.TRANSFORMS)
 right.grid(False)
 figure.colorbar(shown, ax=right, label="z-score")
 figures.letter_panels((left, right))
-figures.save(figure, "scaling", profile, "world")
+run.figure(figure, "world")
 
 # %% [markdown]
 # (scaling-curves)=
@@ -356,21 +417,21 @@ def log_axis(axis, counts=True):
 
 
 # %% mystnb={"image": {"alt": "Validation excess risk against patches seen, one curve per width"}} tags=["hide-input"]
-curves = stores["curves"].frame()
+curves = rows_of("_curves")
 levels = {name: of([short[name]], "val").excess_risk.mean() for name in ("ridge", "zero")}
 figure, ax = plt.subplots(figsize=(4.4, 2.7))
-for d in (*sizes, held_out):
-    one = (law_runs | held_runs).get((d, law_days[-1], 0))
+for d in (*par.sizes, par.held_out):
+    one = (law_runs | held_runs).get((d, par.law_days[-1], 0))
     if one is not None:
         curve = curves[curves.run_id == one.run_id]
-        ax.plot(curve.step * batch_size, curve.val_excess, ls="-", ms=3, **look(d))
+        ax.plot(curve.step * par.batch_size, curve.val_excess, ls="-", ms=3, **look(d))
 ax.axhline(levels["ridge"], color="0.4", ls="--", lw=0.8)
 ax.axhline(levels["zero"], color="0.4", ls=":", lw=0.8)
 log_axis(ax.yaxis, counts=False)
 ax.set(xlabel="patches seen", ylabel="excess risk, validation")
 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-figures.save(figure, "scaling", profile, "curves")
+run.figure(figure, "curves")
 
 # %% [markdown]
 # (scaling-law)=
@@ -403,7 +464,7 @@ def losses(runs, split="test"):
 fitted = losses(law_runs.values())
 data_of_law = fitted.N, fitted.D, fitted.excess_risk
 law = scaling_law.fit_law(*data_of_law)
-laws = scaling_law.bootstrap(*data_of_law, seed=0, repeats=draws)
+laws = scaling_law.bootstrap(*data_of_law, seed=0, repeats=par.draws)
 residuals = np.log(fitted.excess_risk / law.loss(fitted.N, fitted.D)).to_numpy()
 print(f"typical deviation of a run from the law: {np.sqrt(np.mean(residuals**2)):.1%}")
 
@@ -419,7 +480,7 @@ def spread(values):
 def fit_row(column):
     """The law with N by one definition, its exponents with intervals."""
     runs = fitted[column], fitted.D, fitted.excess_risk
-    again = laws if column == "N" else scaling_law.bootstrap(*runs, seed=0, repeats=draws)
+    again = laws if column == "N" else scaling_law.bootstrap(*runs, seed=0, repeats=par.draws)
     best = scaling_law.fit_law(*runs)
     row = {"E": f"{best.E:.3g}", "A": f"{best.A:.3g}", "B": f"{best.B:.3g}"}
     return row | {name: spread([getattr(x, name) for x in again]) for name in "ab"}
@@ -450,7 +511,7 @@ def draw_law(ax, x, n, d, color):
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.9), sharey=True)
 n_axis = np.geomspace(fitted.N.min(), fitted.N.max(), 60)
 d_axis = np.geomspace(fitted.D.min(), fitted.D.max(), 60)
-shades = plt.cm.plasma(np.linspace(0, 0.85, len(law_days)))
+shades = plt.cm.plasma(np.linspace(0, 0.85, len(par.law_days)))
 for shade, (amount, rows) in zip(shades, fitted.groupby("D"), strict=True):
     left.plot(rows.N, rows.excess_risk, "o", ms=4, color=shade, label=f"{amount / 1000:.1f}k")
     draw_law(left, n_axis, n_axis, amount, shade)
@@ -467,7 +528,7 @@ right.set(title="data", xlabel="patches $D$")
 left.legend(title="patches", bbox_to_anchor=(1.0, 1.0), loc="upper left", frameon=False)
 right.legend()
 figures.letter_panels((left, right))
-figures.save(figure, "scaling", profile, "law")
+run.figure(figure, "law")
 
 # %% [markdown]
 # **Is it a power at all?** Whatever its parameters, the law lets the local exponent $-d\ln L / d\ln D$ only fall as data grow, for $E$ and $A/N^a$ weigh more and more. The table
@@ -516,8 +577,8 @@ def at_compute(compute):
 
 
 # %%
-cost = {d: 3 * sum(exact[d]) for d in sizes}
-budgets = np.geomspace(cost[sizes[1]] * fitted.D.min(), cost[sizes[-2]] * fitted.D.max(), 7)
+cost = {d: 3 * sum(exact[d]) for d in par.sizes}
+budgets = np.geomspace(cost[par.sizes[1]] * fitted.D.min(), cost[par.sizes[-2]] * fitted.D.max(), 7)
 isoflop = {compute: at_compute(compute) for compute in budgets}
 isoflop = {compute: curve for compute, curve in isoflop.items() if len(curve) >= 2}
 optima = pd.DataFrame(
@@ -559,7 +620,7 @@ shown = plt.Normalize(np.log10(budgets[0]), np.log10(budgets[-1]))
 bar = plt.cm.ScalarMappable(shown, "plasma")
 figure.colorbar(bar, ax=axes[0], label=r"$\log_{10} C$", pad=0.02)
 figures.letter_panels(axes)
-figures.save(figure, "scaling", profile, "compute")
+run.figure(figure, "compute")
 
 # %% [markdown]
 # (scaling-heldout)=
@@ -575,7 +636,7 @@ intervals = {
     amount: scaling_law.prediction_interval(laws, residuals, observed.N.iloc[0], amount, seed=0)
     for amount in sorted(observed.D.unique())
 }
-before = fitted[fitted.d_model == sizes[-1]].groupby("D").excess_risk.mean()
+before = fitted[fitted.d_model == par.sizes[-1]].groupby("D").excess_risk.mean()
 
 
 # %% tags=["hide-input"]
@@ -601,15 +662,15 @@ low, high = np.array([intervals[amount] for amount in amounts]).T
 middle = law.loss(observed.N.iloc[0], amounts)
 bars = [middle - low, high - middle]
 ax.errorbar(amounts, middle, bars, fmt="_", color="k", capsize=4, label="predicted")
-for d in (sizes[-1], held_out):
-    rows = (observed if d == held_out else fitted).query("d_model == @d")
-    color = figures.COLORS["headline"] if d == held_out else LOOKS[d]
+for d in (par.sizes[-1], par.held_out):
+    rows = (observed if d == par.held_out else fitted).query("d_model == @d")
+    color = figures.COLORS["headline"] if d == par.held_out else LOOKS[d]
     ax.plot(rows.D, rows.excess_risk, ls="none", **look(d, color=color))
 log_axis(ax.xaxis)
 ax.set(xlabel="patches $D$", ylabel="excess risk")
 log_axis(ax.yaxis, counts=False)
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-figures.save(figure, "scaling", profile, "heldout")
+run.figure(figure, "heldout")
 
 # %% [markdown]
 # (scaling-design)=
@@ -619,23 +680,6 @@ figures.save(figure, "scaling", profile, "heldout")
 # and DS3 (10, 8), lie on the diagonal of a design with both, and cannot tell the two apart. All models of the design have one width, and are tested
 # on the first two instruments, which all have seen, and on new ones, which none has. Other instruments' days help only if what they teach carries over; $\tau$ sets how
 # much does. In the figure, at equal patches, the line that lies lower names the kind of data that is worth more.
-
-# %%
-factors.setdefault(design_width, factors[sizes[-1]])
-cells = [(count, years) for count in design_instruments for years in design_years]
-design_runs = [
-    pretraining(
-        design_width,
-        years * days_per_year,
-        seed,
-        factors[design_width],
-        "design",
-        instruments=count,
-    )
-    for count, years in cells
-    for seed in range(seeds)
-]
-compute("design", design_runs)
 
 # %%
 design = {split: losses(design_runs, split) for split in ("test", "unseen")}
@@ -660,7 +704,7 @@ for ax, (split, rows) in zip(axes, design.items(), strict=True):
 axes[0].set_ylabel("excess risk")
 axes[0].legend()
 figures.letter_panels(axes)
-figures.save(figure, "scaling", profile, "design")
+run.figure(figure, "design")
 
 # %% [markdown]
 # (scaling-compare)=
@@ -673,53 +717,30 @@ figures.save(figure, "scaling", profile, "design")
 # the short horizons, which is its point.
 
 
-# %%
-def downstream(name, seed, factor=1.0, limit=None, group="compare"):
-    """A run of level 2 from a configuration of the source, and of its level 1 if it needs one."""
-    config = configs[name]
-    width = compare_width if compare_width and config.n_l2 else config.d_model
-    days = config.years * days_per_year
-    options = {"instruments": min(config.instruments, instruments), "batch_size": compare_batch}
-    options |= {"epochs": compare_epochs, "precision": precision, "lr": factor * rate / width}
-    config = patch_configs.resized(config, width, **options)
-    other = {"limit": limit, "stride": stride, "parent": parent_of(config, days, seed)}
-    return patch_runs.Run(config, group, seed, days, data_key, **other)
-
-
-# %%
-def parent_of(config, days, seed):
-    """The run of level 1 that a configuration starts from, its weights kept."""
-    if config.parent is None:
-        return None
-    factor = factors.get(config.d_model, factors[sizes[-1]])
-    return pretraining(config.d_model, days, seed, factor, instruments=config.instruments)
-
-
 # %% [markdown]
-# Level 1 first, then the learning rates, then the runs.
+# The learning rates first, then the runs.
 
 # %%
-parents = [downstream(name, seed).parent for name in compare for seed in range(seeds)]
-compute("level 1", [one for one in parents if one is not None])
-windows = instruments * most_days * -(-((ticks - 1800) // pt.PATCH - 69) // stride)
+windows = par.instruments * most_days * -(-((par.ticks - 1800) // pt.PATCH - 69) // par.stride)
 candidates = {
-    name: {f: downstream(name, 0, f, windows // 4, "tune") for f in tried} for name in compare
+    name: {f: downstream(name, 0, f, windows // 4, "tune") for f in par.tried}
+    for name in par.compare
 }
-compute("learning rates, level 2", [one for runs in candidates.values() for one in runs.values()])
+compute("tuning_2", [one for runs in candidates.values() for one in runs.values()])
 
 # %%
 compared = {
-    name: [downstream(name, seed, best_factor(candidates[name])) for seed in range(seeds)]
-    for name in compare
+    name: [downstream(name, seed, best_factor(candidates[name])) for seed in range(par.seeds)]
+    for name in par.compare
 }
-compute("level 2", [one for runs in compared.values() for one in runs])
+compute("compare", [one for runs in compared.values() for one in runs])
 compared |= {name: [one] for name, one in far.items()}
 
 
 # %% tags=["hide-input"]
 def missed(runs):
     """Excess risk per horizon and test day, averaged over seeds."""
-    frame = stores["days"].frame()
+    frame = rows_of("_days")
     rows = frame[frame.run_id.isin([one.run_id for one in runs])]
     return rows.groupby(["horizon", "day"]).excess_risk.mean().unstack("day")
 
@@ -767,7 +788,7 @@ ax.set_xticks(np.arange(len(zero)), [str(h) for h in zero.index])
 ax.set(xlabel="horizon, ticks", ylabel="share of the signal missed")
 ax.set_ylim(0, min(2.0, 1.05 * max(one.high.max() for one in share.values())))
 figures.legend_once(ax, above=figure)
-figures.save(figure, "scaling", profile, "compare")
+run.figure(figure, "compare")
 
 # %% [markdown]
 # Squared error, IC and rank IC of the same forecasts, averaged over the horizons. All three carry the luck of the test days' returns, of which the long horizons have few that are independent:
@@ -787,12 +808,6 @@ everything.groupby("way", sort=False)[columns].mean().round(4)
 # turned to float32 before NumPy sees them. One run is repeated in the other precision; everything else is the same.
 
 # %%
-full = law_runs[(sizes[0], law_days[-1], 0)]
-other = {"precision": "bf16" if precision == "fp32" else "fp32"}
-twin = pretraining(sizes[0], law_days[-1], 0, factors[sizes[0]], "precision", **other)
-compute("precision", [twin])
-for table in stores.values():
-    table.sort()  # workers finish in any order
 twins = {one.config.precision: of([one], "val") for one in (full, twin)}
 means = pd.DataFrame({p: rows[["mse", "excess_risk", "ic"]].mean() for p, rows in twins.items()})
 means.round(4)
@@ -804,8 +819,8 @@ means.round(4)
 # *Flat* is never said because a difference is not significant: the 95 % interval of the ratio must lie within the margin.
 
 # %% tags=["hide-input"]
-law_tested = len(sizes) >= 4 and seeds >= 2 and fitted.D.min() > 1000
-ways_tested = seeds >= 2 and test_days >= 8
+law_tested = len(par.sizes) >= 4 and par.seeds >= 2 and fitted.D.min() > 1000
+ways_tested = par.seeds >= 2 and par.test_days >= 8
 LOG = "log: "
 
 
@@ -876,14 +891,16 @@ run.claim(
 # %% tags=["hide-input"]
 def days_of(d):
     """Excess risk per test day, averaged over seeds and horizons, with the most data."""
-    runs = [one for (width, days, _), one in law_runs.items() if (width, days) == (d, law_days[-1])]
+    at = (d, par.law_days[-1])
+    runs = [one for (width, amount, _), one in law_runs.items() if (width, amount) == at]
     return missed(runs).mean().to_numpy()
 
 
 # %% tags=["hide-input"]
-ratio, low, high = patch_runs.ratio_interval(days_of(sizes[-1]), days_of(sizes[-2]), seed=0)
-text = f"flat in N from the second widest to the widest model (ratio within {margin:.0%})"
-flat = 1 - margin < low and high < 1 + margin
+pair = [days_of(d) for d in (par.sizes[-1], par.sizes[-2])]
+ratio, low, high = patch_runs.ratio_interval(*pair, seed=0)
+text = f"flat in N from the second widest to the widest model (ratio within {par.margin:.0%})"
+flat = 1 - par.margin < low and high < 1 + par.margin
 run.claim(text, "not given", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", flat, law_tested)
 inside = int(verdicts.inside.sum())
 ours = f"{inside} of {len(verdicts)} inside; off by {verdicts['law misses by'].abs().mean():.1%}"
@@ -933,7 +950,8 @@ ours = f"better than zero: {', '.join(good) or 'none'}"
 text = "some way forecasts 1800 ticks better than zero"
 run.claim(text, "not given", ours, len(good) > 0, ways_tested)
 trained = scored().drop_duplicates("run_id")
-text, failed = "every run finished, without a skipped update", int((trained.status != "ok").sum())
+text = "every run finished, without a skipped update"
+failed = int((trained.status != "ok").sum())
 ours = f"{len(trained)} runs, {failed} failed, {int(trained.n_skipped.sum())} updates skipped"
 run.claim(text, "not given", ours, failed == 0 and trained.n_skipped.sum() == 0)
 
