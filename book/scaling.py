@@ -116,7 +116,8 @@ precision = machine.resolve_precision(par.precision, device)
 # %%
 SOURCE = {16: 8_045, 32: 25_293, 64: 87_437, 128: 322_317, 256: 2_288_653, 512: 17_444_877}
 SOURCE_OTHER = {"end2end": 304_902, "factor": 314_758, "fs1": 2_273_542}
-configs = patch_configs.read_all()
+folder = paths.ROOT / "parameters" / "scaling" / "configs"
+configs = patch_configs.read_all(folder)
 counted = {d: patch_configs.parameters_of("pretrain", d, *patch_configs.SIZES[d]) for d in SOURCE}
 others = {name: configs[name].n_params for name in SOURCE_OTHER}
 assert counted == SOURCE and others == SOURCE_OTHER
@@ -136,12 +137,11 @@ table.style.format(thousands=",")
 # %% [markdown]
 # Sixteen YAML files in `parameters/scaling/configs/` hold the runs of the source: eleven for scaling (models MS1, MS3, MS4
 # and data DS1, DS2, in two stages each, and the large factor model FS1) and five to start from, of which the first two
-# are MS2 and DS3 at once. `python -m fieldbook.scaling.configs` writes them, byte for byte the same each time. A file is
+# are MS2 and DS3 at once. `python -m fieldbook.scaling.configs FOLDER` writes them, byte for byte the same each time. A file is
 # refused if it has an unknown key, a wrong type, or a parameter count that is not its network's.
 
 # %%
 generated = {config.name: patch_configs.text(config) for config in patch_configs.generate()}
-folder = paths.ROOT / "parameters" / "scaling" / "configs"
 on_disk = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.yaml")}
 identical = sum(on_disk[name] == generated[name] for name in generated)
 print(f"{len(configs)} valid, {identical} identical")
@@ -252,7 +252,7 @@ def pretraining(d, days, seed, factor=1.0, group="law", **other):
     config = patch_configs.resized(configs["level1_pretrain"], d, instruments=par.instruments)
     config = patch_configs.resized(config, d, **options | other)
     micro_batch = par.micro_batch or None
-    return patch_runs.Run(config, group, seed, days, data_key, micro_batch=micro_batch)
+    return patch_runs.Training(config, group, seed, days, data_key, micro_batch=micro_batch)
 
 
 # %% [markdown]
@@ -314,7 +314,7 @@ def downstream(name, seed, factor=1.0, limit=None, group="compare"):
     options |= {"batch_size": par.compare_batch, "epochs": par.compare_epochs}
     config = patch_configs.resized(config, width, lr=factor * par.rate / width, **options)
     other = {"limit": limit, "stride": par.stride, "parent": parent_of(config, days, seed)}
-    return patch_runs.Run(config, group, seed, days, data_key, **other)
+    return patch_runs.Training(config, group, seed, days, data_key, **other)
 
 
 # %%

@@ -41,6 +41,7 @@ from fieldbook.scaling import runs as patch_runs
 from fieldbook.spectra import spectroscopy
 from fieldbook.stars.emulator import emulator
 
+CONFIGS = Path(__file__).resolve().parents[2] / "parameters/scaling/configs"
 KILLS = int(os.environ.get("FIELDBOOK_KILLS", "30"))
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -209,17 +210,17 @@ def scaled(folder: Path) -> None:
         instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1
     )
     patches.write_patches(folder / "days", market.World(best_short=0.7, best_long=0.25), layout)
-    data, configs = patches.open_patches(folder / "days"), patch_configs.read_all()
+    data, configs = patches.open_patches(folder / "days"), patch_configs.read_all(CONFIGS)
     change = {"batch_size": 8, "lr": 1e-3, "precision": "bf16"}
     first, second = (
         patch_configs.resized(configs[name], 16, **change)
         for name in ("ms1_pretrain", "ms1_finetune")
     )
     common = {"group": "law", "seed": 0, "days": 1, "data": {}, "limit": 64, "stride": 4}
-    parent = patch_runs.Run(first, **common)
+    parent = patch_runs.Training(first, **common)
     runs = [
         parent,
-        patch_runs.Run(second, parent=parent, **common),
+        patch_runs.Training(second, parent=parent, **common),
         patch_runs.Baseline("ridge", 1, {}, stride=4),
     ]
 

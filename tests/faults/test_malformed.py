@@ -166,7 +166,8 @@ def stored_patches(folder: Path) -> Path:
 
 
 def configuration(folder: Path) -> Path:
-    (folder / "ms1_pretrain.yaml").write_text(configs.text(configs.read_all()["ms1_pretrain"]))
+    (config,) = (config for config in configs.generate() if config.name == "ms1_pretrain")
+    (folder / "ms1_pretrain.yaml").write_text(configs.text(config))
     return folder / "ms1_pretrain.yaml"
 
 

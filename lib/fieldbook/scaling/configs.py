@@ -1,7 +1,6 @@
-"""The sixteen configurations of the tick experiments: their schema, and the generator that writes
-them.
+"""The sixteen configurations of the tick experiments: their schema, and what writes their files.
 
-    python -m fieldbook.scaling.configs [folder]
+    python -m fieldbook.scaling.configs FOLDER
 
 writes eleven for scaling (models MS1, MS3, MS4 and data DS1, DS2, each in two stages, and the large
 factor model FS1) and five to start from, of which `level1_pretrain` and `level2_finetune` are MS2
@@ -9,7 +8,7 @@ and DS3.
 """
 
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,28 +18,19 @@ import yaml
 from pydantic import Field, PositiveInt
 
 from fieldbook.nn.checkpoints import atomic_write
-from fieldbook.nn.checks import Decay, NonNegative, Positive
+from fieldbook.nn.checks import Decay, NonNegative, Positive, require
 from fieldbook.nn.machine import Precision
-from fieldbook.run import paths
 from fieldbook.scaling.transformer import WINDOW, build, count
 from fieldbook.scaling.transforms import columns
 
 Layers = Annotated[int, Field(ge=0, le=48)]
-SIZES = {
-    16: (1, 1),
-    32: (1, 1),
-    64: (1, 1),
-    128: (1, 1),
-    256: (2, 2),
-    512: (4, 4),
-}  # d_model: layers of each level
+# d_model: layers of each level
+SIZES = {16: (1, 1), 32: (1, 1), 64: (1, 1), 128: (1, 1), 256: (2, 2), 512: (4, 4)}
 NAMES = {64: "MS1", 128: "MS2", 256: "MS3", 512: "MS4"}
-FIXED = ("name", "mode", "d_model", "n_l1", "n_l2", "n_params")
+STRICT = {"extra": "forbid", "strict": True}  # no further names, and no text for a number
 
 
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config={"extra": "forbid", "strict": True}
-)
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """What one run is, beside its seed and the days that make a year.
 
@@ -48,10 +38,10 @@ class Config:
         mode: `pretrain` level 1 on short horizons; `finetune` level 2 on its frozen embeddings;
             `end2end`, both at once; `factor`, level 2 on hand-made statistics; `linear`, a linear
             map of patch means.
-        d_model: the width; of the linear map, that of its input.
         parent: the configuration whose level 1 is taken, in mode `finetune`.
-        n_params: of all that a prediction passes through, the pretraining head included; checked
-            against the network.
+        d_model: the width; of the linear map, that of its input.
+        n_params: of all that a prediction passes through, the pretraining head included; counted
+            unless given.
         years, instruments: of the training data; `epochs`: passes over them.
         batch_size: examples per update; `warmup`: share of the updates; the learning rate falls to
             `lr_min_share`.
@@ -66,7 +56,7 @@ class Config:
     d_model: PositiveInt
     n_l1: Layers
     n_l2: Layers
-    n_params: PositiveInt
+    n_params: PositiveInt | None = None
     include_skew_norm: bool = True
     instruments: PositiveInt = 10
     years: PositiveInt = 8
@@ -81,71 +71,54 @@ class Config:
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
-        if (self.mode == "finetune") != (self.parent is not None):
-            raise ValueError(
-                f"parent = {self.parent!r}: expected a name in mode finetune, and in no other"
-            )
+        fits = (self.mode == "finetune") == (self.parent is not None)
+        require(fits, "parent", self.parent, "a name in mode finetune, and in no other")
         size = (self.mode, self.d_model, self.n_l1, self.n_l2)
-        if self.n_params != (
-            counted := parameters_of(*size, include_skew_norm=self.include_skew_norm)
-        ):
-            raise ValueError(
-                f"n_params = {self.n_params} of {self.name}: the network has {counted}"
-            )
+        n = parameters_of(*size, n_in=self.n_in)
+        accepted = f"its count; the network has {n}"
+        require(self.n_params in (None, n), "n_params", self.n_params, accepted)
+        object.__setattr__(self, "n_params", n)
+
+    @property
+    def n_in(self) -> int:
+        """Features of a tick."""
+        return len(columns(self.include_skew_norm))
 
 
-def parameters_of(
-    mode: str, d: int, n_l1: int, n_l2: int, *, include_skew_norm: bool = True
-) -> int:
-    """Parameters of the network that a mode trains, or of both stages of `pretrain` and
-    `finetune`."""
-    stages = ("pretrain", "finetune") if mode in ("pretrain", "finetune") else (mode,)
+def parameters_of(mode: str, d: int, n_l1: int, n_l2: int, *, n_in: int = 52) -> int:
+    """Parameters of a mode's network; of `pretrain` and `finetune`, those of both stages."""
+    both = ("pretrain", "finetune")
+    stages = both if mode in both else (mode,)
     with torch.device("meta"):
-        return count(
-            *(
-                build(stage, d, n_l1, n_l2, n_features=len(columns(include_skew_norm)))
-                for stage in stages
-            )
-        )
+        return count(*(build(stage, d, n_l1, n_l2, n_in=n_in) for stage in stages))
 
 
-def _configure(name: str, mode: str, d: int, n_l1: int, n_l2: int, **other: Any) -> Config:
-    """A configuration with its parameters counted."""
-    n = parameters_of(mode, d, n_l1, n_l2, include_skew_norm=other.get("include_skew_norm", True))
-    return Config(name=name, mode=mode, d_model=d, n_l1=n_l1, n_l2=n_l2, n_params=n, **other)
-
-
-def resized(config: Config, d: int, **other: Any) -> Config:
-    """The same run at another width, with other changes; with a level 1, both levels get the layers
-    of that width."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
+def resized(config: Config, d: int, **changes: Any) -> Config:
+    """The same run at another width; with a level 1, both levels get the layers of that width."""
     if config.n_l1 and d != config.d_model:
-        values["n_l1"], values["n_l2"] = SIZES[d]
-    values |= {"d_model": d, **other}
-    size = [values[name] for name in FIXED[:-1]]
-    return _configure(*size, **{name: value for name, value in values.items() if name not in FIXED})
+        layers = dict(zip(("n_l1", "n_l2"), SIZES[d], strict=True))
+        changes = layers | changes
+    return replace(config, d_model=d, n_params=None, **changes)
 
 
 def generate() -> list[Config]:
     """All sixteen configurations."""
-    base = [
-        _configure("level1_pretrain", "pretrain", 128, 1, 1),
-        _configure("level2_finetune", "finetune", 128, 1, 1, parent="level1_pretrain", dropout=0.1),
-        _configure("end2end", "end2end", 128, 1, 1, dropout=0.1),
-        _configure("factor", "factor", 128, 0, 2, dropout=0.1),
-        _configure("linear_baseline", "linear", WINDOW * len(columns()), 0, 0),
-    ]
-    models = {f"ms{k}": {"d": d} for k, d in ((1, 64), (3, 256), (4, 512))}
-    data = {
-        f"ds{k}": {"d": 128, "instruments": i, "years": y} for k, i, y in ((1, 2, 2), (2, 5, 4))
-    }
-    scaling = []
-    for name, changes in (models | data).items():
-        scaling.append(resized(base[0], name=f"{name}_pretrain", **changes))
-        scaling.append(
-            resized(base[1], name=f"{name}_finetune", parent=f"{name}_pretrain", **changes)
-        )
-    return base + scaling + [_configure("fs1", "factor", 256, 0, 4, dropout=0.1)]
+    size = {"d_model": 128, "n_l1": 1, "n_l2": 1}
+    first = Config(name="level1_pretrain", mode="pretrain", **size)
+    second = Config(name="level2_finetune", mode="finetune", parent=first.name, dropout=0.1, **size)
+    both = Config(name="end2end", mode="end2end", dropout=0.1, **size)
+    factor = Config(name="factor", mode="factor", d_model=128, n_l1=0, n_l2=2, dropout=0.1)
+    inputs = WINDOW * len(columns())
+    linear = Config(name="linear_baseline", mode="linear", d_model=inputs, n_l1=0, n_l2=0)
+    configs = [first, second, both, factor, linear]
+    cells = {"ms1": (64, 10, 8), "ms3": (256, 10, 8), "ms4": (512, 10, 8)}
+    cells |= {"ds1": (128, 2, 2), "ds2": (128, 5, 4)}
+    for name, (d, instruments, years) in cells.items():
+        amount = {"instruments": instruments, "years": years}
+        parent = f"{name}_pretrain"
+        configs.append(resized(first, d, name=parent, **amount))
+        configs.append(resized(second, d, name=f"{name}_finetune", parent=parent, **amount))
+    return [*configs, resized(factor, 256, name="fs1", n_l2=4)]
 
 
 def text(config: Config) -> str:
@@ -158,9 +131,8 @@ def write(folder: Path) -> list[Path]:
     """Write all sixteen files."""
     folder = Path(folder)
     for config in generate():
-        atomic_write(
-            folder / f"{config.name}.yaml", lambda file, c=config: file.write(text(c).encode())
-        )
+        content = text(config).encode()
+        atomic_write(folder / f"{config.name}.yaml", lambda file, data=content: file.write(data))
     return sorted(folder.glob("*.yaml"))
 
 
@@ -168,37 +140,30 @@ def read(file: Path) -> Config:
     """Read and validate one file.
 
     Raises:
-        ValueError: not YAML, or not a valid configuration; names the file, the field, and what was
-            found.
+        ValueError: not YAML, or no valid configuration; names file, field, and what was found.
     """
     try:
         return Config(**yaml.safe_load(Path(file).read_text(encoding="utf-8")))
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # PyYAML, pydantic and torch refuse what is not a configuration in many ways
+    except Exception as error:  # PyYAML, pydantic and torch refuse in many ways
         raise ValueError(f"{file}: not a valid configuration: {error}") from error
 
 
-def read_all(folder: Path | None = None) -> dict[str, Config]:
-    """All configurations of a folder by name, by default those of the book; parents must be among
-    them.
+def read_all(folder: Path) -> dict[str, Config]:
+    """All configurations of a folder by name; parents must be among them.
 
     Raises:
-        ValueError: a file is not valid, is not named after its configuration, or its parent is
-            missing.
+        ValueError: a file is not valid or not named as its configuration, or a parent is missing.
     """
-    folder = folder or paths.ROOT / "parameters" / "scaling" / "configs"
     configs = {file.stem: read(file) for file in sorted(Path(folder).glob("*.yaml"))}
     for stem, config in configs.items():
-        if stem != config.name or config.parent not in (None, *configs):
-            raise ValueError(
-                f"{folder}/{stem}.yaml: name {config.name!r}, parent {config.parent!r}: not in the folder"
-            )
+        file = f"{folder}/{stem}.yaml"
+        require(config.name == stem, f"name in {file}", config.name, "that of the file")
+        known = config.parent in (None, *configs)
+        require(known, f"parent in {file}", config.parent, "a configuration of this folder")
     return configs
 
 
 if __name__ == "__main__":
-    target = sys.argv[1] if len(sys.argv) > 1 else paths.ROOT / "parameters" / "scaling" / "configs"
-    print(*write(target), sep="\n")
+    print(*write(Path(sys.argv[1])), sep="\n")

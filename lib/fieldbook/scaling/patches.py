@@ -1,11 +1,11 @@
-"""Days of ticks, transformed and cut into patches of 60, on disk once and read by every run through
-memory mapping."""
+"""Days of ticks, transformed and cut into patches of 60: on disk once, mapped by every run."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,13 @@ from torch import Tensor
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require, whole
 from fieldbook.scaling import market
-from fieldbook.scaling.transforms import columns, transform
+from fieldbook.scaling.transforms import CHANNELS, RETURNS, columns, transform
 
 PATCH = WINDOW = 60  # ticks of a patch, patches of a window
 SHORT_HORIZONS = (2, 4, 6, 8, 10, 15, 30)  # ticks, of level 1
 LONG_HORIZONS = (60, 120, 360, 600, 1200, 1800)  # ticks, of level 2
-FACTORS = 62  # of `patch_factors`
 HORIZONS = {1: SHORT_HORIZONS, 2: LONG_HORIZONS}  # ticks, by level
+FACTORS = 62  # of `patch_factors`
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Layout:
         instruments: to train on; validated and tested are the first `core`, and `unseen` others.
         train_days, val_days, test_days: in this order; `ticks`: of a day, a multiple of 60.
         warm_up: patches that no sample touches, at the beginning of each day.
+    Raises:
+        ValueError: a split without days, more to test than to train on, or days too short.
     """
 
     instruments: int
@@ -47,23 +49,21 @@ class Layout:
         least = PATCH * (self.warm_up + WINDOW) + max(LONG_HORIZONS)
         accepted = f"a multiple of {PATCH}, above {least}"
         require(self.ticks % PATCH == 0 and self.ticks > least, "ticks", self.ticks, accepted)
-        require(
-            0 < self.core <= self.instruments,
-            "core",
-            self.core,
-            f"in [1, {self.instruments}], the instruments",
-        )
+        accepted = f"in [1, {self.instruments}], the instruments"
+        require(0 < self.core <= self.instruments, "core", self.core, accepted)
+        for name in ("train_days", "val_days", "test_days"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
 
     def items(self) -> pd.DataFrame:
         """One row per instrument and day: instrument, day, split."""
-        total = self.train_days + self.val_days + self.test_days
-        days = market.split_days(total, self.test_days, self.val_days)
+        days = np.arange(self.train_days + self.val_days + self.test_days)
+        train, val, test = np.split(days, [self.train_days, self.train_days + self.val_days])
+        core = range(self.core)
         new = range(self.instruments, self.instruments + self.unseen)
-        who = {"train": range(self.instruments), "val": range(self.core), "test": range(self.core)}
-        rows = [
-            (i, d, split) for split, names in who.items() for i, d in product(names, days[split])
-        ]
-        rows += [(i, d, "unseen") for i, d in product(new, days["test"])]
+        rows = [(i, d, "train") for i, d in product(range(self.instruments), train)]
+        rows += [(i, d, "val") for i, d in product(core, val)]
+        rows += [(i, d, "test") for i, d in product(core, test)]
+        rows += [(i, d, "unseen") for i, d in product(new, test)]
         return pd.DataFrame(rows, columns=["instrument", "day", "split"])
 
 
@@ -83,14 +83,16 @@ class Patches:
     mean: dict[int, np.ndarray]
 
     def __post_init__(self) -> None:
-        n, stored = len(self.items), (self.features.shape, str(self.features.dtype))
-        fits = self.features.shape[:1] + self.features.shape[2:-1] == (n, PATCH)
+        n = len(self.items)
+        shape = self.features.shape
+        fits = shape[:1] + shape[2:-1] == (n, PATCH) and self.features.dtype == np.float16
         accepted = f"({n}, patch, {PATCH}, column) float16"
-        require(fits and self.features.dtype == np.float16, "features", stored, accepted)
-        shape = self.features.shape[:2]
+        require(fits, "features", (shape, str(self.features.dtype)), accepted)
         for level, array in [*self.target.items(), *self.mean.items()]:
-            found = array.shape
-            require(found[:2] == shape, f"targets of level {level}", found, f"{shape} and horizons")
+            accepted = f"{shape[:2]} and horizons"
+            require(
+                array.shape[:2] == shape[:2], f"targets of level {level}", array.shape, accepted
+            )
 
     def examples(
         self,
@@ -101,8 +103,7 @@ class Patches:
         days: int | None = None,
         stride: int = 1,
     ) -> np.ndarray:
-        """(n, 2) item and last patch of the samples of a split, of its first instruments and days
-        only if given."""
+        """(n, 2) item and last patch of a split's samples, or of its first instruments and days."""
         chosen = self.items.split == split
         if instruments is not None:
             chosen &= self.items.instrument < instruments
@@ -111,24 +112,20 @@ class Patches:
         ends = np.flatnonzero(np.isfinite(self.target[level][0]).all(1))[::stride]
         return np.array(list(product(np.flatnonzero(chosen), ends)), int).reshape(-1, 2)
 
-    def patches(self, at: np.ndarray, n_features: int = 52) -> Tensor:
-        """(batch, 60, features) float32 of samples (batch, 2)."""
-        return torch.from_numpy(whole(self.features)[at[:, 0], at[:, 1]]).float()[..., :n_features]
+    def patches(self, at: np.ndarray) -> Tensor:
+        """(batch, 60, 52) float32 of samples (batch, 2)."""
+        return torch.from_numpy(whole(self.features)[*at.T]).float()
 
-    def windows(self, at: np.ndarray, n_features: int = 52) -> Tensor:
-        """(batch, 60, 60, features) float32: the patch of each sample and the 59 before it."""
-        found = whole(self.features)[at[:, :1], at[:, 1:] + np.arange(1 - WINDOW, 1)]
-        return torch.from_numpy(found).float()[..., :n_features]
+    def windows(self, at: np.ndarray) -> Tensor:
+        """(batch, 60, 60, 52) float32: the patch of each sample and the 59 before it."""
+        return torch.from_numpy(whole(self.features)[window_of(at)]).float()
 
-    def represent(
-        self, function: Callable[[Tensor], Tensor], width: int, n_features: int = 52
-    ) -> Tensor:
-        """Apply (patch, 60, features) -> (patch, width) to all patches: (item, patch, width)
-        float32 on the CPU."""
+    def represent(self, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
+        """Apply (patch, 60, 52) -> (patch, width) to all days: (item, patch, width) on the CPU."""
         out = torch.empty(*self.features.shape[:2], width)
         with torch.no_grad():
             for day, row in zip(whole(self.features), out, strict=True):
-                row[:] = function(torch.from_numpy(day.astype(np.float32))[..., :n_features])
+                row[:] = function(torch.from_numpy(day.astype(np.float32)))
         return out
 
     def factors(self) -> Tensor:
@@ -138,46 +135,50 @@ class Patches:
         return (found - train.mean(0)) / train.std(0).clamp(min=1e-6)
 
 
+def window_of(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the windows that end at samples (batch, 2): item (batch, 1), patch (batch, 60)."""
+    return at[:, :1], at[:, 1:] + np.arange(1 - WINDOW, 1)
+
+
 def write_patches(folder: Path, world: market.World, layout: Layout) -> None:
-    """Generate, transform and store all days, unless these have been; a killed call leaves nothing
-    half done."""
-    folder, items = Path(folder), layout.items()
+    """Generate, transform and store all days, unless these have been stored whole."""
+    folder = Path(folder)
+    items = layout.items()
     key = json.dumps(data_key(world, layout))
     if _key_in(folder) == key:
         return
-    (folder / "targets.npz").unlink(
-        missing_ok=True
-    )  # before the features that it would not belong to
-    count = layout.ticks // PATCH
-    shape = (len(items), count, PATCH, len(columns()))
-    arrays = {f"{kind}{level}": [] for kind in ("target", "mean") for level in HORIZONS}
+    # before the features that it would not belong to
+    (folder / "targets.npz").unlink(missing_ok=True)
+    stored = {f"{kind}{level}": [] for level in HORIZONS for kind in ("target", "mean")}
 
-    def fill(file) -> None:
+    def fill(file: BinaryIO) -> None:
+        shape = (len(items), layout.ticks // PATCH, PATCH, len(columns()))
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for row in items.itertuples():
             day = market.generate(world, row.instrument, row.day, layout.ticks)
             file.write(transform(day.raw).astype("<f2").tobytes())
-            for level, horizons in HORIZONS.items():
-                y, f = _targets(day, count, level, horizons, layout.warm_up)
-                arrays[f"target{level}"].append(y)
-                arrays[f"mean{level}"].append(f)
+            for level in HORIZONS:
+                y, f = _targets(day, level, layout.warm_up)
+                stored[f"target{level}"].append(y)
+                stored[f"mean{level}"].append(f)
 
     atomic_write(folder / "features.npy", fill)
-    facts = {name: np.stack(values) for name, values in arrays.items()}
-    facts |= {name: items[name].to_numpy(str if name == "split" else int) for name in items}
-    facts["key"] = np.array(key)
-    atomic_write(folder / "targets.npz", lambda file: np.savez(file, **facts))
+    arrays = {name: np.stack(values) for name, values in stored.items()}
+    arrays |= {name: items[name].to_numpy(str if name == "split" else int) for name in items}
+    atomic_write(folder / "targets.npz", lambda file: np.savez(file, key=key, **arrays))
 
 
-def _key_in(folder: Path) -> str | None:
-    """What the patches in a folder are a function of; None if there are none, or a file is
-    damaged."""
-    try:
-        open_patches(folder)
-        return str(np.load(folder / "targets.npz")["key"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
+def _targets(day: market.Day, level: int, warm_up: int) -> np.ndarray:
+    """y and f* at each patch's last tick, (2, patch, horizon); NaN where there is no sample."""
+    ticks = len(day.returns)
+    horizons = HORIZONS[level]
+    last = np.arange(PATCH - 1, ticks, PATCH)
+    first = warm_up if level == 1 else warm_up + WINDOW - 1
+    valid = (np.arange(len(last)) >= first) & (last + max(horizons) < ticks)
+    out = np.full((2, len(last), len(horizons)), np.nan, np.float32)
+    out[:, valid] = market.targets(day, last[valid], horizons)
+    return out
 
 
 def open_patches(folder: Path) -> Patches:
@@ -191,18 +192,25 @@ def open_patches(folder: Path) -> Patches:
     if not (folder / "targets.npz").exists():
         raise FileNotFoundError(f"no patches in {folder}; write_patches makes them")
     try:
-        facts = np.load(folder / "targets.npz")
-        items = pd.DataFrame({name: facts[name] for name in ("instrument", "day", "split")})
-        target, mean = (
-            {level: facts[f"{kind}{level}"] for level in HORIZONS} for kind in ("target", "mean")
-        )
+        stored = np.load(folder / "targets.npz")
+        items = pd.DataFrame({name: stored[name] for name in ("instrument", "day", "split")})
+        target = {level: stored[f"target{level}"] for level in HORIZONS}
+        mean = {level: stored[f"mean{level}"] for level in HORIZONS}
         return Patches(items, np.load(folder / "features.npy", mmap_mode="r"), target, mean)
     except PermissionError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(
-            f"{folder} is damaged ({error}); delete it, and write_patches makes it anew"
-        ) from error
+        remedy = "delete it, and write_patches makes it anew"
+        raise ValueError(f"{folder} is damaged ({error}); {remedy}") from error
+
+
+def _key_in(folder: Path) -> str | None:
+    """What the patches in a folder are a function of; None if there are none, or damaged ones."""
+    try:
+        open_patches(folder)
+        return str(np.load(folder / "targets.npz")["key"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
 
 
 def data_key(world: market.World, layout: Layout) -> dict[str, float]:
@@ -210,32 +218,20 @@ def data_key(world: market.World, layout: Layout) -> dict[str, float]:
     return asdict(world) | asdict(layout)
 
 
-def _targets(day: market.Day, count: int, level: int, horizons: tuple[int, ...], warm_up: int):
-    """y and f* at each patch's last tick, (patch, horizon); NaN where there is no sample."""
-    last = PATCH * np.arange(1, count + 1) - 1
-    first = warm_up if level == 1 else warm_up + WINDOW - 1
-    valid = (np.arange(count) >= first) & (last + max(horizons) < len(day.returns))
-    out = np.full((2, count, len(horizons)), np.nan, np.float32)
-    out[:, valid] = market.targets(day, last[valid], horizons)
-    return out
-
-
-def patch_factors(features: Tensor, channels: Sequence[int] = range(13)) -> Tensor:
-    """62 statistics of each patch that a practitioner would write down.
+def patch_factors(features: Tensor) -> Tensor:
+    """62 statistics that a practitioner would write down, (..., 60, features) -> (..., 62).
 
     Mean, standard deviation, last value and change over the patch of the thirteen `norm` columns
     (52); of the four returns among them, root mean square and first autocorrelation (8); how order
     imbalance and traded volume go with the mid-price return (2).
-
-    Args:
-        features: (..., 60, features), the `norm` columns of `transforms.CHANNELS` at `channels`.
-    Returns:
-        (..., 62).
     """
-    x = features[..., list(channels)]
-    returns, pair = x[..., 3:7], x[..., [10, 7]]
-    mean, last, change = x.mean(-2), x[..., -1, :], x[..., -1, :] - x[..., 0, :]
+    x = features[..., : len(CHANNELS)]
+    last = x[..., -1, :]
+    change = last - x[..., 0, :]
+    returns = x[..., [CHANNELS.index(name) for name in RETURNS]]
     square = returns.square().mean(-2)
     neighbours = (returns[..., 1:, :] * returns[..., :-1, :]).mean(-2) / square.clamp(min=1e-6)
+    pair = x[..., [CHANNELS.index("obi_1"), CHANNELS.index("vol_diff")]]
     together = (pair * returns[..., :1]).mean(-2)
-    return torch.cat([mean, x.std(-2), last, change, square.sqrt(), neighbours, together], -1)
+    parts = [x.mean(-2), x.std(-2), last, change, square.sqrt(), neighbours, together]
+    return torch.cat(parts, -1)

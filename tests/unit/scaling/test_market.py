@@ -123,13 +123,6 @@ def test_refuses_what_cannot_be():
         market.targets(market.generate(market.World(), 0, 0, 100), np.array([80]), (30,))
 
 
-def test_splits_are_days_in_order():
-    split = market.split_days(10, test=2, validation=3)
-    assert [list(days) for days in split.values()] == [[0, 1, 2, 3, 4], [5, 6, 7], [8, 9]]
-    with pytest.raises(ValueError, match="days = 5"):
-        market.split_days(5, test=2, validation=3)
-
-
 def test_reads_real_days(tmp_path):
     raw = market.generate(market.World(), 0, 0, 50).raw
     frame = pd.DataFrame(raw, columns=CHANNELS).assign(extra=1)

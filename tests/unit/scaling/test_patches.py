@@ -1,6 +1,7 @@
 """The patch transformer's counts and operations, its configurations, and the samples it sees."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from fieldbook.scaling import market, patches
 from fieldbook.scaling import transformer as pt
 from fieldbook.scaling.transforms import transform
 
+FOLDER = Path(__file__).resolve().parents[3] / "parameters/scaling/configs"
+CONFIGS = {config.name: config for config in pc.generate()}
 COUNTS = {16: 8_045, 32: 25_293, 64: 87_437, 128: 322_317, 256: 2_288_653, 512: 17_444_877}
 
 
@@ -30,8 +33,8 @@ def test_counts_of_the_other_modes():
     # end to end lacks the pretraining head and, its widths being equal, the projection between the levels
     assert 322_317 - 304_902 == (128 * 7 + 7) + (128 * 128 + 128)
     assert isinstance(pt.EndToEnd(32, 1, 1).level2.project, torch.nn.Identity)
-    with pytest.raises(ValueError, match="d_patch = 16"):
-        pt.Level2(32, 1, d_patch=16, project=False)
+    with pytest.raises(ValueError, match="n_layers = 0"):
+        pc.parameters_of("factor", 128, 0, 0)
 
 
 def filled(mode, d=32, n_l1=2, n_l2=2):
@@ -42,12 +45,17 @@ def filled(mode, d=32, n_l1=2, n_l2=2):
     return model.double()
 
 
-def test_the_last_token_alone_is_the_full_result():
-    stack, x = filled("pretrain").stack, torch.randn(3, 60, 32, dtype=torch.float64)
+def in_full(stack, x):
+    """What a stack returns, without leaving out what nothing reads."""
     y = x + stack.position
     for layer in stack.layers:
         y = layer(y)
-    torch.testing.assert_close(stack(x), stack.norm(y)[:, -1])
+    return stack.norm(y)[:, -1]
+
+
+def test_the_last_token_alone_is_the_full_result():
+    stack, x = filled("pretrain").stack, torch.randn(3, 60, 32, dtype=torch.float64)
+    torch.testing.assert_close(stack(x), in_full(stack, x))
 
 
 def test_attention_is_causal():
@@ -80,11 +88,12 @@ def test_modes_forecast_zero_at_first_and_learn(mode):
 @pytest.mark.parametrize(
     "mode, shape", [("pretrain", (60, 52)), ("end2end", (60, 60, 52)), ("factor", (60, 62))]
 )
-def test_operations_agree_with_torch_s_counter(mode, shape):
+def test_operations_agree_with_torch_s_counter(mode, shape, monkeypatch):
+    monkeypatch.setattr(pt.Stack, "forward", in_full)
     model, counter = filled(mode).float(), FlopCounterMode(display=False)
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(torch.randn(1, *shape))
-    assert counter.get_total_flops() == sum(pt.flops(mode, 32, 2, 2, last_only=True))
+    assert counter.get_total_flops() == sum(pt.flops(mode, 32, 2, 2))
 
 
 @pytest.mark.parametrize("d, share", [(64, 0.186), (512, 0.029)])
@@ -134,10 +143,10 @@ def test_half_batches_make_the_same_step():
 
 def test_sixteen_files_are_valid_and_regenerate_byte_for_byte(tmp_path):
     written = pc.write(tmp_path)
-    kept = sorted((pc.paths.ROOT / "parameters" / "scaling" / "configs").iterdir())
+    kept = sorted(FOLDER.iterdir())
     assert [file.name for file in written] == [file.name for file in kept] and len(kept) == 16
     assert [file.read_bytes() for file in written] == [file.read_bytes() for file in kept]
-    configs = pc.read_all()
+    configs = pc.read_all(FOLDER)
     assert configs == {config.name: config for config in pc.generate()}
     assert {name: c.n_params for name, c in configs.items() if name.startswith("ms")} == {
         f"ms{k}_{stage}": COUNTS[d]
@@ -163,24 +172,22 @@ def test_sixteen_files_are_valid_and_regenerate_byte_for_byte(tmp_path):
 )
 def test_a_wrong_configuration_is_refused(change, said, tmp_path):
     file = tmp_path / "ms1_pretrain.yaml"
-    good = yaml.safe_load(pc.text(pc.read_all()["ms1_pretrain"]))
+    good = yaml.safe_load(pc.text(CONFIGS["ms1_pretrain"]))
     file.write_text(yaml.safe_dump(good | change))
     with pytest.raises(ValueError, match=f"(?s)ms1_pretrain.yaml.*{said}"):
         pc.read(file)
 
 
 def test_a_missing_parent_is_refused(tmp_path):
-    (tmp_path / "ms1_finetune.yaml").write_text(pc.text(pc.read_all()["ms1_finetune"]))
+    (tmp_path / "ms1_finetune.yaml").write_text(pc.text(CONFIGS["ms1_finetune"]))
     with pytest.raises(ValueError, match="ms1_pretrain"):
         pc.read_all(tmp_path)
 
 
 def test_another_width_brings_its_layers():
-    base = pc.read_all()["level1_pretrain"]
-    assert pc.resized(base, 256) == pc.resized(
-        pc.read_all()["ms3_pretrain"], 256, name="level1_pretrain"
-    )
-    assert pc.resized(pc.read_all()["factor"], 32).n_l2 == 2
+    other = pc.resized(CONFIGS["ms3_pretrain"], 256, name="level1_pretrain")
+    assert pc.resized(CONFIGS["level1_pretrain"], 256) == other
+    assert pc.resized(CONFIGS["factor"], 32).n_l2 == 2
 
 
 # -- samples
@@ -222,6 +229,14 @@ def test_no_sample_touches_the_warm_up_or_the_end(days):
         len(data.examples(1, "train", instruments=1, days=1)) == len(data.examples(1, "train")) // 4
     )
     assert data.items.instrument[data.items.split == "unseen"].tolist() == [2]
+
+
+def test_splits_are_days_in_order():
+    items = patches.Layout(2, train_days=5, val_days=3, test_days=2).items()
+    days = [sorted(set(rows.day)) for _, rows in items.groupby("split", sort=False)]
+    assert days == [[0, 1, 2, 3, 4], [5, 6, 7], [8, 9], [8, 9]]
+    with pytest.raises(ValueError, match="train_days = 0"):
+        patches.Layout(2, train_days=0, val_days=3, test_days=2)
 
 
 def test_windows_and_representations_line_up(days):

@@ -14,7 +14,7 @@ from fieldbook.scaling import runs as pr
 from fieldbook.scaling import transformer as pt
 
 CPU = torch.device("cpu")
-CONFIGS = pc.read_all()
+CONFIGS = {config.name: config for config in pc.generate()}
 SMALL = {"batch_size": 16, "precision": "fp32", "lr": 1e-2}
 
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 def a_run(name="level1_pretrain", **changes):
     config = pc.resized(CONFIGS[name], 16, **SMALL | changes.pop("config", {}))
-    return pr.Run(config, **{"group": "law", "seed": 0, "days": 4, "data": {}} | changes)
+    return pr.Training(config, **{"group": "law", "seed": 0, "days": 4, "data": {}} | changes)
 
 
 @pytest.fixture(scope="module")
