@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock
-from matplotlib.figure import Figure
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.closure import closure
@@ -212,7 +211,7 @@ class Run:
             atomic_write(self.folder / DERIVED, lambda file: file.write(text))
         return frame
 
-    def figure(self, figure: Figure, name: str) -> None:
+    def figure(self, figure: figures.Figure, name: str) -> None:
         """Write a figure under a name, as PNG and PDF."""
         figures.save(figure, self.chapter, self.profile, name)
 
