@@ -67,17 +67,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook.run import figures, parameters, paths, results
+from fieldbook.run import figures, parameters, paths
+from fieldbook.run.chapter import start
 from fieldbook.samplers import landscape
 from fieldbook.grokking import networks as trained_networks
 from fieldbook.nn.seeds import stream
 from fieldbook.samplers import potentials
 from fieldbook.samplers import wang_landau as wl
 
-chosen = parameters.load("entropy", globals())
-globals().update(chosen)
-figures.use_style()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("entropy")
 
 # %% [markdown]
 # ## The method
@@ -135,14 +133,14 @@ def one_well(d):
 
 # %%
 def sample_potential(job):
-    """Wang-Landau on a known potential: one row of its summary, and its curves in `truth.csv`."""
+    """Wang-Landau on a known potential: its summary, and in `truth` its curves."""
     energy, d, step = POTENTIALS[job["potential"]]
     generator = torch.Generator().manual_seed(stream("truth", job["potential"]))
-    options = {"steps": truth_steps, "h": step, "first": 0.01 * d, "flat": True}
     w = wl.start(energy, one_well(d), generator)
-    found = wl.wang_landau(energy, w, TRUTH_GRID, generator, **options)
-    truth_curves.append(*curves_of(job["potential"], d, found))
-    return {**job, **truth_summary(found)}
+    found = wl.wang_landau(
+        energy, w, TRUTH_GRID, generator, steps=par.truth_steps, h=step, first=0.01 * d, flat=True
+    )
+    return {"truth_runs": truth_summary(found), "truth": curves_of(job["potential"], d, found)}
 
 
 # %% [markdown]
@@ -159,20 +157,21 @@ def exact_entropy(potential, d):
 
 # %% tags=["hide-input"]
 def curves_of(potential, d, found):
-    """Rows of `truth.csv`, one per seed and bin."""
-    force, exact = wl.integrate(TRUTH_GRID, found.force), exact_entropy(potential, d)
-    names = ("potential", "seed", "log10_energy", "entropy", "entropy_force", "visits", "exact")
-    axis = list(enumerate(TRUTH_GRID.centres().tolist()))
+    """Rows of `truth`, one per seed and bin."""
+    force = wl.integrate(TRUTH_GRID, found.force)
+    exact = exact_entropy(potential, d)
     return [
-        dict(
-            zip(
-                names,
-                (potential, s, x, found.entropy[s, b], force[s, b], found.visits[s, b], exact[b]),
-                strict=True,
-            )
-        )
-        for s in range(TRUTH_SEEDS)
-        for b, x in axis
+        {
+            "potential": potential,
+            "seed": seed,
+            "log10_energy": x,
+            "entropy": found.entropy[seed, b],
+            "entropy_force": force[seed, b],
+            "visits": found.visits[seed, b],
+            "exact": exact[b],
+        }
+        for seed in range(TRUTH_SEEDS)
+        for b, x in enumerate(TRUTH_GRID.centres().tolist())
     ]
 
 
@@ -202,64 +201,60 @@ def truth_summary(found):
 # grows beyond bounds, and walkers that reach this plateau do not come back. Test accuracy is the *strict* one of chapter *agop*, without mirrored pairs and zeros.
 
 # %%
-files, options = {}, {"workers": workers, "train_missing": train_missing}
+settings = parameters.of_profile("agop", par.networks)
+files = {}
 if not paths.frozen():
-    files = trained_networks.trained(networks, operations, **options)
-settings = trained_networks.settings_of(networks)
-grid = wl.Grid(low, high, bins)
+    files = trained_networks.trained(
+        settings, par.operations, workers=par.workers, train_missing=par.train_missing
+    )
+grid = wl.Grid(par.low, par.high, par.bins)
+jobs = [{"op": operation} for operation in par.operations]
 
 
 # %% [markdown]
-# Per operation: a training run is recorded, the landscape sampled, and a memorised network released. A killed run
-# continues with the operation that it was at, and ends with the same bytes.
+# Per operation: a training run is recorded, the landscape sampled, and a memorised network
+# released. A killed run continues with the operation that it was at, and ends with the same bytes.
 
 
 # %%
-STAGES = ("seeds", "walkers", "melt", "cool", "steps", "h", "friction")
-
-
-def release(op, memorised):
-    """Rows of `relaxation.csv`: two walkers from a memorised network, held at its loss."""
-    every, moving = max(relax // 20, 1), {"seeds": 2, "h": 2 * h, "friction": friction}
-    return landscape.relax(settings, op, files[op], memorised, steps=relax, every=every, **moving)
+def record(job, folder):
+    """The training path of one operation; leaves its memorised network in the folder."""
+    return landscape.record_training(settings, job["op"], folder, par.record_every)
 
 
 # %%
 def explore(job):
-    """Training path, entropy and relaxation of one operation: rows of three tables, one of `runs.csv`."""
-    op, folder = job["op"], run.inputs / job["op"]
-    landscape.record_training(settings, op, trajectory_table, folder, record_every)
-    stages = {name: chosen[name] for name in STAGES}
-    rows, summary = landscape.sample(settings, op, files[op], grid, **stages)
-    landscape_table.append(*rows)
-    relaxation_table.append(*release(op, folder / "memorised.safetensors"))
-    return {**job, **summary}
+    """The entropy of one operation: a summary, and in `landscape` its curves."""
+    rows, summary = landscape.sample(
+        settings,
+        job["op"],
+        files[job["op"]],
+        grid,
+        seeds=par.seeds,
+        walkers=par.walkers,
+        melt=par.melt,
+        cool=par.cool,
+        steps=par.steps,
+        h=par.h,
+        friction=par.friction,
+    )
+    return {"runs": summary, "landscape": rows}
 
-
-# %% [markdown]
-# Rows belong to these parameters, this code, and the content of the weights that were read.
 
 # %%
-makers = [one_well, sample_potential, exact_entropy, curves_of, truth_summary, release, explore]
-constants = [list(POTENTIALS), TRUTH_SEEDS, TRUTH_GRID, STAGES, settings]
-uses = [landscape, potentials, wl, *constants, *makers]
-run = results.Run("entropy", chosen, uses=uses, reads=files)
-
-# %%
-truth_curves = run.table("truth", ["potential", "seed", "log10_energy"])
-trajectory_table = run.table("trajectory", ["op", "step"])
-landscape_table = run.table("landscape", ["op", "seed", "log10_loss"])
-relaxation_table = run.table("relaxation", ["op", "seed", "step"])
-
-
-# %% tags=["hide-input"]
-def in_order(table, names):
-    """A table's rows by operation as given, its file put in the same order: workers finish in any."""
-    rows = table.frame()
-    order = {name: place for place, name in enumerate(names)}
-    rows = rows.sort_values(table.keys[0], key=lambda column: column.map(order), kind="stable")
-    table.sort(rows.to_dict("records"))
-    return rows
+def release(job):
+    """Two walkers from a memorised network, held at its loss."""
+    return landscape.relax(
+        settings,
+        job["op"],
+        files[job["op"]],
+        memorised[job["op"]],
+        seeds=2,
+        steps=par.relax,
+        every=max(par.relax // 20, 1),
+        h=2 * par.h,
+        friction=par.friction,
+    )
 
 
 # %% [markdown]
@@ -271,9 +266,8 @@ def in_order(table, names):
 # $(n-1)/(n-3) = 1.4$ for $n = 8$ seeds.
 
 # %%
-sharing = {"workers": workers, "shard": shard}
-known = run.sweep("truth_runs", [{"potential": p} for p in POTENTIALS], sample_potential, **sharing)
-truth = in_order(truth_curves, list(POTENTIALS))
+known = run.sweep("truth_runs", [{"potential": p} for p in POTENTIALS], sample_potential)
+truth = run.frame("truth")
 mean_truth = truth.groupby(["potential", "log10_energy"], sort=False).mean()
 
 
@@ -290,10 +284,11 @@ def slope_of(curve):
 def judge(potential):
     """Slopes, errors and calibration of one potential."""
     mean, rows = mean_truth.loc[potential], truth[truth.potential == potential]
-    error, se = mean.entropy - mean.exact, rows.groupby("log10_energy").entropy.sem()
+    error = mean.entropy - mean.exact
+    se = rows.groupby("log10_energy").entropy.sem()
     slopes = {f"slope, {name}": slope_of(mean[column]) for name, column in CURVES.items()}
-    worst = {"largest error, nat": error.abs().max(), "(error / se)²": (error / se).pow(2).mean()}
-    return slopes | worst
+    worst = error.abs().max()
+    return {**slopes, "largest error, nat": worst, "(error / se)²": (error / se).pow(2).mean()}
 
 
 # %%
@@ -321,7 +316,7 @@ for ax, title in zip(axes, ("harmonic", "two wells", "estimate - exact"), strict
 axes[2].set_ylabel("error, nat")
 axes[0].legend()
 figures.letter_panels(axes)
-figures.save(figure, "entropy", profile, "truth")
+run.figure(figure, "truth")
 
 # %% [markdown]
 # Marks are the mean of the seeds, lines are exact, and the bands of panel (c) span the seeds. The two wells show their structure as a bend, where
@@ -350,10 +345,13 @@ print(f"bins never visited: {empty} of {TRUTH_GRID.count} without, {left_out} wi
 # network itself, 0 for an unrelated one. *Flatness* is 0 when a bin was never visited in the final stage.
 
 # %%
-runs = run.sweep("runs", [{"op": op} for op in operations], explore, **sharing)
-trajectory, sampled, relaxation = (
-    in_order(table, operations) for table in (trajectory_table, landscape_table, relaxation_table)
-)
+trajectory = run.sweep("trajectory", jobs, record)
+memorised = {}
+for job in [] if paths.frozen() else jobs:
+    memorised[job["op"]] = run.files("trajectory", job) / "memorised.safetensors"
+runs = run.sweep("runs", jobs, explore)
+sampled = run.frame("landscape")
+relaxation = run.sweep("relaxation", jobs, release)
 runs.round(3)
 
 # %% [markdown]
@@ -367,21 +365,21 @@ def combined(rows):
     """Mean over seeds and its standard error per bin, S = 0 in the highest bin."""
     bins_of = rows[rows.reached.eq(1) | (rows.reached.max() == 0)].groupby("log10_loss")
     out = bins_of[["entropy", "entropy_cooled", "entropy_force", "test_acc_mean"]].mean()
-    out["entropy_se"], out["visits"] = bins_of.entropy.sem(), bins_of.visits.sum()
+    out["entropy_se"] = bins_of.entropy.sem()
+    out["visits"] = bins_of.visits.sum()
     curves = ["entropy", "entropy_cooled", "entropy_force"]
     out[curves] -= out[curves].iloc[-1]
     return out.reset_index()
 
 
 # %% tags=["hide-input"]
-mean_table = run.table("landscape_mean", ["op", "log10_loss"])
-for op in operations:
-    lines = combined(sampled[sampled.op == op]).assign(op=op).to_dict("records")
-    if missing := mean_table.missing(lines):
-        mean_table.append(*missing)
+def mean_rows(job):
+    """The combined curve of one operation."""
+    return combined(sampled[sampled.op == job["op"]]).to_dict("records")
+
 
 # %%
-averaged = mean_table.frame()
+averaged = run.sweep("landscape_mean", jobs, mean_rows)
 fall = averaged.groupby("op", sort=False).agg(
     histogram=("entropy", "min"),
     force=("entropy_force", "min"),
@@ -415,7 +413,8 @@ def draw_seeds(ax, op, one):
 # %% tags=["hide-input"]
 def draw_path(ax, op, one):
     """The training path at the height of the curve, a little above it."""
-    path = trajectory[(trajectory.op == op) & trajectory.train_loss.between(10**low, 10**high)]
+    within = trajectory.train_loss.between(10**par.low, 10**par.high)
+    path = trajectory[(trajectory.op == op) & within]
     height = np.interp(np.log10(path.train_loss), one.log10_loss, one.entropy)
     look = {"c": path.test_acc_strict, "marker": "x", "s": 9, "lw": 0.8}
     ax.scatter(path.train_loss, height + 0.12 * np.ptp(one.entropy), **look, **COLOR)
@@ -425,7 +424,8 @@ def draw_path(ax, op, one):
 def draw_entropy(ax, op):
     """Curve with band, seeds, and training path of one operation."""
     one = averaged[averaged.op == op]
-    loss, curve, se = 10**one.log10_loss, figures.smooth(one.entropy, 3), one.entropy_se
+    loss, se = 10**one.log10_loss, one.entropy_se
+    curve = figures.smooth(one.entropy, 3)
     draw_seeds(ax, op, one)
     draw_path(ax, op, one)
     ax.fill_between(loss, curve - se, curve + se, color="0.6", alpha=0.3, lw=0)
@@ -433,23 +433,24 @@ def draw_entropy(ax, op):
     return ax.scatter(loss, curve, c=one.test_acc_mean, s=14, zorder=3, **COLOR)
 
 
-WIDTH = figures.PAGE if len(operations) > 1 else 4.4
+WIDTH = figures.PAGE if len(par.operations) > 1 else 4.4
 
 # %% tags=["hide-input"]
-figure, axes = plt.subplots(1, len(operations), figsize=(WIDTH, 2.5), sharey=True, squeeze=False)
-for ax, op in zip(axes.flat, operations, strict=True):
+across = len(par.operations)
+figure, axes = plt.subplots(1, across, figsize=(WIDTH, 2.5), sharey=True, squeeze=False)
+for ax, op in zip(axes.flat, par.operations, strict=True):
     points = draw_entropy(ax, op)
     figures.power_ticks(ax, "x")
     ax.xaxis.set_minor_formatter(plt.NullFormatter())
     ax.set(
         title=SYMBOL[op],
         xlabel="train loss, nat",
-        xlim=(10 ** math.floor(low), 10 ** math.ceil(high)),
+        xlim=(10 ** math.floor(par.low), 10 ** math.ceil(par.high)),
     )
 axes[0, 0].set_ylabel("entropy $S$, nat")
 figure.colorbar(points, ax=axes, label="strict test accuracy", pad=0.01)
 figures.letter_panels(axes.flat)
-figures.save(figure, "entropy", profile, "landscape")
+run.figure(figure, "landscape")
 
 # %% [markdown]
 # The entropy rises by hundreds of nats within the range of losses, and by how many differs from seed to seed. Per unit of $\ln E$ the slope at low losses is of the size of a learning coefficient, tens to hundreds,
@@ -468,7 +469,7 @@ figures.save(figure, "entropy", profile, "landscape")
 OP_COLOR = {"add": "test", "sub": "headline", "mul": "second", "div": "control"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4))
 equilibrium = {}
-for op in operations:
+for op in par.operations:
     one, color = averaged[averaged.op == op], figures.COLORS[OP_COLOR[op]]
     held = relaxation[relaxation.op == op]
     equilibrium[op] = np.interp(
@@ -482,7 +483,7 @@ left.set(title="accuracy", ylabel="strict test accuracy", ylim=(-0.03, 1), xlabe
 right.set(title="size of the weights", ylabel="mean of $z^2$", xlabel="moves", ylim=(0, None))
 left.legend(ncols=2)
 figures.letter_panels((left, right))
-figures.save(figure, "entropy", profile, "relaxation")
+run.figure(figure, "relaxation")
 
 # %% [markdown]
 # (entropy-offline)=
@@ -504,7 +505,7 @@ def recordings(path):
 
 # %%
 wide = wl.Grid(-3.0, 0.6, 12)
-paths_of = {op: trajectory[trajectory.op == op] for op in operations}
+paths_of = {op: trajectory[trajectory.op == op] for op in par.operations}
 offline = {
     op: [wl.offline_histogram(r, wide) for r in recordings(path)] for op, path in paths_of.items()
 }
@@ -513,8 +514,8 @@ offline = {
 # %% mystnb={"image": {"alt": "Offline histograms of one training run, recorded in two ways, beside the sampled entropy"}} tags=["hide-input"]
 RECORDED = ("even", "logarithmic"), ("test", "headline"), "os"
 shared = {"sharex": True, "sharey": "row", "squeeze": False}
-figure, axes = plt.subplots(2, len(operations), figsize=(WIDTH, 3.4), **shared)
-for (upper, under), op in zip(axes.T, operations, strict=True):
+figure, axes = plt.subplots(2, across, figsize=(WIDTH, 3.4), **shared)
+for (upper, under), op in zip(axes.T, par.operations, strict=True):
     for counts, label, color, mark in zip(offline[op], *RECORDED, strict=True):
         shown = counts.where(counts.isfinite(), math.nan).numpy()
         look = {"color": figures.COLORS[color], "marker": mark, "ls": "-", "lw": 0.8}
@@ -529,7 +530,7 @@ axes[1, 0].set_ylabel("entropy $S$, nat")
 title = "checkpoints of one training run, recorded at intervals that are"
 figures.legend_once(axes[0, 0], above=figure, title=title)
 figures.letter_panels(axes.flat)
-figures.save(figure, "entropy", profile, "offline")
+run.figure(figure, "offline")
 
 # %% [markdown]
 # The upper panels span a few units, whatever the landscape, for the logarithm of a count cannot exceed that of the number of checkpoints. The
@@ -542,7 +543,7 @@ figures.save(figure, "entropy", profile, "offline")
 # Claims about networks are tested where training memorises before it generalises and where the sampler had some time, from the profile *laptop* on.
 
 # %% tags=["hide-input"]
-tested = len(operations) > 1 and steps >= 100
+tested = len(par.operations) > 1 and par.steps >= 100
 PAPER, LOG = "Zhang et al. 2025: ", "offline: checkpoints in place of a sampler"
 
 
@@ -575,8 +576,8 @@ run.claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
 
 # %% tags=["hide-input"]
 gap = (fall.histogram / fall.force - 1).abs()
-text, ours = "histogram and mean force agree within 25 % on networks", f"differences {each(gap)}"
-run.claim(text, "not given", ours, gap.max() < 0.25, tested)
+text = "histogram and mean force agree within 25 % on networks"
+run.claim(text, "not given", f"differences {each(gap)}", gap.max() < 0.25, tested)
 
 # %% tags=["hide-input"]
 spread = fall.se / fall.histogram.abs()
@@ -615,7 +616,7 @@ def steepest(op):
 
 
 # %% tags=["hide-input"]
-bends = {op: steepest(op) for op in operations}
+bends = {op: steepest(op) for op in par.operations}
 text = "S(E) is concave over the range: no two phases coexist (exponent below 1)"
 ours = f"largest exponent {each(bends)}"
 run.claim(text, f"{PAPER}no first-order transition", ours, max(bends.values()) < 1, tested)
@@ -634,7 +635,7 @@ def advantage(op):
 
 
 # %% tags=["hide-input"]
-ahead = {op: advantage(op) for op in operations}
+ahead = {op: advantage(op) for op in par.operations}
 for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.0, -1.0)):
     means = {op: a.loc[first:last].mean() for op, a in ahead.items()}
     text = f"at equal loss ({name}) high-entropy states beat the training path (by 0.05)"
@@ -653,14 +654,14 @@ run.claim(text, LOG, f"largest change {each(changes)}", max(changes.values()) < 
 
 # %% tags=["hide-input"]
 def rank_correlation(op):
-    """Spearman correlation of the offline histogram with the sampled entropy, over the bins of the latter."""
+    """Spearman correlation of the offline histogram with the sampled entropy, over its bins."""
     one = averaged[averaged.op == op]
     counts = offline[op][0][wide.bins(torch.tensor(one.log10_loss.to_numpy()))]
     return pd.Series(counts.numpy()).corr(pd.Series(one.entropy.to_numpy()), method="spearman")
 
 
 # %% tags=["hide-input"]
-trends = {op: rank_correlation(op) for op in operations}
+trends = {op: rank_correlation(op) for op in par.operations}
 text = "an offline histogram follows the sampled entropy (rank correlation above 0.5)"
 run.claim(text, LOG, each(trends), min(trends.values()) > 0.5, tested)
 

@@ -4,7 +4,7 @@ they are found.
 Settings are the parameters of chapter agop, for instance those of one of its profiles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,18 @@ def load(settings: Settings, file: Path) -> Grokker:
     return model
 
 
-def train(settings: Settings, operation: str, folder: Path, evaluate: training.Evaluate) -> Grokker:
+def train(
+    settings: Settings,
+    operation: str,
+    folder: Path,
+    evaluate: training.Evaluate,
+    written: Callable[[int], bool] | None = None,
+) -> Grokker:
     """Train the network of the first seed; a killed call continues from the checkpoint in a folder.
 
     Args:
         evaluate: (network, step) -> metrics, `waiting`'s among them.
+        written: as for `fieldbook.nn.training.fit`.
     """
     seed, where = settings.seeds[0], device()
     model, task = network_of(settings, seed).to(where), task_of(settings, operation, seed)
@@ -172,6 +179,7 @@ def train(settings: Settings, operation: str, folder: Path, evaluate: training.E
         recipe_of(settings, seed, where),
         evaluate=evaluate,
         checkpoint=folder,
+        written=written,
         progress=False,
     )
     return model

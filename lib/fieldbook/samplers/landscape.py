@@ -20,7 +20,7 @@ from fieldbook.nn.checkpoints import save_weights
 from fieldbook.nn.functional import flatten, outputs_of, stacked_losses, trained
 from fieldbook.nn.machine import device
 from fieldbook.nn.seeds import stream
-from fieldbook.run.tables import Row, Table
+from fieldbook.run.tables import Log, Row
 from fieldbook.samplers import wang_landau as wl
 
 MEMORISED = 0.99  # train accuracy
@@ -62,38 +62,44 @@ def accuracy_of(
 
 
 def record_training(
-    settings: networks.Settings, operation: str, table: Table, folder: Path, every: int
-) -> None:
-    """Train a network as `networks.trained` does, recording full-batch loss and accuracies; a
-    killed call continues.
+    settings: networks.Settings, operation: str, folder: Path, every: int
+) -> list[Row]:
+    """Train a network as `networks.trained` does, recording full-batch loss and accuracies.
+
+    A killed call continues from its last evaluation and ends with the same rows.
 
     Args:
-        table: keyed by `op` and `step`; one row per evaluation.
         folder: of the checkpoint and `memorised.safetensors`: the first evaluation with train
             accuracy above 99 %.
         every: updates between evaluations.
+    Returns:
+        One row per evaluation.
     """
-    t, where = networks.task_of(settings, operation, settings["seeds"][0]), device()
+    t, where = networks.task_of(settings, operation, settings.seeds[0]), device()
+    log = Log(folder / "rows")
     pairs, target, train, strict = (a.to(where) for a in (t.pairs, t.target, t.train, t.strict))
     memorised = folder / "memorised.safetensors"
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         logits = network(pairs).float()
         right = (logits.argmax(1) == target).double()
-        row = {"op": operation, "step": step}
-        row["train_loss"] = float(torch.nn.functional.cross_entropy(logits[train], target[train]))
-        row |= {
-            f"{name}_acc": float(right[of].mean())
-            for name, of in (("train", train), ("test", ~train))
+        row = {
+            "step": step,
+            "train_loss": float(torch.nn.functional.cross_entropy(logits[train], target[train])),
+            "train_acc": float(right[train].mean()),
+            "test_acc": float(right[~train].mean()),
+            "test_acc_strict": float(right[strict].mean()),
         }
         if row["train_acc"] > MEMORISED and not memorised.exists():
             save_weights(network, memorised)
-        table.append({**row, "test_acc_strict": float(right[strict].mean())})
+        log.write(row)
         return networks.waiting(step, row["test_acc"])
 
-    model = networks.train({**settings, "eval_every": every}, operation, folder, evaluate)
+    often = settings.replace(eval_every=every)
+    model = networks.train(often, operation, folder, evaluate, written=log.has)
     if not memorised.exists():
         save_weights(model, memorised)
+    return log.rows()
 
 
 def sample(
@@ -257,7 +263,7 @@ def _prepare(
     """The trained network, its train loss and strict test accuracy as functions of z, and its own
     z."""
     model = networks.load(settings, file).to(device())
-    t: Task = networks.task_of(settings, operation, settings["seeds"][0])
+    t: Task = networks.task_of(settings, operation, settings.seeds[0])
     scale = scales(model)
     split: list[Any] = [
         (t.pairs[of].to(scale.device), t.target[of].to(scale.device)) for of in (t.train, t.strict)
