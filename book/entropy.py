@@ -127,7 +127,8 @@ TRUTH_GRID = wl.Grid(-0.5, 1.0, 15)
 def one_well(d):
     """Eight walkers per seed at a = 1, (seeds, walkers, d)."""
     z = torch.zeros(TRUTH_SEEDS, 8, d, dtype=torch.float64)
-    z[..., 0], z[..., 1] = 1.0, torch.linspace(0.9, 3.5, 8)
+    z[..., 0] = 1.0
+    z[..., 1] = torch.linspace(0.9, 3.5, 8)
     return z
 
 
@@ -416,8 +417,9 @@ def draw_path(ax, op, one):
     within = trajectory.train_loss.between(10**par.low, 10**par.high)
     path = trajectory[(trajectory.op == op) & within]
     height = np.interp(np.log10(path.train_loss), one.log10_loss, one.entropy)
-    look = {"c": path.test_acc_strict, "marker": "x", "s": 9, "lw": 0.8}
-    ax.scatter(path.train_loss, height + 0.12 * np.ptp(one.entropy), **look, **COLOR)
+    height += 0.12 * np.ptp(one.entropy)
+    accuracy = path.test_acc_strict
+    ax.scatter(path.train_loss, height, c=accuracy, marker="x", s=9, lw=0.8, **COLOR)
 
 
 # %% tags=["hide-input"]
