@@ -80,7 +80,6 @@ shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0,
 
 # %% tags=["hide-input"]
 import time
-from functools import partial
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -89,19 +88,15 @@ import pandas as pd
 import torch
 from matplotlib.colors import LogNorm
 
-from fieldbook.run import figures, parameters, paths, results
-from fieldbook.nn import machine
-from fieldbook.nn.checkpoints import save_weights
-from fieldbook.grokking.networks import load, settings_of, task_of, trained
+from fieldbook.run import figures, parameters, paths
+from fieldbook.run.chapter import start
+from fieldbook.nn.checkpoints import read_weights, save_weights
+from fieldbook.grokking.networks import load, task_of, trained
 from fieldbook.samplers import ground_truth, llc, rescaled, symmetry
 from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Sampling
 
-chosen = parameters.load("si_sgld", globals())  # checked; 1e-4 read as text is a number again
-globals().update(chosen)
-figures.use_style()
-device = machine.device()
-pd.set_option("display.max_colwidth", None)
+par, device, run = start("si_sgld")
 
 # %% tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
@@ -119,12 +114,14 @@ STYLES = dict(zip(LABELS, ("C1s--", "C4D-.", "C2^-", "C0o-", "C5v-", "C3x:"), st
 # grokking.
 
 # %%
-settings, gelu_settings, first = settings_of(networks), settings_of("gelu"), operations[0]
-splits = {operation: task_of(settings, operation, settings["seeds"][0]) for operation in operations}
+settings = parameters.of_profile("agop", par.networks)
+gelu_settings = parameters.of_profile("agop", "gelu")
+first = par.operations[0]
+splits = {one: task_of(settings, one, settings.seeds[0]) for one in par.operations}
 files = gelu = {}
 if not paths.frozen():
-    files = trained(networks, operations, workers=workers, train_missing=train_missing)
-    gelu = trained("gelu", ["add"])
+    files = trained(settings, par.operations, workers=par.workers, train_missing=par.train_missing)
+    gelu = trained(gelu_settings, ["add"])
 
 
 # %%
@@ -139,17 +136,34 @@ def accuracy(model, pairs, target):
 
 
 # %%
-def polish(job):
-    """Take a network to a minimum, keep its weights, and report what that changed."""
-    model, task = load(settings, files[job["operation"]]).to(device), splits[job["operation"]]
-    train, test = data_of(task, task.train), data_of(task, ~task.train)
-    numbers = llc.loss_and_gradient_norm(model, *train)
-    llc.polish(model, *train, steps=polish_steps, lr=polish_lr)
-    save_weights(model, run.inputs / f"{job['operation']}.safetensors")
-    numbers = [len(train[1]), *numbers, *llc.loss_and_gradient_norm(model, *train)]
-    names = ["n", "loss_trained", "gradient_trained", "loss_star", "gradient_star"]
-    return job | dict(zip(names, numbers, strict=True)) | {"test_acc": accuracy(model, *test)}
+def fisher_of(model, pairs):
+    """The diagonal of the Fisher information, (D,)."""
+    return llc.fisher_diagonal(model, pairs, torch.Generator(device).manual_seed(par.seed))
 
+
+# %%
+def polish(job, folder):
+    """Take a network to a minimum and report what that changed; it stays in the folder."""
+    task = splits[job["operation"]]
+    model = load(settings, files[job["operation"]]).to(device)
+    train, test = (data_of(task, part) for part in (task.train, ~task.train))
+    before = llc.loss_and_gradient_norm(model, *train)
+    llc.polish(model, *train, steps=par.polish_steps, lr=par.polish_lr)
+    after = llc.loss_and_gradient_norm(model, *train)
+    save_weights(model, folder / "star.safetensors")
+    save_weights({"fisher": fisher_of(model, train[0])}, folder / "fisher.safetensors")
+    names = ("loss_trained", "gradient_trained", "loss_star", "gradient_star")
+    numbers = dict(zip(names, (*before, *after), strict=True))
+    return {"n": len(train[1]), **numbers, "test_acc": accuracy(model, *test)}
+
+
+# %%
+jobs = [{"operation": operation} for operation in par.operations]
+polished = run.sweep("networks", jobs, polish)
+minima = {}
+for job in [] if paths.frozen() else jobs:
+    minima[job["operation"]] = run.files("networks", job)
+polished.set_index("operation").map("{:.3g}".format)
 
 # %% [markdown]
 # Two things of a polished network are needed again and again: its train split, and the diagonal of its **Fisher
@@ -161,10 +175,10 @@ def polish(job):
 # %%
 def minimum(operation):
     """A polished network with its train split and the Fisher information there."""
-    model = load(settings, run.inputs / f"{operation}.safetensors").to(device)
-    pairs, target = data_of(splits[operation], splits[operation].train)
-    generator = torch.Generator(device).manual_seed(seed)
-    fisher = llc.fisher_diagonal(model, pairs, generator)
+    folder, task = minima[operation], splits[operation]
+    model = load(settings, folder / "star.safetensors").to(device)
+    pairs, target = data_of(task, task.train)
+    fisher = read_weights(folder / "fisher.safetensors")[0]["fisher"].to(device)
     return rescaled.Minimum(model, pairs, target, fisher)
 
 
@@ -183,10 +197,10 @@ def minimum(operation):
 # unscaled network on all train pairs; a difference above $10^{-4}$ stops the run.
 
 # %%
-factors = symmetry.log_grid(grid, decades, reference=reference).tolist()
+factors = symmetry.log_grid(par.grid, par.decades, reference=par.reference).tolist()
 cells = list(product(factors, factors))
-everywhere = Sampling(steps, burn_in, chains, batch_size, seed)
-brief = Sampling(check_steps, 0, 1, batch_size, seed)
+everywhere = Sampling(par.steps, par.burn_in, par.chains, par.batch_size, par.seed)
+brief = Sampling(par.check_steps, 0, 1, par.batch_size, par.seed)
 
 # %% [markdown]
 # The log met neither condition. It left the $\epsilon$ of the layer norms at $10^{-5}$, but weight decay has shrunk the
@@ -201,9 +215,9 @@ def violated(job):
         model = load(gelu_settings, gelu["add"]).to(device)
         task = task_of(gelu_settings, "add", 0)
         return model, symmetry.rescale(model, 1, job["factor"]), data_of(task, task.train)
-    model, task = minima[job["case"]].model, splits[job["case"]]
-    scaled = symmetry.rescale(model, job["factor"], eps_mode="fixed")
-    return model, scaled, data_of(task, task.train)
+    start = minimum(job["case"])
+    scaled = symmetry.rescale(start.model, job["factor"], eps_mode="fixed")
+    return start.model, scaled, (start.pairs, start.target)
 
 
 # %%
@@ -212,7 +226,7 @@ def break_symmetry(job):
     model, scaled, (pairs, target) = violated(job)
     gap = symmetry.logit_gap(model, scaled, pairs)
     star, loss = (llc.loss_and_gradient_norm(m, pairs, target)[0] for m in (model, scaled))
-    return {**job, "max_dlogit": gap, "loss": loss, "loss_star": star}
+    return {"max_dlogit": gap, "loss": loss, "loss_star": star}
 
 
 # %% [markdown]
@@ -265,21 +279,21 @@ def break_symmetry(job):
 
 # %%
 def calibrate(job):
-    """Step size and localisation of one sampler on one network; what led there goes to tables of its own."""
-    options = {"relaxation": relaxation, "target": target_of(job["operation"]), "n": localizations}
-    start = minima[job["operation"]]
-    found, curve = rescaled.calibrate(start, job["sampler"], everywhere, **options)
-    curves.append(*({**job, **point} for point in curve))
+    """Step size and localisation of one sampler on one network, with what led there."""
+    start = minimum(job["operation"])
+    found, curve = rescaled.calibrate(
+        start,
+        job["sampler"],
+        everywhere,
+        relaxation=par.relaxation,
+        target=par.target * start.n_beta * np.log(settings.p),
+        n=par.localizations,
+    )
+    rows = {"settings": found, "localization": [{**job, **point} for point in curve]}
     if job["operation"] == first:
-        chosen_here = {name: found[name] for name in ("eps", "gamma")}
-        lengths.append(*rescaled.lengthen(start, job["sampler"], everywhere, **chosen_here))
-    return {**job, **found}
-
-
-# %%
-def target_of(operation):
-    """The estimate at (1, 1) that all samplers are brought to."""
-    return target * minima[operation].n_beta * np.log(settings["p"])
+        how = {name: found[name] for name in ("eps", "gamma")}
+        rows["lengths"] = rescaled.lengthen(start, job["sampler"], everywhere, **how)
+    return rows
 
 
 # %% [markdown]
@@ -289,20 +303,14 @@ def target_of(operation):
 
 # %%
 def sample(job):
-    """Append one stack of cells to its table; returns how long that took."""
-    began, pair = time.perf_counter(), (job["operation"], job["sampler"])
-    eps, gamma = tuned.loc[pair, ["eps", "gamma"]]
-    part = cells[stack * job["stack"] : stack * (job["stack"] + 1)]
-    start = minima[job["operation"]]
+    """One stack of cells, rows of a table per heat map, and how long that took."""
+    began = time.perf_counter()
+    eps, gamma = tuned.loc[(job["operation"], job["sampler"]), ["eps", "gamma"]]
+    part = cells[par.stack * job["stack"] : par.stack * (job["stack"] + 1)]
+    start = minimum(job["operation"])
     rows = rescaled.rows(start, job["sampler"], part, everywhere, eps=eps, gamma=gamma)
-    cells_table(*pair).append(*rows)
-    return {**job, "seconds": time.perf_counter() - began}
-
-
-# %%
-def cells_table(operation, sampler):
-    """The table of one heat map, a row per cell."""
-    return run.table(f"{operation}_{sampler}", ["alpha", "beta"])
+    seconds = time.perf_counter() - began
+    return {"timing": {"seconds": seconds}, f"{job['operation']}_{job['sampler']}": rows}
 
 
 # %% [markdown]
@@ -313,20 +321,26 @@ def cells_table(operation, sampler):
 
 # %%
 def check(job):
-    """Losses of all cells at one alpha in float64, each sampled in its rescaled network and in the frame."""
-    name, part, gaps = job["sampler"], [(job["alpha"], beta) for beta in axis], []
-    options = tuned.loc[(first, name), ["eps", "gamma"]].to_dict()
-    framed = rescaled.traces(precise, name, part, brief, **options)[..., 0].T
+    """Losses of all cells at one alpha in float64, in the rescaled network and in the frame."""
+    start = minimum(first)
+    name = job["sampler"]
+    precise = rescaled.Minimum(
+        start.model.double(), start.pairs, start.target, start.fisher.double()
+    )
+    part = [(job["alpha"], beta) for beta in axis]
+    how = tuned.loc[(first, name), ["eps", "gamma"]].to_dict()
+    framed = rescaled.traces(precise, name, part, brief, **how)[..., 0].T
+    gaps, rows = [], []
     for cell, frame in zip(part, framed, strict=True):
-        losses = rescaled.direct_trace(precise, name, cell, brief, **options)[:, 0]
+        losses = rescaled.direct_trace(precise, name, cell, brief, **how)[:, 0]
         gaps.append(((losses - frame).abs().max() / losses.abs().max()).item())
-        traced.append(trace_row(name, cell, losses))
-    return {**job, "frame_gap": max(gaps)}
+        rows.append(trace_row(name, cell, losses))
+    return {"frames": {"frame_gap": max(gaps)}, "traces": rows}
 
 
 # %%
 def trace_row(sampler, cell, losses):
-    """One row of `traces.csv`."""
+    """One row of `traces`."""
     names = {"sampler": sampler, "alpha": cell[0], "beta": cell[1]}
     return names | {f"step_{t}": loss for t, loss in enumerate(losses.tolist())}
 
@@ -334,51 +348,36 @@ def trace_row(sampler, cell, losses):
 # %%
 def imitate(job):
     """The log's number in all cells, for one step size: a mean loss over twenty steps."""
-    short = Sampling(20, 0, 1, batch_size, seed)
-    losses = rescaled.plain_losses(minima[first], job["sampler"], cells, short, job["eps"]).double()
-    low, high, spread = losses.min().item(), losses.max().item(), losses.std() / losses.mean()
-    return {**job, "mean": losses.mean().item(), "low": low, "high": high, "cv": spread.item()}
+    short = Sampling(20, 0, 1, par.batch_size, par.seed)
+    losses = rescaled.plain_losses(minimum(first), job["sampler"], cells, short, job["eps"])
+    losses = losses.double()
+    return {
+        "mean": losses.mean(),
+        "low": losses.min(),
+        "high": losses.max(),
+        "cv": losses.std() / losses.mean(),
+    }
 
 
 # %%
 def known(job):
     """One sampler on one loss whose coefficient is known."""
-    problem, size = (
+    found = ground_truth.compare(
         ground_truth.PROBLEMS[job["problem"]](),
-        {"steps": truth_steps, "chains": truth_chains},
+        job["sampler"],
+        step=par.truth_step,
+        steps=par.truth_steps,
+        chains=par.truth_chains,
     )
-    return {**job, **ground_truth.compare(problem, job["sampler"], step=truth_step, **size)} | job
+    return found | job
 
-
-# %% [markdown]
-# ## Computing
-#
-# Every table is a sweep: what a killed run has finished is kept, the rest is computed by the next one, with the same
-# result to the last byte. Wall times alone cannot be, and have a table of their own, `timing.csv`.
-
-# %%
-makers = [data_of, accuracy, polish, minimum, violated, break_symmetry, calibrate, target_of]
-uses = [rescaled, ground_truth, load, *makers, sample, check, trace_row, imitate, known]
-run = results.Run(
-    "si_sgld", chosen, uses=uses, reads=files | {f"GELU {o}": f for o, f in gelu.items()}
-)
-
-
-# %%
-fill = partial(run.sweep, workers=workers, shard=shard)
-polished = fill("networks", [{"operation": o} for o in operations], polish)
-minima = {} if paths.frozen() else {operation: minimum(operation) for operation in operations}
-exact = [
-    rescaled.gate(start, list(product(factors[:: grid - 1], repeat=2))) for start in minima.values()
-]
-polished.set_index("operation").map("{:.3g}".format)
 
 # %% [markdown]
 # The damage that a fixed $\epsilon$ and GELU do comes first: it needs no sampling.
 
 # %%
-cases = product([*operations, "GELU"], symmetry.log_grid(9).tolist())
-broken = fill("broken", [{"case": c, "factor": f} for c, f in cases], break_symmetry)
+cases = product([*par.operations, "GELU"], symmetry.log_grid(9).tolist())
+broken = run.sweep("broken", [{"case": c, "factor": f} for c, f in cases], break_symmetry)
 
 # %% [markdown]
 # (sgld-exact)=
@@ -390,7 +389,7 @@ broken = fill("broken", [{"case": c, "factor": f} for c, f in cases], break_symm
 # %% tags=["hide-input"]
 def draw_loss(ax):
     """Train loss against alpha with a fixed epsilon, dotted where it should be."""
-    for operation in operations:
+    for operation in par.operations:
         one = broken[broken.case == operation]
         (line,) = ax.plot(one.factor, one.loss, marker="o", label=SYMBOL[operation])
         ax.plot(one.factor, one.loss_star, ":", color=line.get_color(), lw=0.8)
@@ -410,11 +409,14 @@ def draw_logits(ax):
 
 # %% mystnb={"image": {"alt": "Loss against alpha with fixed epsilon, and change of the logits against beta with GELU"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3))
-draw_loss(left), draw_logits(right)
+draw_loss(left)
+draw_logits(right)
 for ax in (left, right):
-    figures.power_ticks(ax), figures.power_ticks(ax, "x"), ax.legend()
+    figures.power_ticks(ax)
+    figures.power_ticks(ax, "x")
+    ax.legend()
 figures.letter_panels((left, right))
-figures.save(figure, "si_sgld", profile, "exact")
+run.figure(figure, "exact")
 
 # %% [markdown]
 # (sgld-localization)=
@@ -429,49 +431,50 @@ figures.save(figure, "si_sgld", profile, "exact")
 # $\varepsilon T$ and no coefficient.
 
 # %%
-curves = run.table("localization", ["operation", "sampler", "gamma"])
-lengths = run.table("lengths", ["sampler", "eps", "T"])
-pairs = [*product(operations, samplers), *product([first], controls)]
-tuned = fill("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
+pairs = [*product(par.operations, par.samplers), *product([first], par.controls)]
+tuned = run.sweep("settings", [{"operation": o, "sampler": s} for o, s in pairs], calibrate)
 tuned = tuned.set_index(["operation", "sampler"])
-curves.sort()
-lengths.sort()
+curve = run.frame("localization")
+lengths = run.frame("lengths")
 tuned.map("{:.3g}".format)
 
 # %% tags=["hide-input"]
-curve, n_beta = curves.frame(), polished.n[0] / np.log(polished.n[0])
-guess = n_beta * np.log(settings["p"])
+n_beta = polished.n[0] / np.log(polished.n[0])
+guess = n_beta * np.log(settings.p)
 
 
 def draw_localization(ax):
     """Estimates of the first operation against the localisation, in units of that chosen."""
     for sampler, one in curve[curve.operation == first].groupby("sampler"):
-        x, y = one.gamma / tuned.gamma[first, sampler], one.llc.clip(upper=1.3 * guess)
-        ax.plot(x, y, STYLES[sampler], ms=2.5, lw=1, label=LABELS[sampler])
+        relative = one.gamma / tuned.gamma[first, sampler]
+        shown = one.llc.clip(upper=1.3 * guess)
+        ax.plot(relative, shown, STYLES[sampler], ms=2.5, lw=1, label=LABELS[sampler])
     ax.set(xlabel=r"localisation $\gamma$ / chosen", xlim=(1e-3, 1e2))
-    ax.set(ylabel=r"estimate $\hat\lambda$ at $(1, 1)$", ylim=(1e-2 * target * guess, None))
+    ax.set(ylabel=r"estimate $\hat\lambda$ at $(1, 1)$", ylim=(1e-2 * par.target * guess, None))
 
 
 # %% tags=["hide-input"]
 def draw_lengths(ax):
-    """Estimates of the first operation against the length of the chain, thicker lines for longer steps."""
-    for (sampler, eps), one in lengths.frame().groupby(["sampler", "eps"]):
+    """Estimates of the first operation against the length of the chain, thick for long steps."""
+    for (sampler, eps), one in lengths.groupby(["sampler", "eps"]):
         share = eps / tuned.eps[first, sampler]
-        look = {"color": STYLES[sampler][:2], "ls": "-", "lw": 0.4 + share}
-        ax.plot(share * relaxation * one["T"], one.llc, **look)
+        relaxed, color = share * par.relaxation * one["T"], STYLES[sampler][:2]
+        ax.plot(relaxed, one.llc, color=color, ls="-", lw=0.4 + share)
     ax.set(xlabel="relaxation, $T$ times its share per step")
     ax.set(ylabel=r"$\hat\lambda$ over the first $T$ steps")
 
 
 # %% mystnb={"image": {"alt": "Estimate against localisation per sampler, and against the length of the chain"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.5))
-draw_localization(left), draw_lengths(right)
+draw_localization(left)
+draw_lengths(right)
 for ax in (left, right):
-    ax.axhline(target * guess, color="k", ls=":", lw=0.8)
-    figures.power_ticks(ax), figures.power_ticks(ax, "x")
+    ax.axhline(par.target * guess, color="k", ls=":", lw=0.8)
+    figures.power_ticks(ax)
+    figures.power_ticks(ax, "x")
 figures.legend_once(left, above=figure)
 figures.letter_panels((left, right))
-figures.save(figure, "si_sgld", profile, "localization")
+run.figure(figure, "localization")
 
 # %% [markdown]
 # (sgld-maps)=
@@ -484,50 +487,50 @@ figures.save(figure, "si_sgld", profile, "localization")
 # from the loss of guessing.
 
 # %%
-last = -(-len(cells) // stack)
-jobs = [{"operation": o, "sampler": s, "stack": k} for o, s in pairs for k in range(last)]
-timing = fill("timing", jobs, sample)
-for pair in pairs:
-    cells_table(*pair).sort([{"alpha": a, "beta": b} for a, b in cells])
-maps = {pair: cells_table(*pair).frame() for pair in pairs}
+last = -(-len(cells) // par.stack)
+stacks = [{"operation": o, "sampler": s, "stack": k} for o, s in pairs for k in range(last)]
+timing = run.sweep("timing", stacks, sample)
+maps = {(o, s): run.frame(f"{o}_{s}") for o, s in pairs}
 rows = pd.concat(one.assign(operation=o, sampler=s) for (o, s), one in maps.items())
 
 
 # %% tags=["hide-input"]
 def draw_map(ax, operation, sampler):
     """One heat map, flagged cells hatched, the unscaled network marked."""
-    one, middle = maps[operation, sampler], target * guess
-    names, norm = ["alpha", "beta", "llc"], LogNorm(middle / 100, guess)
-    image = figures.heat_map(ax, one, names, one.health != "ok", norm=norm)
+    one = maps[operation, sampler]
+    norm = LogNorm(par.target * guess / 100, guess)
+    image = figures.heat_map(ax, one, ["alpha", "beta", "llc"], one.health != "ok", norm=norm)
     ax.plot(0, 0, "+", color="w", ms=4)
     return image
 
 
 # %% mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
-shape, size = (len(operations), len(samplers)), (figures.PAGE, 1.55 * len(operations) + 0.4)
+shape = (len(par.operations), len(par.samplers))
+size = (figures.PAGE, 1.55 * len(par.operations) + 0.4)
 figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
-for row, operation in zip(axes, operations, strict=True):
-    images = [draw_map(ax, operation, s) for ax, s in zip(row, samplers, strict=True)]
+for row, operation in zip(axes, par.operations, strict=True):
+    images = [draw_map(ax, operation, s) for ax, s in zip(row, par.samplers, strict=True)]
     figure.colorbar(images[0], ax=row, pad=0.01).ax.set_title(r"$\hat\lambda$")
     row[0].set_ylabel(SYMBOL[operation] + "\n" + r"$\log_{10} \beta$")
-for top, bottom, sampler in zip(axes[0], axes[-1], samplers, strict=True):
-    top.set_title(LABELS[sampler]), bottom.set_xlabel(r"$\log_{10} \alpha$")
-figures.save(figure, "si_sgld", profile, "maps")
+for top, bottom, sampler in zip(axes[0], axes[-1], par.samplers, strict=True):
+    top.set_title(LABELS[sampler])
+    bottom.set_xlabel(r"$\log_{10} \alpha$")
+run.figure(figure, "maps")
 
 # %% [markdown]
 # The two controls, at the first operation: the metric that follows the chain is as blind to the rescaling as the frozen
 # one, and the rule of the log leaves the fewest healthy cells.
 
 # %% mystnb={"image": {"alt": "Heat maps of the two controls"}} tags=["hide-input"]
-if controls:
+if par.controls:
     size = (figures.COLUMN, 1.9)
-    figure, axes = plt.subplots(1, len(controls), figsize=size, sharey=True, squeeze=False)
-    images = [draw_map(ax, first, s) for ax, s in zip(axes[0], controls, strict=True)]
-    for ax, sampler in zip(axes[0], controls, strict=True):
+    figure, axes = plt.subplots(1, len(par.controls), figsize=size, sharey=True, squeeze=False)
+    images = [draw_map(ax, first, s) for ax, s in zip(axes[0], par.controls, strict=True)]
+    for ax, sampler in zip(axes[0], par.controls, strict=True):
         ax.set(title=LABELS[sampler], xlabel=r"$\log_{10} \alpha$")
     axes[0, 0].set_ylabel(r"$\log_{10} \beta$")
     figure.colorbar(images[0], ax=axes, pad=0.02).ax.set_title(r"$\hat\lambda$")
-    figures.save(figure, "si_sgld", profile, "controls")
+    run.figure(figure, "controls")
 
 # %% [markdown]
 # (sgld-spread)=
@@ -558,27 +561,30 @@ spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 # %% tags=["hide-input"]
 def draw_cut(ax, name, other):
-    """Estimates of all samplers along one axis of the grid, the other factor at 1, or next to it."""
+    """Estimates of all samplers along one axis of the grid, the other factor next to 1."""
     for sampler in all_samplers:
         one = maps[first, sampler].sort_values([other, name])
         one = one[one[other] == one[other].iloc[np.log(one[other]).abs().argmin()]]
-        look = {"fmt": STYLES[sampler], "label": LABELS[sampler], "lw": 1, "ms": 3}
-        ax.errorbar(one[name], one.llc.clip(upper=2 * guess), 2 * one.llc_se, **look)
+        shown = one.llc.clip(upper=2 * guess)
+        fmt, label = STYLES[sampler], LABELS[sampler]
+        ax.errorbar(one[name], shown, 2 * one.llc_se, fmt=fmt, label=label, lw=1, ms=3)
     ax.axhspan(guess / 2, 2 * guess, color="0.92")
     ax.set(xlabel=rf"$\{name}$ at $\{other} = {one[other].iloc[0]:.3g}$")
-    ax.set_ylim(target * guess / 1e3, 2 * guess)
+    ax.set_ylim(par.target * guess / 1e3, 2 * guess)
 
 
 # %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
-all_samplers = [*samplers, *controls]
+all_samplers = [*par.samplers, *par.controls]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
-draw_cut(left, "alpha", "beta"), draw_cut(right, "beta", "alpha")
+draw_cut(left, "alpha", "beta")
+draw_cut(right, "beta", "alpha")
 for ax in (left, right):
-    figures.power_ticks(ax), figures.power_ticks(ax, "x")
+    figures.power_ticks(ax)
+    figures.power_ticks(ax, "x")
 left.set_ylabel(r"estimate $\hat\lambda$")
 figures.legend_once(left, above=figure)
 figures.letter_panels((left, right))
-figures.save(figure, "si_sgld", profile, "cuts")
+run.figure(figure, "cuts")
 
 # %% [markdown]
 # (sgld-traces)=
@@ -589,23 +595,18 @@ figures.save(figure, "si_sgld", profile, "cuts")
 # same range, in double precision, sampled in the rescaled networks themselves. For three samplers there is one line to be seen.
 
 # %%
-if not paths.frozen():
-    start = minima[first]
-    model = load(settings, run.inputs / f"{first}.safetensors").to(device).double()
-    precise = rescaled.Minimum(model, start.pairs, start.target, start.fisher.double())
-axis = symmetry.log_grid(check_grid, decades).tolist()
-traced = run.table("traces", ["sampler", "alpha", "beta"])
-frames = [{"sampler": s, "alpha": a} for s, a in product(all_samplers, axis)]
-frames = fill("frames", frames, check)
-traced.sort()
-checked = traced.frame()
+axis = symmetry.log_grid(par.check_grid, par.decades).tolist()
+lines = [{"sampler": s, "alpha": a} for s, a in product(all_samplers, axis)]
+frames = run.sweep("frames", lines, check)
+checked = run.frame("traces")
 steps_of = [name for name in checked if name.startswith("step_")]
 
 
 # %%
 def deviation(one):
-    """Largest distance of any cell's trace from that of the unscaled network, relative to its size."""
-    traces, middle = one[steps_of].to_numpy(), one[(one.alpha == 1) & (one.beta == 1)]
+    """Largest distance of any cell's trace from the unscaled network's, relative to its size."""
+    traces = one[steps_of].to_numpy()
+    middle = one[(one.alpha == 1) & (one.beta == 1)]
     unscaled = middle[steps_of].to_numpy()[:1] if len(middle) else traces[:1]
     return np.nan_to_num(abs(traces - unscaled).max() / abs(unscaled).max(), nan=np.inf)
 
@@ -627,7 +628,7 @@ for ax in axes[-1]:
 for ax in axes[:, 0]:
     ax.set_ylabel("$L(w_t) - L(w^*)$, nat")
 figures.letter_panels(axes.flat)
-figures.save(figure, "si_sgld", profile, "traces")
+run.figure(figure, "traces")
 
 # %% [markdown]
 # (sgld-naive)=
@@ -641,9 +642,8 @@ figures.save(figure, "si_sgld", profile, "traces")
 
 # %%
 sizes = np.logspace(-7, -1, 7).tolist()
-naive = fill(
-    "naive", [{"sampler": s, "eps": e} for s, e in product(("sgld", "si_div"), sizes)], imitate
-)
+tried = [{"sampler": s, "eps": e} for s, e in product(("sgld", "si_div"), sizes)]
+naive = run.sweep("naive", tried, imitate)
 naive.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 
@@ -658,14 +658,17 @@ def draw_naive(left, right, sampler):
 
 # %% mystnb={"image": {"alt": "Mean loss of twenty steps against the step size, and its spread over the cells"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3))
-draw_naive(left, right, "sgld"), draw_naive(left, right, "si_div")
-left.axhline(np.log(settings["p"]), color="k", ls=":", lw=0.8, label=r"guessing, $\log p$")
-figures.power_ticks(left), figures.power_ticks(left, "x"), figures.power_ticks(right, "x")
+draw_naive(left, right, "sgld")
+draw_naive(left, right, "si_div")
+left.axhline(np.log(settings.p), color="k", ls=":", lw=0.8, label=r"guessing, $\log p$")
+figures.power_ticks(left)
+for ax in (left, right):
+    figures.power_ticks(ax, "x")
 left.set(xlabel=r"step size $\varepsilon$", ylabel="mean loss of 20 steps, nat")
 right.set(xlabel=r"step size $\varepsilon$", ylabel="variation over cells", ylim=(0, None))
 left.legend()
 figures.letter_panels((left, right))
-figures.save(figure, "si_sgld", profile, "naive")
+run.figure(figure, "naive")
 
 # %% [markdown]
 # (sgld-truth)=
@@ -692,7 +695,7 @@ figures.save(figure, "si_sgld", profile, "naive")
 # %%
 problems = list(ground_truth.PROBLEMS)
 truths = [{"problem": q, "sampler": s} for q, s in product(problems, SAMPLERS)]
-truth = fill("ground_truth", truths, known)
+truth = run.sweep("ground_truth", truths, known)
 truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "within"]].round(3)
 
 # %% [markdown]
@@ -705,13 +708,14 @@ truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
 for k, sampler in enumerate(SAMPLERS):
     one = truth[truth.sampler == sampler].reset_index()
-    x, error = one.index + 0.12 * (k - 2.5), 2 * one.se / one.truth
+    x = one.index + 0.12 * (k - 2.5)
+    error = 2 * one.se / one.truth
     look = {"fmt": STYLES[sampler][:3], "ms": 4, "capsize": 2, "lw": 1, "label": LABELS[sampler]}
     ax.errorbar(x, one.estimate / one.truth, error, **look)
 ax.axhline(1, color="k", lw=0.6, ls="-")
 ax.set(xticks=range(len(problems)), xticklabels=problems, ylabel="estimate / truth")
 figures.legend_once(ax, above=figure)
-figures.save(figure, "si_sgld", profile, "ground_truth")
+run.figure(figure, "ground_truth")
 
 # %% [markdown]
 # ## Claims
@@ -720,7 +724,7 @@ figures.save(figure, "si_sgld", profile, "ground_truth")
 # finite or out of the basin, and that the coefficient of variation over all of them is below 5 %.
 
 # %% tags=["hide-input"]
-tested = grid % 2 == 1
+tested = par.grid % 2 == 1
 
 
 def span(values, form=".2g"):
@@ -729,7 +733,8 @@ def span(values, form=".2g"):
 
 
 # %% tags=["hide-input"]
-gap, source = rows.max_dlogit.max(), "the log: logits unchanged"
+gap = rows.max_dlogit.max()
+source = "the log: logits unchanged"
 text = "the rescaling is exact in every cell (logits within 1e-4) with co-scaled epsilon and ReLU"
 run.claim(text, source, f"at most {gap:.1e}", gap <= symmetry.LOGIT_GATE, tested)
 
@@ -744,7 +749,8 @@ run.claim(
 # %% tags=["hide-input"]
 worst = broken.loc[broken[broken.case == "GELU"].max_dlogit.idxmax()]
 text = "the rescaling is exact with GELU (logits within 1e-4)"
-ours = f"logits change by up to {worst.max_dlogit:.2g}, train loss {worst.loss_star:.2g} becomes {worst.loss:.2g}"
+ours = f"logits change by up to {worst.max_dlogit:.2g}"
+ours += f", train loss {worst.loss_star:.2g} becomes {worst.loss:.2g}"
 run.claim(text, source, ours, worst.max_dlogit <= symmetry.LOGIT_GATE, True)
 
 
@@ -755,9 +761,8 @@ def invariant(sampler):
     lost = one.health.str.contains("finite|basin")
     groups = one[~lost].groupby("operation").llc
     cv = groups.std() / groups.mean()
-    return not lost.any() and (
-        cv < 0.05
-    ).all(), f"variation {span(cv)}, {lost.mean():.0%} of cells lost"
+    ours = f"variation {span(cv)}, {lost.mean():.0%} of cells lost"
+    return not lost.any() and (cv < 0.05).all(), ours
 
 
 # %% tags=["hide-input"]
@@ -794,8 +799,8 @@ def log_spread(operation):
 
 
 # %% tags=["hide-input"]
-if {"sgld", "psgld"} <= set(samplers):
-    ratios = [log_spread(operation) for operation in operations]
+if {"sgld", "psgld"} <= set(par.samplers):
+    ratios = [log_spread(operation) for operation in par.operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
     halved = min(ratios) > 0.35 and max(ratios) < 0.65
     run.claim(text, "exponents 1 and 2", span(ratios), halved, tested)
@@ -821,7 +826,7 @@ text = "same-seed traces of SGLD, pSGLD and the divided rule are equal in all ce
 add_trace_claim(text, "not given", ["sgld", "psgld", "si_div"])
 
 # %% tags=["hide-input"]
-loud = naive[(naive.sampler == "si_div") & (naive["mean"] > 0.5 * np.log(settings["p"]))]
+loud = naive[(naive.sampler == "si_div") & (naive["mean"] > 0.5 * np.log(settings.p))]
 flat = loud.loc[loud.cv.idxmin()]
 text = "a uniform map of the log's twenty-step mean (variation below 0.1) shows invariance"
 ours = (
@@ -831,8 +836,8 @@ run.claim(text, "the log: colours uniform", ours, flat.cv >= 0.1, True)
 
 # %% tags=["hide-input"]
 nearest = min(symmetry.log_grid(30, reference=False), key=lambda factor: abs(np.log(factor)))
-text, ours = "a 30 x 30 grid contains the unscaled network", f"nearest factor {nearest:.3f}"
-run.claim(text, "the log: 30 x 30", ours, nearest == 1, True)
+text = "a 30 x 30 grid contains the unscaled network"
+run.claim(text, "the log: 30 x 30", f"nearest factor {nearest:.3f}", nearest == 1, True)
 
 # %% [markdown]
 # Last, the known coefficients.

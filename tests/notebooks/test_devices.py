@@ -143,7 +143,7 @@ def compute(chapter: str, **chosen: Any) -> dict[str, Any]:
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plt.switch_backend("Agg")
     monkeypatch.setenv("FIELDBOOK_RESULTS", str(tmp_path))
-    monkeypatch.setattr(networks, "settings_of", settings_of)
+    monkeypatch.setattr(parameters, "of_profile", of_profile)
     monkeypatch.setattr(spectroscopy, "COMPONENTS", 16)
     monkeypatch.setattr(
         linear_gibbs, "mean_loss", partial(linear_gibbs.mean_loss, chains=2, sweeps=6)
@@ -152,10 +152,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def settings_of(profile: str) -> dict[str, Any]:
-    return parameters.check(
-        paths.notebook("agop"), AGOP | {"activation": "gelu" if profile == "gelu" else "relu"}
-    )
+def of_profile(chapter: str, profile: str) -> parameters.Parameters:
+    chosen = AGOP | {"activation": "gelu" if profile == "gelu" else "relu", "profile": profile}
+    return parameters.Parameters(parameters.check(paths.notebook(chapter), chosen))
 
 
 @pytest.mark.parametrize("chapter", SMALL)
