@@ -79,19 +79,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldbook.run import figures, parameters, paths, results
-from fieldbook.nn import machine
+from fieldbook.run import figures, paths
+from fieldbook.run.chapter import start
 from fieldbook.nn.checks import require
 from fieldbook.drifting import evaluation, report, experiment
 from fieldbook.drifting import kernel
 from fieldbook.drifting import judge as image_features
 
-chosen = parameters.load("drifting", globals())
-globals().update(chosen)
-figures.use_style()
+par, device, run = start("drifting")
 torch.set_num_threads(1)
-pd.set_option("display.max_colwidth", None)
-DEVICE = str(machine.device())
 
 # %% [markdown]
 # ## The method
@@ -153,8 +149,8 @@ VARIANTS = {
     "distill": LEARNED | {"objective": "distill", "prior": False, "taus": [0.2]},
     "frozen": LOG_FORM | {"objective": "frozen"},
     "attached": LOG_FORM | {"objective": "attached"},
-    "set_16": {"set_size": max(set_size // 2, 2), "positives": max(set_size // 2, 2)},
-    "set_64": {"set_size": 2 * set_size, "positives": 2 * set_size},
+    "set_16": {"set_size": max(par.set_size // 2, 2), "positives": max(par.set_size // 2, 2)},
+    "set_64": {"set_size": 2 * par.set_size, "positives": 2 * par.set_size},
     "tau_0.02": {"taus": [0.02]},
     "tau_0.05": {"taus": [0.05]},
     "tau_0.2": {"taus": [0.2]},
@@ -167,21 +163,36 @@ VARIANTS = {
     "one_pass": {"cfg": "one_pass"},
     "two_pass": {"cfg": "two_pass"},
 }
-for variant in (*main, *ablations):
+for variant in (*par.main, *par.ablations):
     known = variant in (*VARIANTS, "none")
     require(known, "variant of main or ablations", variant, f"one of {', '.join(VARIANTS)}")
 
 # %% tags=["hide-input"]
-BASE = {"data": dataset, "folder": folder, "generator": generator, "width": width, "depth": depth}
-BASE |= {"noise_dim": noise_dim, "set_size": set_size, "positives": set_size, "groups": groups}
-BASE |= {"lr": lr, "encoder": encoder, "precision": precision}
+BASE = {
+    "data": par.dataset,
+    "folder": par.folder,
+    "generator": par.generator,
+    "width": par.width,
+    "depth": par.depth,
+    "noise_dim": par.noise_dim,
+    "set_size": par.set_size,
+    "positives": par.set_size,
+    "groups": par.groups,
+    "lr": par.lr,
+    "encoder": par.encoder,
+    "precision": par.precision,
+}
 
 
 def setting_of(job):
     """The setting of a variant, for as many updates as its group gets."""
-    length = ablation_steps if job["group"] == "ablation" else steps
-    times = {"steps": length, "eval_every": math.ceil(length / evaluations)}
-    schedule = times | {"warmup": min(warmup, length // 4), "seed": job["seed"]}
+    length = par.ablation_steps if job["group"] == "ablation" else par.steps
+    schedule = {
+        "steps": length,
+        "eval_every": math.ceil(length / par.evaluations),
+        "warmup": min(par.warmup, length // 4),
+        "seed": job["seed"],
+    }
     return experiment.Setting(**BASE | schedule | VARIANTS[job["variant"]])
 
 
@@ -192,21 +203,27 @@ def setting_of(job):
 # training digits alone would reward copying them.
 
 # %% tags=["hide-input"]
-constants = [VARIANTS, BASE, chosen["toys"]]
-modules = [experiment, evaluation, report, image_features]
-JUDGE_SEED, judge = 1_000, None
+JUDGE_SEED = 1_000
 if not paths.frozen():
-    images = experiment.load_images(dataset, folder)
-    judge = image_features.judge(images, JUDGE_SEED, judge_steps)
+    images = experiment.load_images(par.dataset, par.folder)
+
+
+def judge_in(folder):
+    """The judge that is trained in a folder, or has been."""
+    return image_features.judge(images, JUDGE_SEED, par.judge_steps, folder)
 
 
 # %% tags=["hide-input"]
-def judge_row(job):
-    """The judge and its floor, FD-digits of real training images, some of which are kept to be shown."""
-    sample_table.append(*({"variant": "real", **row} for row in report.real_rows(images)))
+def judge_row(job, folder):
+    """Train the judge; its accuracy, and its floor: FD-digits of real training images."""
+    judge = judge_in(folder)
     floor = np.array(judge.floor())
-    facts = {"accuracy": judge.accuracy, "weights": judge.digest}
-    return {**job, **facts, "floor": floor.mean(), "floor_sd": floor.std(ddof=1)}
+    return {
+        "accuracy": judge.accuracy,
+        "weights": judge.digest,
+        "floor": floor.mean(),
+        "floor_sd": floor.std(ddof=1),
+    }
 
 
 # %% [markdown]
@@ -217,46 +234,65 @@ def judge_row(job):
 TOY = {"width": 64, "noise_dim": 2, "set_size": 256, "positives": 256, "groups": 1, "lr": 1e-2}
 
 
-def toy_row(job):
+def toy_row(job, folder):
     """Train on a toy: a row of distances, and points and arrows to draw."""
-    toy, path = job["toy"], run.inputs / f"{job['toy']}_{job['styles']}"
-    times = {"steps": toy_steps, "eval_every": toy_steps, "warmup": min(50, toy_steps // 4)}
-    experiment.train(experiment.Setting(data=toy, codebook=job["styles"], **TOY, **times), path)
-    model, _ = experiment.restore(report.checkpoints(path)[-1])
-    toy_points.append(*({**job, **row} for row in report.toy_points(model, toy)))
-    return {**job, **report.toy_distances(model, toy)}
+    setting = experiment.Setting(
+        data=job["toy"],
+        codebook=job["styles"],
+        steps=par.toy_steps,
+        eval_every=par.toy_steps,
+        warmup=min(50, par.toy_steps // 4),
+        **TOY,
+    )
+    experiment.train(setting, folder)
+    model, _ = experiment.restore(report.checkpoints(folder)[-1])
+    points = [{**job, **row} for row in report.toy_points(model, job["toy"])]
+    return {"toys": report.toy_distances(model, job["toy"]), "toy_points": points}
 
 
 # %% [markdown]
-# A run trains one variant and evaluates its checkpoints: averaged weights, a fixed seed, balanced classes. Everything is written as it becomes known, and a
-# killed run continues.
+# A run trains one variant and evaluates its checkpoints: averaged weights, a fixed seed, balanced
+# classes. Everything is written as it becomes known, and a killed run continues.
 
 # %% tags=["hide-input"]
-OPTIONS = {"num_samples": num_samples, "device": DEVICE, "skip_existing": True}
-OPTIONS |= {"cleanup_samples": True, "dataset_split": dataset_split}
-OPTIONS |= {"fid_mode": None if fid_mode == "none" else fid_mode}
 MEASURED = [*evaluation.MEASURES, *experiment.METRICS]
 
 
-# %% tags=["hide-input"]
-def evaluated(job):
-    """Train a variant and evaluate it: all checkpoints of a main run, else the last."""
-    place = run.inputs / "_".join(map(str, job.values()))
-    experiment.train(setting_of(job), place, device=DEVICE)
-    which = place if job["group"] == "main" else report.checkpoints(place)[-1]
-    return place, evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
+def measured(judge, checkpoints, folder, alpha=1.0):
+    """The table of evaluated checkpoints, kept in a folder."""
+    return evaluation.evaluate(
+        checkpoints,
+        folder / "evaluation",
+        judge,
+        num_samples=par.num_samples,
+        alpha=alpha,
+        dataset_split=par.dataset_split,
+        fid_mode=None if par.fid_mode == "none" else par.fid_mode,
+        skip_existing=True,
+        cleanup_samples=True,
+        device=device,
+    )
 
 
 # %% tags=["hide-input"]
-def train_one(job):
-    """One run: rows of its checkpoints, samples of the first seed, and a row of how it ended."""
-    place, rows = evaluated(job)
-    found = rows.sort_values("step")[["step", *MEASURED]].to_dict("records")
-    checkpoint_table.append(*({**job, **row} for row in found))
-    if job["group"] == "main" and job["seed"] == 0:
-        images = report.sample_rows(place, device=DEVICE)
-        sample_table.append(*({"variant": job["variant"], **row} for row in images))
-    return {**job, **found[-1], **report.audit_run(place)}
+def train_one(job, folder):
+    """Train a variant, evaluate all checkpoints of a main run, else the last, audit its field."""
+    experiment.train(setting_of(job), folder, device=device)
+    which = folder if job["group"] == "main" else report.checkpoints(folder)[-1]
+    table = measured(judge_in(judged), which, folder).sort_values("step")
+    rows = table[["step", *MEASURED]].to_dict("records")
+    return {
+        "runs": {**rows[-1], **report.audit_run(folder)},
+        "checkpoints": [{**job, **row} for row in rows],
+    }
+
+
+# %% tags=["hide-input"]
+def sample_rows(job):
+    """Images to be shown: real ones, or those of a variant's first seed at every checkpoint."""
+    if job["variant"] == "real":
+        return report.real_rows(images)
+    return report.sample_rows(trained[job["variant"]], device=device)
 
 
 # %% [markdown]
@@ -268,51 +304,54 @@ def train_one(job):
 # %% tags=["hide-input"]
 def null_row(job):
     """Loss and drift of samples that are known: real images, class means, noise."""
-    return {**job, **report.known_drifts(setting_of(MAIN[0]), job["draw"])}
+    return report.known_drifts(setting_of(MAIN[0]), job["draw"])
 
 
 # %% tags=["hide-input"]
-def guide(job):
-    """One guided run, sampled at each strength: rows of `guidance.csv`."""
-    place, _ = evaluated({"group": "guided", **job, "seed": 0})
-    last = report.checkpoints(place)[-1]
-    for alpha in alphas:
-        found = evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
+def guide(job, folder):
+    """One guided run, and in `guidance` its measures at each strength."""
+    experiment.train(setting_of({"group": "guided", **job, "seed": 0}), folder, device=device)
+    last = report.checkpoints(folder)[-1]
+    judge = judge_in(judged)
+    rows = []
+    for alpha in par.alphas:
+        found = measured(judge, last, folder, alpha)
         row = found[found.alpha == alpha].iloc[-1]
-        guidance_table.append({**job, "alpha": alpha, **row[MEASURED]})
-    return {**job, "trained": True}
+        rows.append({**job, "alpha": alpha, **row[MEASURED]})
+    return {"guided": {"trained": True}, "guidance": rows}
 
-
-# %% [markdown]
-# Rows belong to these parameters and to this code.
-
-# %%
-MAIN = [{"group": "main", "variant": v, "seed": s} for v in main for s in range(seeds)]
-ABLATED = [{"group": "ablation", "variant": v, "seed": s} for v in ablations for s in range(seeds)]
-ABLATED = [job for job in ABLATED if job["variant"] != "none"]
-RULES = [rule for rule in guided if rule != "none"]
-makers = [setting_of, judge_row, toy_row, evaluated, train_one, null_row, guide]
-run = results.Run("drifting", chosen, uses=[*modules, *constants, *makers, TOY])
-
-# %% tags=["hide-input"]
-checkpoint_table = run.table("checkpoints", ["group", "variant", "seed", "step"])
-sample_table = run.table("samples", ["variant", "step", "sample"])
-guidance_table = run.table("guidance", ["variant", "alpha"])
-toy_points = run.table("toy_points", ["toy", "styles", "kind", "point"])
-options = {"workers": workers, "shard": shard}
 
 # %% [markdown]
 # ## Compute
 
 # %%
-floor = run.sweep("judge", [{"judge_seed": JUDGE_SEED}], judge_row, **options).iloc[0]
-nulls = run.sweep("nulls", [{"draw": d} for d in range(10)], null_row, **options)
-toy_jobs = [{"toy": t, "styles": k} for t in toys for k in (32, 0)]
-toy_runs = run.sweep("toys", toy_jobs, toy_row, **options)
-runs = run.sweep("runs", [*MAIN, *ABLATED], train_one, **options)
+judge_job = {"judge_seed": JUDGE_SEED}
+floor = run.sweep("judge", [judge_job], judge_row).iloc[0]
+judged = None if paths.frozen() else run.files("judge", judge_job)
+
+# %%
+SEEDS = range(par.seeds)
+ABLATIONS = [variant for variant in par.ablations if variant != "none"]
+MAIN = [{"group": "main", "variant": v, "seed": s} for v in par.main for s in SEEDS]
+ABLATED = [{"group": "ablation", "variant": v, "seed": s} for v in ABLATIONS for s in SEEDS]
+runs = run.sweep("runs", [*MAIN, *ABLATED], train_one)
+checkpoints = run.frame("checkpoints")
+nulls = run.sweep("nulls", [{"draw": draw} for draw in range(10)], null_row)
+
+# %%
+trained = {}
+for job in [] if paths.frozen() else MAIN:
+    if job["seed"] == 0:
+        trained[job["variant"]] = run.files("runs", job)
+pictures = run.sweep("samples", [{"variant": v} for v in ("real", *par.main)], sample_rows)
+
+# %%
+toy_jobs = [{"toy": toy, "styles": styles} for toy in par.toys for styles in (32, 0)]
+toy_runs = run.sweep("toys", toy_jobs, toy_row)
+RULES = [rule for rule in par.guided if rule != "none"]
 if RULES:
-    run.sweep("guided", [{"variant": v} for v in RULES], guide, **options)
-checkpoints, guidance = checkpoint_table.frame(), guidance_table.frame()
+    run.sweep("guided", [{"variant": rule} for rule in RULES], guide)
+    guidance = run.frame("guidance")
 
 # %% [markdown]
 # (drifting-toys)=
@@ -328,24 +367,25 @@ shown = toy_runs.set_index(["toy", "styles"]).rename(columns={"w2": "generated",
 shown.round(3)
 
 # %% mystnb={"image": {"alt": "Data, generated points with and without styles, and field arrows of two-dimensional distributions"}} tags=["hide-input"]
-cloud = toy_points.frame().set_index(["toy", "styles", "kind"])
+cloud = run.frame("toy_points").set_index(["toy", "styles", "kind"])
 PANELS = {
     "data": (32, "data", "test"),
     "generated": (32, "generated", "headline"),
     "without styles": (0, "generated", "control"),
     "field half-way": (32, "early", "null"),
 }
-figure, axes = plt.subplots(len(toys), 4, figsize=(figures.PAGE, 1.85 * len(toys)), squeeze=False)
-for row, toy in zip(axes, toys, strict=True):
+down = len(par.toys)
+figure, axes = plt.subplots(down, 4, figsize=(figures.PAGE, 1.85 * down), squeeze=False)
+for row, toy in zip(axes, par.toys, strict=True):
     for ax, (title, (styles, kind, color)) in zip(row, PANELS.items(), strict=True):
         one = cloud.loc[toy, styles, kind]
         ax.scatter(one.x, one.y, s=1.5, color=figures.COLORS[color], lw=0)
         ax.set(xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[])
-        ax.set_title(title if toy == toys[0] else "")
+        ax.set_title(title if toy == par.toys[0] else "")
     one = cloud.loc[toy, 32, "field"]
     row[3].quiver(one.x, one.y, one.u, one.v, color=figures.COLORS["test"], width=5e-3)
     row[0].set_ylabel(toy.replace("_", " "))
-figures.save(figure, "drifting", profile, "toys")
+run.figure(figure, "toys")
 
 # %% [markdown]
 # (drifting-digits)=
@@ -355,8 +395,7 @@ figures.save(figure, "drifting", profile, "toys")
 # means, and then styles within each class spread out.
 
 # %% tags=["hide-input"]
-pictures = sample_table.frame()
-SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[dataset]
+SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[par.dataset]
 
 
 def show(ax, variant, step, title):
@@ -373,7 +412,7 @@ times = [times[i] for i in sorted({1 if len(times) > 3 else 0, len(times) // 2, 
 figure, axes = plt.subplots(1, len(times), figsize=(figures.PAGE, 1.7), squeeze=False)
 for ax, step in zip(axes[0], times, strict=True):
     show(ax, "kernel", step, f"{step} updates")
-figures.save(figure, "drifting", profile, "samples")
+run.figure(figure, "samples")
 
 # %% [markdown]
 # Fréchet distance to held-out and to training digits, and coverage among the held-out ones; bands are the range over seeds, the grey band is the floor with its standard deviation.
@@ -403,11 +442,12 @@ curve(left, "kernel", "fd_train", "test", label="training", ls="--", marker="s")
 left.axhspan(*floor_band, color="0.85", lw=0, label="real digits")
 curve(right, "kernel", "coverage", "headline", label="coverage", ls="-", marker="o")
 curve(right, "kernel", "recall", "test", label="recall", ls="--", marker="s")
-left.set(ylabel=f"FD-{dataset}", xlabel="updates", ylim=(0, None), title="distance")
+left.set(ylabel=f"FD-{par.dataset}", xlabel="updates", ylim=(0, None), title="distance")
 right.set(ylabel="share", xlabel="updates", ylim=(0, 1.03), title="coverage")
-left.legend(), right.legend(loc="lower right")
+left.legend()
+right.legend(loc="lower right")
 figures.letter_panels((left, right))
-figures.save(figure, "drifting", profile, "progress")
+run.figure(figure, "progress")
 
 # %% [markdown]
 # (drifting-loss)=
@@ -433,7 +473,7 @@ left.legend()
 right.barh(list(drift)[::-1], list(drift.values())[::-1], color=figures.COLORS["test"])
 right.set(xlabel="drift / mean distance", title="size of the drift")
 figures.letter_panels((left, right))
-figures.save(figure, "drifting", profile, "loss")
+run.figure(figure, "loss")
 
 # %% [markdown]
 # (drifting-audit)=
@@ -469,7 +509,7 @@ LOOKS = {
     "frozen": ("null", "-.", "^"),
 }
 figure, ax = plt.subplots(figsize=(figures.COLUMN, 2.6))
-for variant in [v for v in main if v in LOOKS]:
+for variant in [v for v in par.main if v in LOOKS]:
     color, style, mark = LOOKS[variant]
     look = {"label": variant.replace("_", "-"), "ls": style, "marker": mark}
     if variant == "frozen":
@@ -479,20 +519,20 @@ for variant in [v for v in main if v in LOOKS]:
         curve(ax, variant, "fd_heldout", color, **look)
 ax.axhspan(*floor_band, color="0.85", lw=0, label="real digits")
 figures.power_ticks(ax)
-ax.set(xlabel="updates", ylabel=f"FD-{dataset}, held-out")
+ax.set(xlabel="updates", ylabel=f"FD-{par.dataset}, held-out")
 figures.legend_once(ax, figure)
-figures.save(figure, "drifting", profile, "learned")
+run.figure(figure, "learned")
 
 # %% [markdown]
 # Whether a field that was never trained leads anywhere is a matter of its seed: most leave the generator far from the data, and a few random ones pull it some of the way, as any weighted mean would. An ablation that compares such
 # fields measures this luck. The look-ahead field makes digits with every seed, at the kernel's distance from held-out ones, and more varied by recall. The last samples of the first seed, beside real digits:
 
 # %% mystnb={"image": {"alt": "Contact sheets of real digits and of those from kernel, look-ahead and frozen fields"}} tags=["hide-input"]
-sheets = ["real", *main]
+sheets = ["real", *par.main]
 figure, axes = plt.subplots(1, len(sheets), figsize=(figures.PAGE, 1.35), squeeze=False)
 for ax, variant in zip(axes[0], sheets, strict=True):
-    show(ax, variant, 0 if variant == "real" else steps, variant.replace("_", "-"))
-figures.save(figure, "drifting", profile, "sheets")
+    show(ax, variant, 0 if variant == "real" else par.steps, variant.replace("_", "-"))
+run.figure(figure, "sheets")
 
 # %% [markdown]
 # (drifting-ablations)=
@@ -518,9 +558,9 @@ ax.axvspan(*floor_band, color="0.85", lw=0, label="real digits")
 if "kernel" in means:
     ax.axvline(means["kernel"], color="0.5", lw=0.8, zorder=0)
 figures.power_ticks(ax, "x")
-ax.set(xlabel=f"FD-{dataset}, held-out")
+ax.set(xlabel=f"FD-{par.dataset}, held-out")
 ax.legend(loc="upper right")
-figures.save(figure, "drifting", profile, "ablations")
+run.figure(figure, "ablations")
 
 # %% [markdown]
 # ## Guidance
@@ -541,11 +581,12 @@ for ax, name in zip(axes, ("fd_heldout", "accuracy", "recall"), strict=True):
         one = guidance[guidance.variant == rule].sort_values("alpha")
         look = {"color": figures.COLORS[color], "ls": style, "marker": mark}
         ax.plot(one.alpha, one[name], label=rule.replace("_", " "), **look)
-    ax.set(xlabel=r"strength $\alpha$", title=name.replace("fd_heldout", f"FD-{dataset}, held-out"))
+    title = name.replace("fd_heldout", f"FD-{par.dataset}, held-out")
+    ax.set(xlabel=r"strength $\alpha$", title=title)
 if RULES:
     axes[0].legend()
 figures.letter_panels(axes)
-figures.save(figure, "drifting", profile, "guidance")
+run.figure(figure, "guidance")
 
 # %% [markdown]
 # ## CIFAR-10
@@ -564,10 +605,10 @@ LOG_FID.rename_axis("updates").rename("the log's FID").to_frame().T
 # Claims about quality are tested where training is long enough for digits to appear, from the profile *laptop* on.
 
 # %% tags=["hide-input"]
-tested = steps >= 500 and seeds >= 3
+tested = par.steps >= 500 and par.seeds >= 3
 PAPER, LOG = "Deng et al. 2026: ", "the log: "
 final = runs[runs.group == "main"].set_index("variant")
-score = {v: final.loc[[v]] for v in main}
+score = {v: final.loc[[v]] for v in par.main}
 
 
 def spread(values, digits=2):
@@ -584,18 +625,18 @@ styled = toy_runs[toy_runs.styles == 32]
 excess = (styled.w2 - styled.floor) / np.hypot(styled.w2_sd, styled.floor_sd)
 ours = ", ".join(f"{r.toy} {r.w2:.3f} (real {r.floor:.3f})" for r in styled.itertuples())
 text = "toys reach the distance between real samples (within 3 standard deviations)"
-run.claim(text, "not given", ours, excess.max() < 3, toy_steps >= 500)
+run.claim(text, "not given", ours, excess.max() < 3, par.toy_steps >= 500)
 text = "where data lie in pieces, styles keep samples from straying"
 stray = toy_runs.pivot(index="toy", columns="styles", values="stray")
-stray = stray.loc[[toy for toy in toys if toy != "swiss_roll"]]
+stray = stray.loc[[toy for toy in par.toys if toy != "swiss_roll"]]
 ours = ", ".join(f"{toy} {row[32]:.1%} against {row[0]:.1%}" for toy, row in stray.iterrows())
-run.claim(text, f"{PAPER}random styles", ours, (stray[32] < stray[0]).all(), toy_steps >= 500)
+run.claim(text, f"{PAPER}random styles", ours, (stray[32] < stray[0]).all(), par.toy_steps >= 500)
 
 # %% tags=["hide-input"]
 one = score["kernel"]
 ours = f"{spread(one.fd_heldout)}, floor {floor.floor:.2f} ± {floor.floor_sd:.2f}"
 text = "digits: held-out FD-digits is at most 12"
-run.claim(text, "not given", ours, one.fd_heldout.mean() <= 12, tested and dataset == "digits")
+run.claim(text, "not given", ours, one.fd_heldout.mean() <= 12, tested and par.dataset == "digits")
 ours = f"coverage {spread(one.coverage)}, accuracy {spread(one.accuracy)}"
 good = one.coverage.mean() >= 0.9 and one.accuracy.mean() >= 0.95
 text = "samples cover held-out data (0.9) and are of their class (0.95)"
@@ -624,7 +665,7 @@ def versus(variant, name):
 
 
 # %% tags=["hide-input"]
-if "frozen" in main:
+if "frozen" in par.main:
     moved = score["frozen"].changed.mean()
     ours = f"{moved:.0%} of its tensors change"
     run.claim("the log's learned field is trained", f"{LOG}in the optimiser", ours, moved > 0)
@@ -635,9 +676,10 @@ if "frozen" in main:
     run.claim(text, f"{LOG}ablations planned", ours, near, tested)
 
 # %% tags=["hide-input"]
-if "look_ahead" in main:
+if "look_ahead" in par.main:
     one = score["look_ahead"]
-    ours = f"{one.changed.mean():.0%} of its tensors change; energy distance times {one.reach.mean():.2f}"
+    ours = f"{one.changed.mean():.0%} of its tensors change"
+    ours += f"; energy distance times {one.reach.mean():.2f}"
     text = "the look-ahead field is trained, and a step of it brings samples nearer (to 0.2)"
     run.claim(text, "not given", ours, one.changed.min() == 1 and one.reach.max() < 0.2)
     ours, learned_fd, kernel_fd = versus("look_ahead", "fd_heldout")
@@ -678,8 +720,8 @@ if {"distill", "tau_0.2"} <= set(brief.index):
 
 # %% tags=["hide-input"]
 if len(RULES) == 2:
-    ends = guidance[guidance.alpha == max(alphas)].set_index("variant").fd_heldout
-    text = f"at strength {max(alphas):g} one pass stays nearer to the data than two"
+    ends = guidance[guidance.alpha == max(par.alphas)].set_index("variant").fd_heldout
+    text = f"at strength {max(par.alphas):g} one pass stays nearer to the data than two"
     ours = f"{ends['one_pass']:.1f} against {ends['two_pass']:.1f}"
     source = f"{PAPER}guidance at training time"
     run.claim(text, source, ours, ends["one_pass"] < ends["two_pass"], tested)

@@ -26,8 +26,8 @@ from fieldbook.drifting.judge import Judge
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require
 from fieldbook.nn.seeds import stream
-from fieldbook.run.results import sha256
-from fieldbook.run.tables import Table
+from fieldbook.run.manifest import sha256
+from fieldbook.run.tables import Row, read_csv, text, write_csv
 
 KEYS = ("checkpoint", "weights", "num_samples", "alpha", "seed", "ema", "dataset_split", "fid_mode")
 MEASURES = (
@@ -59,7 +59,7 @@ def evaluate(
     fid_mode: str | None = None,
     skip_existing: bool = False,
     cleanup_samples: bool = False,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     draw: Callable[[pd.DataFrame], Any] | None = None,
 ) -> pd.DataFrame:
     """Evaluate one checkpoint, or every `step_*.safetensors` of a folder in the order of steps.
@@ -83,7 +83,8 @@ def evaluate(
     """
     require(num_samples >= 2, "num_samples", num_samples, "at least 2")
     require(alpha >= 1, "alpha", alpha, "at least 1")
-    table, checkpoints = Table(output / "measures.csv", KEYS), Path(checkpoints)
+    measures, checkpoints = output / "measures.csv", Path(checkpoints)
+    rows = _rows(measures)
     files = (
         sorted(checkpoints.glob("step_*.safetensors")) if checkpoints.is_dir() else [checkpoints]
     )
@@ -105,22 +106,31 @@ def evaluate(
             warnings.warn(f"not evaluated: {error}", stacklevel=2)
             continue
         key["weights"] = sha256(file)[:12]
-        if skip_existing and table.has(key):
+        if skip_existing and any(_are_alike(row, key) for row in rows):
             continue
         folder = output / "artifacts" / file.stem
         row = _evaluate_one(
             model.to(device), saved, key, folder, judge, batch_size, write=not cleanup_samples
         )
-        rows = table.frame()
-        kept = [table.key(old) != table.key(key) for _, old in rows.astype(object).iterrows()]
-        if not all(kept):
-            table.replace(rows[kept])
-        table.append(row)
+        rows = [old for old in rows if not _are_alike(old, key)] + [row]
+        write_csv(measures, rows)
         if cleanup_samples:
             shutil.rmtree(folder / "generated", ignore_errors=True)
         if draw:
-            draw(table.frame())
-    return table.frame()
+            draw(read_csv(measures))
+    return read_csv(measures) if rows else pd.DataFrame(columns=KEYS)
+
+
+def _rows(measures: Path) -> list[Row]:
+    """The rows of earlier calls, every value as text: digests are not to be read as numbers."""
+    if not measures.exists():
+        return []
+    return pd.read_csv(measures, dtype=str, keep_default_na=False).to_dict("records")
+
+
+def _are_alike(row: Row, key: Row) -> bool:
+    """Is this a row of the same weights, measured in the same way?"""
+    return all(text(row[name]) == text(key[name]) for name in KEYS)
 
 
 def _evaluate_one(
@@ -162,8 +172,9 @@ def _evaluate_one(
         **{name: saved.metrics.get(name, math.nan) for name in METRICS},
     }
     about = facts | {"features": judge and judge.digest, "setting": vars(saved.setting)}
-    text = json.dumps({k: None if v != v else v for k, v in about.items()}, indent=1, default=str)
-    atomic_write(folder / "eval_metadata.json", lambda file: file.write(text.encode()))
+    plain = {name: None if value != value else value for name, value in about.items()}
+    content = json.dumps(plain, indent=1, default=str).encode()
+    atomic_write(folder / "eval_metadata.json", lambda file: file.write(content))
     return facts
 
 

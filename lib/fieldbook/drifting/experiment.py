@@ -26,7 +26,7 @@ from fieldbook.nn.checks import require
 from fieldbook.nn.identity import content_of
 from fieldbook.nn.recipe import Positive, Recipe, learning_rate
 from fieldbook.nn.seeds import stream
-from fieldbook.run.tables import Table
+from fieldbook.run.tables import Parts, write_csv
 
 METRICS = (
     "loss",
@@ -286,7 +286,7 @@ def train(
     setting: Setting,
     folder: Path,
     *,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     start: Path | None = None,
     allow_fresh_field: bool = False,
     logger: Any = None,
@@ -296,8 +296,8 @@ def train(
     """Train a generator; continue a killed run bit-identically.
 
     Args:
-        folder: gets `step_0000200.safetensors`, .., one checkpoint per evaluation; `steps.csv`,
-            `METRICS` of every update; and what a resume needs.
+        folder: gets `step_0000200.safetensors`, .., one checkpoint per evaluation; at the end
+            `steps.csv`, `METRICS` of every update; and what a resume needs.
         start: a checkpoint to start from; `allow_fresh_field`: even if it has no field.
         logger: has `log(metrics, step=..)`; `deterministic`: refuse other operations.
     Raises:
@@ -309,7 +309,7 @@ def train(
         _copy_weights(model, read_checkpoint(start), allow_fresh_field)
     model.to(device)
     of_batch, recipe = loss_of(setting, reals, encoder), setting.recipe()
-    table, latest, updates = Table(folder / "steps.csv", ["step"]), {}, []
+    parts, latest, updates = Parts(folder / "steps"), {}, []
 
     def loss(network: Drifter, index: Tensor, generator: torch.Generator) -> Tensor:
         total, metrics = of_batch(network, len(index), generator)
@@ -325,7 +325,7 @@ def train(
             {"step": row["step"]} | {name: float(row[name]) for name in METRICS} for row in updates
         ]
         updates.clear()
-        table.append(*rows)
+        parts.write({"step": step}, {"steps": rows})
         for row in rows if logger else []:
             logger.log({f"train/{name}": row[name] for name in METRICS}, step=row["step"])
         last = {name: rows[-1][name] if rows else math.nan for name in METRICS}
@@ -335,12 +335,12 @@ def train(
 
     def written(step: int) -> bool:
         kept = step < setting.steps or (folder / f"step_{step:07d}.safetensors").exists()
-        return kept and (step == 0 or table.has({"step": step}))
+        return kept and parts.read({"step": step}) is not None
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic or before)
     try:
-        return training.fit(
+        found = training.fit(
             model,
             loss,
             reals.count,
@@ -355,6 +355,9 @@ def train(
         )
     finally:
         torch.use_deterministic_algorithms(before)
+    written_at = [parts.read({"step": row["step"]})["steps"] for row in found.history]
+    write_csv(folder / "steps.csv", [row for rows in written_at for row in rows])
+    return found
 
 
 class Checkpoint(NamedTuple):

@@ -7,6 +7,7 @@ its own. The classifier is never the encoder that a generator is trained with.
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -119,8 +120,12 @@ class Judge:
         return found
 
 
-def judge(images: Images, seed: int = 1_000, steps: int = 600) -> Judge:
-    """Train the classifier on the training images, with noise on the pixels, and freeze it."""
+def judge(images: Images, seed: int = 1_000, steps: int = 600, folder: Path | None = None) -> Judge:
+    """Train the classifier on the training images, with noise on the pixels, and freeze it.
+
+    Args:
+        folder: of its checkpoint: one that has been trained there is not trained again.
+    """
     network = Classifier(tuple(images.train.shape[1:]), images.classes, seed)
 
     def loss(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,7 +136,7 @@ def judge(images: Images, seed: int = 1_000, steps: int = 600) -> Judge:
     recipe = Recipe(
         steps=steps, batch_size=64, lr=2e-3, weight_decay=0.05, schedule="cosine", seed=seed
     )
-    training.fit(network, loss, len(images.train), recipe, progress=False)
+    training.fit(network, loss, len(images.train), recipe, checkpoint=folder, progress=False)
     network.eval().requires_grad_(False)
     weights = cpu_copy(network)
     digest = hashlib.sha256(

@@ -68,7 +68,9 @@ def toy_points(model: Drifter, toy: str, n: int = 600) -> list[dict[str, object]
     return rows
 
 
-def sample_rows(folder: Path, per_class: int = 6, device: str = "cpu") -> list[dict[str, object]]:
+def sample_rows(
+    folder: Path, per_class: int = 6, device: torch.device | str = "cpu"
+) -> list[dict[str, object]]:
     """A few images per class from every checkpoint, under the same noise: `step`, `sample`,
     `pixels` as hexadecimal."""
     rows = []
