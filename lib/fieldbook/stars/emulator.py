@@ -1,15 +1,12 @@
-"""A fast stand-in for the synthesiser: a grid of spectra, compressed and interpolated,
-differentiable in every label.
+"""A fast stand-in for the synthesiser: a grid of spectra, interpolated and differentiable.
 
 ln(flux / median) of the grid's nodes -> principal components -> cubic splines in each label (a
 tensor product) -> cubic B-spline over pixels for the Doppler shift. All steps are linear in the
 grid but the last exponential.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,12 +21,12 @@ from torch import Tensor
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import require
+from fieldbook.nn.closure import closure
 from fieldbook.nn.identity import digest
 from fieldbook.nn.workers import each
 from fieldbook.stars.synthesis import (
     LABEL_LIMITS,
     LABELS,
-    PIXELS,
     SPEED_OF_LIGHT,
     STEP,
     synthesize,
@@ -45,13 +42,8 @@ NODES = {
     "a_M": (-0.25, -0.17, -0.07, 0.07, 0.26, 0.5),  # close where C/O nears 1 and oxygen runs out
     "C_M": (0,),
 }
-SMALL = {
-    "T_eff": (4500, 4800, 5100),
-    "log_g": (2.5, 3.25, 4),
-    "M_H": (-1, -0.6, -0.2),
-    "a_M": (0, 0.3),
-    "C_M": (0,),
-}
+SMALL = {"T_eff": (4500, 4800, 5100), "log_g": (2.5, 3.25, 4), "M_H": (-1, -0.6, -0.2)}
+SMALL |= {"a_M": (0, 0.3), "C_M": (0,)}
 
 
 class Emulator:
@@ -65,12 +57,11 @@ class Emulator:
     def __init__(self, nodes: Mapping[str, Sequence[float]], arrays: Mapping[str, np.ndarray]):
         self.nodes = {name: tuple(nodes[name]) for name in LABELS}
         self.wavelength = wavelength()
-        self._arrays = {
-            name: torch.as_tensor(np.array(array, float)) for name, array in arrays.items()
-        }
-        self._arrays |= {"wavelength": torch.as_tensor(self.wavelength)}
+        self._arrays = {"wavelength": torch.as_tensor(self.wavelength)}
+        for name, array in arrays.items():
+            self._arrays[name] = torch.as_tensor(np.array(array, float))
         for name, values in self.nodes.items():
-            self._arrays |= {f"{name}_nodes": torch.tensor(values, dtype=torch.float64)}
+            self._arrays[f"{name}_nodes"] = torch.tensor(values, dtype=torch.float64)
             if len(values) > 1:
                 self._arrays[name] = torch.as_tensor(CubicSpline(values, np.eye(len(values))).c)
         self._copies: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
@@ -82,20 +73,16 @@ class Emulator:
         """Spectra of stars, each of median .5 at rest, to the emulator's accuracy.
 
         Args:
-            labels: (star, 5), columns `LABELS`; `rv_kms`: (star,) or a number, km/s, positive when
-                receding.
+            labels: (star, 5), columns `LABELS`.
+            rv_kms: (star,) or a number, km/s, positive when receding.
         Returns:
-            (star, 4096), on the device and in the precision of `labels`; differentiable in both
-            arguments.
+            (star, 4096), on the device and in the precision of `labels`; differentiable in both.
         Raises:
-            ValueError: a shape is wrong, or a label or velocity is out of range; names it.
+            ValueError: a shape is wrong, or a label or velocity is out of range.
         """
         rv_kms = self._checked(labels, rv_kms)
-        arrays = self._on(labels)
-        log_flux = (
-            arrays["mean"] + self._scores(labels) @ arrays["components"]
-        )  # as coefficients of B-splines
-        return 0.5 * _shifted(log_flux[:, None], rv_kms, arrays["wavelength"])[:, 0].exp()
+        splines = self._log_flux(self._scores(labels))
+        return 0.5 * self._shifted(splines, rv_kms)[:, 0].exp()
 
     def jacobian(self, labels: Tensor, rv_kms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Spectra, and their derivatives by each label and by the radial velocity.
@@ -105,59 +92,50 @@ class Emulator:
             label with a single node has derivative 0.
         """
         rv_kms = self._checked(labels, rv_kms)
-        scores, derivatives = self._scores(labels), []
+        splines = self._log_flux(self._scores(labels))
+        derivatives = []
         for i in range(len(LABELS)):
             along = torch.zeros_like(labels)
             along[:, i] = 1
             derivatives.append(torch.func.jvp(self._scores, (labels,), (along,))[1])
-        arrays = self._on(labels)
-        slopes = torch.stack(derivatives, 1) @ arrays["components"]  # (star, label, pixel)
-        columns = _shifted(slopes, rv_kms, arrays["wavelength"])
-
-        def log_flux(rv: Tensor) -> Tensor:
-            return _shifted(
-                (arrays["mean"] + scores @ arrays["components"])[:, None], rv, arrays["wavelength"]
-            )
-
-        value, by_rv = torch.func.jvp(log_flux, (rv_kms,), (torch.ones_like(rv_kms),))
-        flux = 0.5 * value.exp()
-        return flux[:, 0], (flux * torch.cat([columns, by_rv], 1)).mT
+        slopes = torch.stack(derivatives, 1) @ self._on(labels)["components"]
+        by_label = self._shifted(slopes, rv_kms)
+        shifted = partial(self._shifted, splines)
+        log_flux, by_rv = torch.func.jvp(shifted, (rv_kms,), (torch.ones_like(rv_kms),))
+        flux = 0.5 * log_flux.exp()
+        return flux[:, 0], (flux * torch.cat([by_label, by_rv], 1)).mT
 
     def _on(self, like: Tensor) -> dict[str, Tensor]:
         key = like.device, like.dtype
         if key not in self._copies:
-            self._copies[key] = {
-                name: array.to(like.device, like.dtype) for name, array in self._arrays.items()
-            }
+            self._copies[key] = {name: array.to(*key) for name, array in self._arrays.items()}
         return self._copies[key]
 
+    def _log_flux(self, scores: Tensor) -> Tensor:
+        """ln(flux / median) as coefficients of B-splines, (star, 1, pixel + 2 MARGIN)."""
+        arrays = self._on(scores)
+        return (arrays["mean"] + scores @ arrays["components"])[:, None]
+
+    def _shifted(self, splines: Tensor, rv_kms: Tensor) -> Tensor:
+        return _shifted(splines, rv_kms, self._on(splines)["wavelength"])
+
     def _checked(self, labels: Tensor, rv_kms: Tensor | float) -> Tensor:
-        require(
-            labels.dim() == 2 and labels.shape[1] == len(LABELS),
-            "labels.shape",
-            tuple(labels.shape),
-            "(star, 5)",
-        )
+        fits = labels.dim() == 2 and labels.shape[1] == len(LABELS)
+        require(fits, "labels.shape", tuple(labels.shape), "(star, 5)")
         for name, values in zip(LABELS, labels.detach().T, strict=True):
             low, high = self.nodes[name][0], self.nodes[name][-1]
             slack = 1e-6 * max(abs(low), abs(high), 1)
             outside = ~((values >= low - slack) & (values <= high + slack))
             if outside.any():
-                raise ValueError(
-                    f"{name} = {float(values[outside][0])}: this emulator reaches from {low} to {high}"
-                )
+                found = f"{name} = {float(values[outside][0])}"
+                raise ValueError(f"{found}: this emulator reaches from {low} to {high}")
         rv_kms = torch.as_tensor(rv_kms, dtype=labels.dtype, device=labels.device)
-        require(
-            rv_kms.shape in ((), labels.shape[:1]),
-            "rv_kms.shape",
-            tuple(rv_kms.shape),
-            "() or (star,)",
-        )
+        fits = rv_kms.shape in ((), labels.shape[:1])
+        require(fits, "rv_kms.shape", tuple(rv_kms.shape), "() or (star,)")
         outside = ~(rv_kms.detach().abs() <= FASTEST)
         if outside.any():
-            raise ValueError(
-                f"rv_kms = {float(rv_kms[outside][0])}: expected at most {FASTEST} either way"
-            )
+            found = f"rv_kms = {float(rv_kms[outside][0])}"
+            raise ValueError(f"{found}: expected at most {FASTEST} either way")
         return rv_kms.expand(len(labels)).clone()
 
     def _scores(self, labels: Tensor) -> Tensor:
@@ -172,8 +150,7 @@ class Emulator:
 
 
 def _cardinal_splines(x: Tensor, nodes: Tensor, coefficients: Tensor) -> Tensor:
-    """Weight of each node in the cubic spline through all of them, (star, node); `coefficients` as
-    scipy's."""
+    """Weight of each node in the cubic spline through all of them, (star, node)."""
     piece = torch.searchsorted(nodes[1:-1].contiguous(), x.detach().contiguous())
     t = (x - nodes[piece])[:, None]
     a, b, c, d = (coefficient[piece] for coefficient in coefficients)
@@ -189,9 +166,8 @@ def _shifted(coefficients: Tensor, rv_kms: Tensor, observed: Tensor) -> Tensor:
         (star, spline, pixel).
     """
     redshift = (rv_kms / SPEED_OF_LIGHT)[:, None]
-    shift = (
-        -observed / STEP * redshift / (1 + redshift)
-    )  # pixels; added to the index only when whole, to keep digits
+    # in pixels; added to the index only when whole, to keep digits
+    shift = -observed / STEP * redshift / (1 + redshift)
     whole = shift.detach().floor()
     t = (shift - whole)[:, None]
     s = 1 - t
@@ -208,11 +184,10 @@ def emulator(
     components: int = 64,
     workers: int = 1,
 ) -> Emulator:
-    """The emulator of a grid, read from `folder` if it has been built there before, else built and
-    kept.
+    """The emulator of a grid, read from `folder` if it has been built there, else built and kept.
 
-    The name of the file holds a hash of the synthesiser's code and tables and of the grid. It is
-    written whole or not at all, and processes that want the same one at once wait for the first.
+    The name of the file holds a digest of the grid and of what it is made by. It is written whole
+    or not at all, and processes that want the same one at once wait for the first.
 
     Args:
         nodes: label -> increasing values, at least one; a label left out has the nodes of `NODES`.
@@ -227,10 +202,10 @@ def emulator(
     nodes = {name: tuple(map(float, (NODES | dict(nodes))[name])) for name in LABELS}
     for name, values in nodes.items():
         low, high = LABEL_LIMITS[name]
-        accepted = (
-            len(values) and low <= values[0] and values[-1] <= high and (np.diff(values) > 0).all()
-        )
-        require(accepted, f"nodes[{name!r}]", values, f"increasing values in [{low}, {high}]")
+        inside = len(values) and low <= values[0] and values[-1] <= high
+        rising = (np.diff(values) > 0).all()
+        accepted = f"increasing values in [{low}, {high}]"
+        require(inside and rising, f"nodes[{name!r}]", values, accepted)
     require(max(map(len, nodes.values())) > 1, "nodes", nodes, "two values for one label at least")
     require(components >= 1, "components", components, "at least 1")
     path = Path(folder) / f"emulator-{_fingerprint(nodes, components)}.safetensors"
@@ -243,9 +218,8 @@ def emulator(
     try:
         return Emulator(nodes, safetensors.numpy.load_file(path))
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a readable emulator ({error}); delete it to build it again"
-        ) from error
+        problem = f"{path} is not a readable emulator ({error})"
+        raise ValueError(f"{problem}; delete it to build it again") from error
 
 
 def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
@@ -258,15 +232,11 @@ def grid(nodes: Mapping[str, Sequence[float]], workers: int = 1) -> np.ndarray:
 def _compress(log_flux: np.ndarray, components: int) -> dict[str, np.ndarray]:
     """Principal components of a grid, as coefficients of cubic B-splines over pixels."""
     pca = PCA(min(components, len(log_flux) - 1), random_state=0).fit(log_flux)
-    splines = {"mean": pca.mean_, "components": pca.components_}
-    splines = {
-        name: spline_filter1d(array, order=3, axis=-1, mode="mirror")
-        for name, array in splines.items()
-    }
-    arrays = {"scores": pca.transform(log_flux)} | splines
-    return {
-        name: np.ascontiguousarray(array) for name, array in arrays.items()
-    }  # safetensors ignores strides
+    arrays = {"scores": pca.transform(log_flux)}
+    for name, array in {"mean": pca.mean_, "components": pca.components_}.items():
+        arrays[name] = spline_filter1d(array, order=3, axis=-1, mode="mirror")
+    # safetensors ignores strides
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
@@ -274,14 +244,5 @@ def _log_spectra(stars: list[tuple[float, ...]]) -> np.ndarray:
 
 
 def _fingerprint(nodes: Mapping[str, Sequence[float]], components: int) -> str:
-    found = hashlib.sha256(json.dumps([nodes, components, PIXELS, MARGIN]).encode())
-    for name in (
-        "atmosphere.py",
-        "synthesis.py",
-        "emulator.py",
-        "atoms.csv",
-        "lines.csv",
-        "molecules.csv",
-    ):
-        found.update((files("fieldbook.stars") / name).read_bytes())
-    return found.hexdigest()[:16]
+    """Digest of a grid, and of all code, constants and tables of this room that make it."""
+    return closure(grid, _compress, dict(nodes), components).digest

@@ -85,7 +85,8 @@ def sources(found: h5py.Dataset) -> set[Path]:
     Raises:
         ValueError: values are missing, which HDF5 would fill in.
     """
-    file, name = Path(found.file.filename), found.name.strip("/")
+    file = Path(found.file.filename)
+    name = found.name.strip("/")
     steps = f'`values = h5["{name}"][()]; del h5["{name}"]; h5["{name}"] = values`'
     remedy = f"write it into {file}: {steps}"
     check(not found.external, f"keeps its values in raw files, which are not read; {remedy}")
@@ -151,7 +152,8 @@ def readable(found: h5py.Dataset, scratch: Path | None = None) -> Iterator[h5py.
         yield found
         return
     with TemporaryDirectory(dir=scratch) as folder:
-        path, need = Path(folder, "copy.h5"), found.id.get_storage_size() + found.nbytes
+        path = Path(folder, "copy.h5")
+        need = found.id.get_storage_size() + found.nbytes
         full = f"is to be unpacked in {folder}, which has no room for {need} bytes; make room there"
         check(shutil.disk_usage(folder).free >= need, full)
         with h5py.File(path, "w") as copy:  # without attributes: PyTables runs pickles in them

@@ -88,7 +88,8 @@ def sky() -> np.ndarray:
 
     `sky.csv` holds the 80 strongest blends, with their peaks in electrons.
     """
-    wave, lines = wavelength(), table("sky")
+    wave = wavelength()
+    lines = table("sky")
     offset = wave[:, None] - lines.wavelength_vac_A.to_numpy()
     peak = lines.peak_electrons_per_pixel_per_900s.to_numpy(float)
     return 92 + 10 * (wave - 7100) / 1750 + np.exp(-0.5 * (offset / 0.60) ** 2) @ peak

@@ -57,7 +57,8 @@ def splits(
         FileNotFoundError: a split has no file; names the folder, the pattern and what is there.
         ValueError: several files for `val` or `test`, or one file in two splits; names them.
     """
-    folder, found = Path(folder), {}
+    folder = Path(folder)
+    found = {}
     for split, pattern in {"train": train, "val": val, "test": test}.items():
         files = sorted(folder.glob(f"{pattern}/dataset.h5"), key=_natural)
         if not files:
@@ -124,7 +125,8 @@ def convert(files: Sequence[Path], folder: Path) -> Spectra:
         ValueError: a file is damaged, in use, lacks something or has values that cannot be; names
             the file, the path in it and the row.
     """
-    files, folder = [Path(file) for file in files], Path(folder).resolve()
+    files = [Path(file) for file in files]
+    folder = Path(folder).resolve()
     require(files, "files", files, "at least one file")
     once = len({*map(Path.resolve, files)}) == len(files)
     require(once, "files", [*map(str, files)], "no file twice")
@@ -283,7 +285,8 @@ def _fsync(path: Path) -> None:
 
 def _copy_spectra(shards: list[_Shard], folder: Path) -> np.ndarray:
     """Write `flux.npy` and `error.npy`, and return the (n,) signal-to-noise ratios."""
-    n, pixels = sum(len(shard.params) for shard in shards), len(shards[0].wave)
+    n = sum(len(shard.params) for shard in shards)
+    pixels = len(shards[0].wave)
     header = {"descr": "<f4", "fortran_order": False, "shape": (n, pixels)}
     bar = tqdm(total=n, desc="converting", unit=" spectra", mininterval=1, delay=5)
     ratios = []

@@ -145,7 +145,8 @@ def line_constants(air: Atmosphere) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         Opacity times A per hydrogen nucleus (cm2 A); Gaussian standard deviation and Lorentzian
         half width at half maximum (A).
     """
-    of, t = lines(), air.temperature
+    of = lines()
+    t = air.temperature
     present, doppler = {}, {}  # by element and stage: nuclei over partition function; speed, cm/s
     for kind in zip(of.element, of.stage, strict=True):
         if kind not in present:
@@ -190,7 +191,8 @@ def add_lines(opacity: np.ndarray, grid: np.ndarray, air: Atmosphere, scale: np.
         s, w, g = strength[i, :, None], sigma[i, :, None], gamma[i, :, None]
         opacity[:, b:c] += s * voigt_profile(grid[b:c] - centre, w, g)
         amplitude = (s * g / np.pi).astype(opacity.dtype)
-        squared, variance = (g**2).astype(opacity.dtype), (3 * w**2).astype(opacity.dtype)
+        squared = (g**2).astype(opacity.dtype)
+        variance = (3 * w**2).astype(opacity.dtype)
         for lo, hi in ((a, b), (c, d)):  # of the wings the asymptotic series
             inverse = 1 / (((grid[lo:hi] - centre) ** 2).astype(opacity.dtype) + squared)
             opacity[:, lo:hi] += amplitude * inverse * (1 + variance * inverse)

@@ -5,7 +5,9 @@ from scipy.integrate import quad
 from scipy.special import voigt_profile
 
 from fieldbook.spectra.information import bound, fisher, maximum_likelihood
-from fieldbook.stars import noise
+from fieldbook.stars import atmosphere as atmosphere_module
+from fieldbook.stars import emulator as emulator_module
+from fieldbook.stars import noise, synthesis
 from fieldbook.stars.atmosphere import (
     abundances,
     atmosphere,
@@ -335,6 +337,26 @@ def test_emulator_keeps_precision_and_is_read_again(small, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="delete it"):
         emulator(tmp_path, nodes, components=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "changes"),
+    [
+        (synthesis, "MICROTURBULENCE", 1.0, True),
+        (synthesis, "LINES", synthesis.LINES[:-1], True),
+        (synthesis, "planck", lambda grid, temperature: grid, True),
+        (atmosphere_module, "MOLECULES", -atmosphere_module.MOLECULES, True),
+        (atmosphere_module, "SUN", {0: 1.0}, True),
+        (emulator_module, "MARGIN", 25, True),
+        (emulator_module, "FASTEST", 200.0, False),
+        (noise, "ELECTRONS", 50.0, False),
+    ],
+)
+def test_an_emulator_is_known_by_what_makes_it(monkeypatch, module, name, value, changes):
+    before = emulator_module._fingerprint(SMALL, 8)
+    assert before != emulator_module._fingerprint(SMALL, 7)
+    monkeypatch.setattr(module, name, value)
+    assert (emulator_module._fingerprint(SMALL, 8) != before) == changes
 
 
 def test_emulator_names_what_it_cannot_do(small, tmp_path):
