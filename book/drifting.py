@@ -24,7 +24,7 @@
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
 # was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
 #
-# *In the library:* {mod}`drifting.report <fieldbook.drifting.report>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
+# *In the library:* {mod}`drifting.audit <fieldbook.drifting.audit>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
 # {mod}`drifting.kernel <fieldbook.drifting.kernel>`,
 # {mod}`drifting.judge <fieldbook.drifting.judge>`.
 
@@ -82,7 +82,7 @@ import torch
 from fieldbook.run import figures, parameters, paths, results
 from fieldbook.nn import machine
 from fieldbook.nn.checks import require
-from fieldbook.drifting import evaluation, report, experiment
+from fieldbook.drifting import audit, evaluation, experiment
 from fieldbook.drifting import kernel
 from fieldbook.drifting import judge as image_features
 
@@ -113,15 +113,21 @@ DEVICE = str(machine.device())
 # %%
 draw = torch.Generator().manual_seed(0)
 x, pos, neg = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (40, 30, 50))
-plain = {"mask_self": False}
-separate, joint = (kernel.field(x, pos, neg, 0.5, axes=a, **plain) for a in ("separate", "y"))
+
+
+def alone(pos, neg, axes="both"):
+    """The kernel field at one temperature, of samples that are not x itself."""
+    v, _ = kernel.field(x, pos, neg, [0.5], axes=axes, mask_self=False)
+    return v[0]
+
+
+separate, joint = (alone(pos, neg, axes) for axes in ("separate", "y"))
 near, far = ((-torch.cdist(x, y) / 0.5).exp().sum(1, keepdim=True) for y in (pos, neg))
 a = near / (near + far)
 identity = float((joint - a * (1 - a) * separate).abs().max())
 
 # %%
-swapped = kernel.field(x, neg, pos, 0.5, **plain)
-antisymmetry = float((kernel.field(x, pos, neg, 0.5, **plain) + swapped).abs().max())
+antisymmetry = float((alone(pos, neg) + alone(neg, pos)).abs().max())
 print(f"identity {identity < 1e-12}, antisymmetry {antisymmetry < 1e-12}")
 
 # %% [markdown]
@@ -193,7 +199,7 @@ def setting_of(job):
 
 # %% tags=["hide-input"]
 constants = [VARIANTS, BASE, chosen["toys"]]
-modules = [experiment, evaluation, report, image_features]
+modules = [experiment, evaluation, audit, image_features]
 JUDGE_SEED, judge = 1_000, None
 if not paths.frozen():
     images = experiment.load_images(dataset, folder)
@@ -203,7 +209,7 @@ if not paths.frozen():
 # %% tags=["hide-input"]
 def judge_row(job):
     """The judge and its floor, FD-digits of real training images, some of which are kept to be shown."""
-    sample_table.append(*({"variant": "real", **row} for row in report.real_rows(images)))
+    sample_table.append(*({"variant": "real", **row} for row in evaluation.real_rows(images)))
     floor = np.array(judge.floor())
     facts = {"accuracy": judge.accuracy, "weights": judge.digest}
     return {**job, **facts, "floor": floor.mean(), "floor_sd": floor.std(ddof=1)}
@@ -222,9 +228,9 @@ def toy_row(job):
     toy, path = job["toy"], run.inputs / f"{job['toy']}_{job['styles']}"
     times = {"steps": toy_steps, "eval_every": toy_steps, "warmup": min(50, toy_steps // 4)}
     experiment.train(experiment.Setting(data=toy, codebook=job["styles"], **TOY, **times), path)
-    model, _ = experiment.restore(report.checkpoints(path)[-1])
-    toy_points.append(*({**job, **row} for row in report.toy_points(model, toy)))
-    return {**job, **report.toy_distances(model, toy)}
+    model, _ = experiment.restore(experiment.checkpoints(path)[-1])
+    toy_points.append(*({**job, **row} for row in evaluation.toy_points(model, toy)))
+    return {**job, **evaluation.toy_distances(model, toy)}
 
 
 # %% [markdown]
@@ -232,9 +238,8 @@ def toy_row(job):
 # killed run continues.
 
 # %% tags=["hide-input"]
-OPTIONS = {"num_samples": num_samples, "device": DEVICE, "skip_existing": True}
-OPTIONS |= {"cleanup_samples": True, "dataset_split": dataset_split}
-OPTIONS |= {"fid_mode": None if fid_mode == "none" else fid_mode}
+FID = {"dataset_split": dataset_split, "fid_mode": None if fid_mode == "none" else fid_mode}
+OPTIONS = {"device": DEVICE, "skip_existing": True, "cleanup_samples": True}
 MEASURED = [*evaluation.MEASURES, *experiment.METRICS]
 
 
@@ -243,8 +248,9 @@ def evaluated(job):
     """Train a variant and evaluate it: all checkpoints of a main run, else the last."""
     place = run.inputs / "_".join(map(str, job.values()))
     experiment.train(setting_of(job), place, device=DEVICE)
-    which = place if job["group"] == "main" else report.checkpoints(place)[-1]
-    return place, evaluation.evaluate(which, place / "evaluation", judge, **OPTIONS)
+    which = place if job["group"] == "main" else experiment.checkpoints(place)[-1]
+    sampling = evaluation.Sampling(num_samples=num_samples, **FID)
+    return place, evaluation.evaluate(which, place / "evaluation", judge, sampling, **OPTIONS)
 
 
 # %% tags=["hide-input"]
@@ -254,9 +260,9 @@ def train_one(job):
     found = rows.sort_values("step")[["step", *MEASURED]].to_dict("records")
     checkpoint_table.append(*({**job, **row} for row in found))
     if job["group"] == "main" and job["seed"] == 0:
-        images = report.sample_rows(place, device=DEVICE)
+        images = evaluation.sample_rows(place, device=DEVICE)
         sample_table.append(*({"variant": job["variant"], **row} for row in images))
-    return {**job, **found[-1], **report.audit_run(place)}
+    return {**job, **found[-1], **audit.audit_run(place)}
 
 
 # %% [markdown]
@@ -268,16 +274,17 @@ def train_one(job):
 # %% tags=["hide-input"]
 def null_row(job):
     """Loss and drift of samples that are known: real images, class means, noise."""
-    return {**job, **report.known_drifts(setting_of(MAIN[0]), job["draw"])}
+    return {**job, **audit.known_drifts(setting_of(MAIN[0]), job["draw"])}
 
 
 # %% tags=["hide-input"]
 def guide(job):
     """One guided run, sampled at each strength: rows of `guidance.csv`."""
     place, _ = evaluated({"group": "guided", **job, "seed": 0})
-    last = report.checkpoints(place)[-1]
+    last = experiment.checkpoints(place)[-1]
     for alpha in alphas:
-        found = evaluation.evaluate(last, place / "evaluation", judge, alpha=alpha, **OPTIONS)
+        sampling = evaluation.Sampling(num_samples=num_samples, alpha=alpha, **FID)
+        found = evaluation.evaluate(last, place / "evaluation", judge, sampling, **OPTIONS)
         row = found[found.alpha == alpha].iloc[-1]
         guidance_table.append({**job, "alpha": alpha, **row[MEASURED]})
     return {**job, "trained": True}
@@ -362,7 +369,7 @@ SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[data
 def show(ax, variant, step, title):
     """A contact sheet, classes side by side."""
     one = pictures[(pictures.variant == variant) & (pictures.step == step)]
-    ax.imshow(report.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(evaluation.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
     ax.set_title(title)
     ax.axis("off")
 
