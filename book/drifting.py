@@ -24,7 +24,7 @@
 # <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
 # was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
 #
-# *In the library:* {mod}`drifting.report <fieldbook.drifting.report>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
+# *In the library:* {mod}`drifting.audit <fieldbook.drifting.audit>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
 # {mod}`drifting.kernel <fieldbook.drifting.kernel>`,
 # {mod}`drifting.judge <fieldbook.drifting.judge>`.
 
@@ -82,7 +82,7 @@ import torch
 from fieldbook.run import figures, paths
 from fieldbook.run.chapter import start
 from fieldbook.nn.checks import require
-from fieldbook.drifting import evaluation, report, experiment
+from fieldbook.drifting import audit, evaluation, experiment
 from fieldbook.drifting import kernel
 from fieldbook.drifting import judge as image_features
 
@@ -109,15 +109,21 @@ torch.set_num_threads(1)
 # %%
 draw = torch.Generator().manual_seed(0)
 x, pos, neg = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (40, 30, 50))
-plain = {"mask_self": False}
-separate, joint = (kernel.field(x, pos, neg, 0.5, axes=a, **plain) for a in ("separate", "y"))
+
+
+def alone(pos, neg, axes="both"):
+    """The kernel field at one temperature, of samples that are not x itself."""
+    v, _ = kernel.field(x, pos, neg, [0.5], axes=axes, mask_self=False)
+    return v[0]
+
+
+separate, joint = (alone(pos, neg, axes) for axes in ("separate", "y"))
 near, far = ((-torch.cdist(x, y) / 0.5).exp().sum(1, keepdim=True) for y in (pos, neg))
 a = near / (near + far)
 identity = float((joint - a * (1 - a) * separate).abs().max())
 
 # %%
-swapped = kernel.field(x, neg, pos, 0.5, **plain)
-antisymmetry = float((kernel.field(x, pos, neg, 0.5, **plain) + swapped).abs().max())
+antisymmetry = float((alone(pos, neg) + alone(neg, pos)).abs().max())
 print(f"identity {identity < 1e-12}, antisymmetry {antisymmetry < 1e-12}")
 
 # %% [markdown]
@@ -245,9 +251,9 @@ def toy_row(job, folder):
         **TOY,
     )
     experiment.train(setting, folder)
-    model, _ = experiment.restore(report.checkpoints(folder)[-1])
-    points = [{**job, **row} for row in report.toy_points(model, job["toy"])]
-    return {"toys": report.toy_distances(model, job["toy"]), "toy_points": points}
+    model, _ = experiment.restore(experiment.checkpoints(folder)[-1])
+    points = [{**job, **row} for row in evaluation.toy_points(model, job["toy"])]
+    return {"toys": evaluation.toy_distances(model, job["toy"]), "toy_points": points}
 
 
 # %% [markdown]
@@ -260,14 +266,17 @@ MEASURED = [*evaluation.MEASURES, *experiment.METRICS]
 
 def measured(judge, checkpoints, folder, alpha=1.0):
     """The table of evaluated checkpoints, kept in a folder."""
-    return evaluation.evaluate(
-        checkpoints,
-        folder / "evaluation",
-        judge,
+    sampling = evaluation.Sampling(
         num_samples=par.num_samples,
         alpha=alpha,
         dataset_split=par.dataset_split,
         fid_mode=None if par.fid_mode == "none" else par.fid_mode,
+    )
+    return evaluation.evaluate(
+        checkpoints,
+        folder / "evaluation",
+        judge,
+        sampling,
         skip_existing=True,
         cleanup_samples=True,
         device=device,
@@ -278,11 +287,11 @@ def measured(judge, checkpoints, folder, alpha=1.0):
 def train_one(job, folder):
     """Train a variant, evaluate all checkpoints of a main run, else the last, audit its field."""
     experiment.train(setting_of(job), folder, device=device)
-    which = folder if job["group"] == "main" else report.checkpoints(folder)[-1]
+    which = folder if job["group"] == "main" else experiment.checkpoints(folder)[-1]
     table = measured(judge_in(judged), which, folder).sort_values("step")
     rows = table[["step", *MEASURED]].to_dict("records")
     return {
-        "runs": {**rows[-1], **report.audit_run(folder)},
+        "runs": {**rows[-1], **audit.audit_run(folder)},
         "checkpoints": [{**job, **row} for row in rows],
     }
 
@@ -291,8 +300,8 @@ def train_one(job, folder):
 def sample_rows(job):
     """Images to be shown: real ones, or those of a variant's first seed at every checkpoint."""
     if job["variant"] == "real":
-        return report.real_rows(images)
-    return report.sample_rows(trained[job["variant"]], device=device)
+        return evaluation.real_rows(images)
+    return evaluation.sample_rows(trained[job["variant"]], device=device)
 
 
 # %% [markdown]
@@ -304,14 +313,14 @@ def sample_rows(job):
 # %% tags=["hide-input"]
 def null_row(job):
     """Loss and drift of samples that are known: real images, class means, noise."""
-    return report.known_drifts(setting_of(MAIN[0]), job["draw"])
+    return audit.known_drifts(setting_of(MAIN[0]), job["draw"])
 
 
 # %% tags=["hide-input"]
 def guide(job, folder):
     """One guided run, and in `guidance` its measures at each strength."""
     experiment.train(setting_of({"group": "guided", **job, "seed": 0}), folder, device=device)
-    last = report.checkpoints(folder)[-1]
+    last = experiment.checkpoints(folder)[-1]
     judge = judge_in(judged)
     rows = []
     for alpha in par.alphas:
@@ -401,7 +410,7 @@ SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[par.
 def show(ax, variant, step, title):
     """A contact sheet, classes side by side."""
     one = pictures[(pictures.variant == variant) & (pictures.step == step)]
-    ax.imshow(report.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(evaluation.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
     ax.set_title(title)
     ax.axis("off")
 
