@@ -1,4 +1,4 @@
-"""Training, its checkpoints and their evaluation: what resumes, what is refused, what is written."""
+"""Training, its checkpoints, their evaluation: what resumes, what is refused, what is written."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Rows about trained generators: known samplers get known measures, and pictures show the pixels they were made of."""
+"""Rows about trained generators: known samplers get known measures, pictures show their pixels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Distances between features against clean-fid, scipy and known values; nothing is ever downloaded."""
+"""Distances between features against clean-fid, scipy, known values; nothing is ever downloaded."""
 
 import socket
 

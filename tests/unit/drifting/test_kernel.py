@@ -1,4 +1,4 @@
-"""The kernel field against a transcription of Alg. 2, its identities, and what its normalisation hides."""
+"""The kernel field against a transcription of Alg. 2, its identities, what normalisation hides."""
 
 import pytest
 import torch

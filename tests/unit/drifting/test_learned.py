@@ -1,4 +1,5 @@
-"""The guards of a learned field: it trains, it points at data, it stays antisymmetric; and what the frozen one does."""
+"""The guards of a learned field: it trains, points at data, stays antisymmetric;
+and what the frozen one does."""
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def setting(objective, taus=(0.1,), **options):
 
 
 def updates(field, objective, steps=30, lr=1e-2):
-    """Train a field on samples of a shifted Gaussian, and give the gradients of the first update."""
+    """Train a field on samples of a shifted Gaussian; the gradients of the first update."""
     optimizer, first = torch.optim.AdamW(field.parameters(), lr=lr, weight_decay=0.1), None
     for step in range(steps):
         x, pos, fresh = (points(2, 16, 4, seed=3 * step + i) + (i > 0) for i in range(3))
@@ -157,7 +158,7 @@ def test_distilling_finds_the_kernel_field(axes):
 
 
 def test_null_calibration():
-    """Between samples of one distribution the field is as small as the noise of its sets, and shrinks with them."""
+    """Between samples of one distribution the field is as small as the noise of its sets."""
     field = bank()
     updates(field, "look_ahead", steps=50)
     size = {}
