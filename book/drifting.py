@@ -15,23 +15,30 @@
 # %% [markdown]
 # # Drifting: fields that move samples, hand-made and learned
 #
-# A one-step generator turns noise into a sample in a single pass. Deng et al. {cite}`deng2026` train one without
-# adversary and without diffusion: a **drifting field** says where each generated sample should go, towards data and away
-# from other generated samples, and the generator follows. A research log built on that asked whether the field can be
-# learned. It cannot in the way the log tried, since no gradient ever reached its parameters. This chapter shows that, and a field that does learn: its digits are as near to held-out ones as the kernel's, and more varied.
+# A one-step generator turns noise into a sample in a single pass. Deng et al. {cite}`deng2026`
+# train one without adversary and without diffusion: a **drifting field** says where each generated
+# sample should go, towards data and away from other generated samples, and the generator follows. A
+# research log built on that asked whether the field can be learned. It cannot in the way the log
+# tried, since no gradient ever reached its parameters. This chapter shows that, and a field that
+# does learn: its digits are as near to held-out ones as the kernel's, and more varied.
 #
-# *What you will see:* {ref}`toys at the floor that real data set <drifting-toys>`, {ref}`digits from noise
-# <drifting-digits>`, {ref}`a loss that stays the same while they appear <drifting-loss>`, {ref}`the audit of a field that
-# was never trained <drifting-audit>`, and {ref}`what each part of the method is worth <drifting-ablations>`.
+# *What you will see:* {ref}`toys at the floor that real data set <drifting-toys>`,
+# {ref}`digits from noise <drifting-digits>`,
+# {ref}`a loss that stays the same while they appear <drifting-loss>`,
+# {ref}`the audit of a field that was never trained <drifting-audit>`, and
+# {ref}`what each part of the method is worth <drifting-ablations>`.
 #
-# *In the library:* {mod}`drifting.report <fieldbook.drifting.report>`, {mod}`drifting.experiment <fieldbook.drifting.experiment>`, {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
+# *In the library:* {mod}`drifting.audit <fieldbook.drifting.audit>`,
+# {mod}`drifting.experiment <fieldbook.drifting.experiment>`,
+# {mod}`drifting.evaluation <fieldbook.drifting.evaluation>`,
 # {mod}`drifting.kernel <fieldbook.drifting.kernel>`,
 # {mod}`drifting.judge <fieldbook.drifting.judge>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# Every parameter with its unit and accepted values. The defaults are the *quick* profile: the page works, and its samples are not good yet.
+# Every parameter with its unit and accepted values. The defaults are the *quick* profile: the page
+# works, and its samples are not good yet.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -82,7 +89,7 @@ import torch
 from fieldbook.run import figures, paths
 from fieldbook.run.chapter import start
 from fieldbook.nn.checks import require
-from fieldbook.drifting import evaluation, report, experiment
+from fieldbook.drifting import audit, evaluation, experiment
 from fieldbook.drifting import kernel
 from fieldbook.drifting import judge as image_features
 
@@ -92,48 +99,59 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## The method
 #
-# Let $x$ be generated samples, $y^+$ data, and $y^-$ the generated samples again. With the kernel $k(x, y) = e^{-\lVert x - y \rVert / \tau}$, two
-# mean shifts and their difference make a field (their equations 8 to 10),
+# Let $x$ be generated samples, $y^+$ data, and $y^-$ the generated samples again. With the kernel
+# $k(x, y) = e^{-\lVert x - y \rVert / \tau}$, two mean shifts and their difference make a field
+# (their equations 8 to 10),
 #
 # $$ V(x) = \frac{\sum k(x, y^+)(y^+ - x)}{\sum k(x, y^+)} - \frac{\sum k(x, y^-)(y^- - x)}{\sum k(x, y^-)} . $$
 #
-# It vanishes where data and samples have one distribution, because swapping them changes its sign. The algorithm that the paper trains with
-# (Alg. 2) is not quite this. It puts positives and negatives, without $x$ itself, into one softmax over $y$, multiplies with a softmax over $x$,
+# It vanishes where data and samples have one distribution, because swapping them changes its sign.
+# The algorithm that the paper trains with (Alg. 2) is not quite this. It puts positives and
+# negatives, without $x$ itself, into one softmax over $y$, multiplies with a softmax over $x$,
 # takes the root $A$, and sets
 #
 # $$ V = \Bigl(\sum A^-\Bigr) \sum A^+ y^+ - \Bigl(\sum A^+\Bigr) \sum A^- y^- . $$
 #
-# With the softmax over $y$ alone this is $a (1 - a)$ times the field above, $a$ being the share of the softmax that falls on data: where
-# only one kind of sample is near, the field is switched off. The cell checks the identity and the antisymmetry in double precision.
+# With the softmax over $y$ alone this is $a (1 - a)$ times the field above, $a$ being the share of
+# the softmax that falls on data: where only one kind of sample is near, the field is switched off.
+# The cell checks the identity and the antisymmetry in double precision.
 
 # %%
 draw = torch.Generator().manual_seed(0)
 x, pos, neg = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (40, 30, 50))
-plain = {"mask_self": False}
-separate, joint = (kernel.field(x, pos, neg, 0.5, axes=a, **plain) for a in ("separate", "y"))
+
+
+def alone(pos, neg, axes="both"):
+    """The kernel field at one temperature, of samples that are not x itself."""
+    v, _ = kernel.field(x, pos, neg, [0.5], axes=axes, mask_self=False)
+    return v[0]
+
+
+separate, joint = (alone(pos, neg, axes) for axes in ("separate", "y"))
 near, far = ((-torch.cdist(x, y) / 0.5).exp().sum(1, keepdim=True) for y in (pos, neg))
 a = near / (near + far)
 identity = float((joint - a * (1 - a) * separate).abs().max())
 
 # %%
-swapped = kernel.field(x, neg, pos, 0.5, **plain)
-antisymmetry = float((kernel.field(x, pos, neg, 0.5, **plain) + swapped).abs().max())
+antisymmetry = float((alone(pos, neg) + alone(neg, pos)).abs().max())
 print(f"identity {identity < 1e-12}, antisymmetry {antisymmetry < 1e-12}")
 
 # %% [markdown]
-# **Normalisation.** Features are divided so that their mean distance is $\sqrt D$, and temperatures $\tau = 0.02, 0.05, 0.2$ are in units of that.
-# Each temperature's field is divided by its own root mean square, and the three are added. The loss is the squared distance of $x$ to where the field sends
-# it, with that target held fixed,
+# **Normalisation.** Features are divided so that their mean distance is $\sqrt D$, and temperatures
+# $\tau = 0.02, 0.05, 0.2$ are in units of that. Each temperature's field is divided by its own root
+# mean square, and the three are added. The loss is the squared distance of $x$ to where the field
+# sends it, with that target held fixed,
 #
 # $$ L = \bigl\lVert \phi(x) - \mathrm{stopgrad}\bigl(\phi(x) + V\bigr) \bigr\rVert^2 . $$
 #
-# Every update takes the classes as independent groups, each with `set_size` samples. Nothing in the loss asks whether two samples
-# belong together: there is no pairing, and no network that judges.
+# Every update takes the classes as independent groups, each with `set_size` samples. Nothing in the
+# loss asks whether two samples belong together: there is no pairing, and no network that judges.
 
 # %% [markdown]
 # ## What is trained
 #
-# A variant is the base setting with some entries changed. `kernel` is Alg. 2. `look_ahead`, `frozen` and the like are learned fields, described below; those in `LOG_FORM` have the log's
+# A variant is the base setting with some entries changed. `kernel` is Alg. 2. `look_ahead`,
+# `frozen` and the like are learned fields, described below; those in `LOG_FORM` have the log's
 # form, a difference of two means that starts at random.
 
 # %% tags=["hide-input"]
@@ -197,10 +215,12 @@ def setting_of(job):
 
 
 # %% [markdown]
-# **The judge.** Inception knows nothing of 8 x 8 digits, and its weights are not at hand. Samples are judged in the 64 features of a small
-# classifier, trained here and never used for drifting: the Fréchet distance there {cite}`heusel2017` is called **FD-digits**, not FID, and has a scale of its own. It is
-# measured to *held-out* digits, with class frequencies matched, and beside the floor: the same distance from real training digits. Distances to the
-# training digits alone would reward copying them.
+# **The judge.** Inception knows nothing of 8 x 8 digits, and its weights are not at hand. Samples
+# are judged in the 64 features of a small classifier, trained here and never used for drifting: the
+# Fréchet distance there {cite}`heusel2017` is called **FD-digits**, not FID, and has a scale of its
+# own. It is measured to *held-out* digits, with class frequencies matched, and beside the floor:
+# the same distance from real training digits. Distances to the training digits alone would reward
+# copying them.
 
 # %% tags=["hide-input"]
 JUDGE_SEED = 1_000
@@ -227,8 +247,10 @@ def judge_row(job, folder):
 
 
 # %% [markdown]
-# Toys are drawn without end, so each has a floor too: the distance between two real samples of the same size. A network is continuous, and so is Gaussian noise: what it makes of that is connected, whatever the data are.
-# The paper therefore lets part of the noise choose among learned vectors, *styles*; here one of 32. Each toy is trained with styles and without.
+# Toys are drawn without end, so each has a floor too: the distance between two real samples of the
+# same size. A network is continuous, and so is Gaussian noise: what it makes of that is connected,
+# whatever the data are. The paper therefore lets part of the noise choose among learned vectors,
+# *styles*; here one of 32. Each toy is trained with styles and without.
 
 # %% tags=["hide-input"]
 TOY = {"width": 64, "noise_dim": 2, "set_size": 256, "positives": 256, "groups": 1, "lr": 1e-2}
@@ -245,9 +267,9 @@ def toy_row(job, folder):
         **TOY,
     )
     experiment.train(setting, folder)
-    model, _ = experiment.restore(report.checkpoints(folder)[-1])
-    points = [{**job, **row} for row in report.toy_points(model, job["toy"])]
-    return {"toys": report.toy_distances(model, job["toy"]), "toy_points": points}
+    model, _ = experiment.restore(experiment.checkpoints(folder)[-1])
+    points = [{**job, **row} for row in evaluation.toy_points(model, job["toy"])]
+    return {"toys": evaluation.toy_distances(model, job["toy"]), "toy_points": points}
 
 
 # %% [markdown]
@@ -260,14 +282,17 @@ MEASURED = [*evaluation.MEASURES, *experiment.METRICS]
 
 def measured(judge, checkpoints, folder, alpha=1.0):
     """The table of evaluated checkpoints, kept in a folder."""
-    return evaluation.evaluate(
-        checkpoints,
-        folder / "evaluation",
-        judge,
+    sampling = evaluation.Sampling(
         num_samples=par.num_samples,
         alpha=alpha,
         dataset_split=par.dataset_split,
         fid_mode=None if par.fid_mode == "none" else par.fid_mode,
+    )
+    return evaluation.evaluate(
+        checkpoints,
+        folder / "evaluation",
+        judge,
+        sampling,
         skip_existing=True,
         cleanup_samples=True,
         device=device,
@@ -278,11 +303,11 @@ def measured(judge, checkpoints, folder, alpha=1.0):
 def train_one(job, folder):
     """Train a variant, evaluate all checkpoints of a main run, else the last, audit its field."""
     experiment.train(setting_of(job), folder, device=device)
-    which = folder if job["group"] == "main" else report.checkpoints(folder)[-1]
+    which = folder if job["group"] == "main" else experiment.checkpoints(folder)[-1]
     table = measured(judge_in(judged), which, folder).sort_values("step")
     rows = table[["step", *MEASURED]].to_dict("records")
     return {
-        "runs": {**rows[-1], **report.audit_run(folder)},
+        "runs": {**rows[-1], **audit.audit_run(folder)},
         "checkpoints": [{**job, **row} for row in rows],
     }
 
@@ -291,27 +316,28 @@ def train_one(job, folder):
 def sample_rows(job):
     """Images to be shown: real ones, or those of a variant's first seed at every checkpoint."""
     if job["variant"] == "real":
-        return report.real_rows(images)
-    return report.sample_rows(trained[job["variant"]], device=device)
+        return evaluation.real_rows(images)
+    return evaluation.sample_rows(trained[job["variant"]], device=device)
 
 
 # %% [markdown]
-# The audit of a learned field asks three questions that its loss and its symmetry cannot answer: did any bit of its parameters change; does one step of
-# it bring digits of all classes nearer to *fresh* digits of one class (the energy distance {cite}`szekely2013` afterwards, relative to before); and how large is
-# it between samples of one distribution.
+# The audit of a learned field asks three questions that its loss and its symmetry cannot answer:
+# did any bit of its parameters change; does one step of it bring digits of all classes nearer to
+# *fresh* digits of one class (the energy distance {cite}`szekely2013` afterwards, relative to
+# before); and how large is it between samples of one distribution.
 
 
 # %% tags=["hide-input"]
 def null_row(job):
     """Loss and drift of samples that are known: real images, class means, noise."""
-    return report.known_drifts(setting_of(MAIN[0]), job["draw"])
+    return audit.known_drifts(setting_of(MAIN[0]), job["draw"])
 
 
 # %% tags=["hide-input"]
 def guide(job, folder):
     """One guided run, and in `guidance` its measures at each strength."""
     experiment.train(setting_of({"group": "guided", **job, "seed": 0}), folder, device=device)
-    last = report.checkpoints(folder)[-1]
+    last = experiment.checkpoints(folder)[-1]
     judge = judge_in(judged)
     rows = []
     for alpha in par.alphas:
@@ -357,10 +383,13 @@ if RULES:
 # (drifting-toys)=
 # ## Toys, with the floor that real data set
 #
-# Each row of panels is one distribution in the plane: data, generated points with styles and without, and the field around points that are only half-way there. Without styles, threads of points
-# join what should be apart. Arrows lead from the middle out to the data, and they die away where data and samples agree. The table gives the sliced Wasserstein distance {cite}`bonneel2015` to real samples, beside that of
-# other real samples, and the share of strays: points farther from the data than 99 % of real ones are. The distance hardly sees what the strays and the eye do. The squares of the checkerboard keep soft edges:
-# a generator must be steep to be sharp.
+# Each row of panels is one distribution in the plane: data, generated points with styles and
+# without, and the field around points that are only half-way there. Without styles, threads of
+# points join what should be apart. Arrows lead from the middle out to the data, and they die away
+# where data and samples agree. The table gives the sliced Wasserstein distance {cite}`bonneel2015`
+# to real samples, beside that of other real samples, and the share of strays: points farther from
+# the data than 99 % of real ones are. The distance hardly sees what the strays and the eye do. The
+# squares of the checkerboard keep soft edges: a generator must be steep to be sharp.
 
 # %%
 shown = toy_runs.set_index(["toy", "styles"]).rename(columns={"w2": "generated", "floor": "real"})
@@ -391,8 +420,8 @@ run.figure(figure, "toys")
 # (drifting-digits)=
 # ## Digits, checkpoint by checkpoint
 #
-# Samples of the kernel field at successive checkpoints, one class per column; the noise is the same throughout. Classes appear first, as their
-# means, and then styles within each class spread out.
+# Samples of the kernel field at successive checkpoints, one class per column; the noise is the same
+# throughout. Classes appear first, as their means, and then styles within each class spread out.
 
 # %% tags=["hide-input"]
 SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[par.dataset]
@@ -401,7 +430,7 @@ SHAPE = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[par.
 def show(ax, variant, step, title):
     """A contact sheet, classes side by side."""
     one = pictures[(pictures.variant == variant) & (pictures.step == step)]
-    ax.imshow(report.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(evaluation.picture(one, SHAPE), cmap="gray_r", vmin=0, vmax=255)
     ax.set_title(title)
     ax.axis("off")
 
@@ -415,8 +444,10 @@ for ax, step in zip(axes[0], times, strict=True):
 run.figure(figure, "samples")
 
 # %% [markdown]
-# Fréchet distance to held-out and to training digits, and coverage among the held-out ones; bands are the range over seeds, the grey band is the floor with its standard deviation.
-# Once digits appear, the distance to the training digits is the smaller one: a score without held-out data flatters.
+# Fréchet distance to held-out and to training digits, and coverage among the held-out ones; bands
+# are the range over seeds, the grey band is the floor with its standard deviation. Once digits
+# appear, the distance to the training digits is the smaller one: a score without held-out data
+# flatters.
 
 
 # %% tags=["hide-input"]
@@ -453,10 +484,14 @@ run.figure(figure, "progress")
 # (drifting-loss)=
 # ## The loss that says nothing
 #
-# Since each temperature's field is divided by its own size, the loss is the mean square of three unit fields added up: between 3 and 9, whatever the samples are. The log
-# saw 7.19 fall to 7.14 while FID halved. Panel (a) shows both here. The size of the field *before* normalisation is no better. Panel (b) gives it for samples that are known: a generator
-# that returns the mean of each class has the *smallest* drift of all, far below that of real digits, because a set that has collapsed repels itself more than the distant data attracts it, and the weights $a(1-a)$ vanish.
-# A drift can be judged only beside the one that real samples have, and together with a held-out measure.
+# Since each temperature's field is divided by its own size, the loss is the mean square of three
+# unit fields added up: between 3 and 9, whatever the samples are. The log saw 7.19 fall to 7.14
+# while FID halved. Panel (a) shows both here. The size of the field *before* normalisation is no
+# better. Panel (b) gives it for samples that are known: a generator that returns the mean of each
+# class has the *smallest* drift of all, far below that of real digits, because a set that has
+# collapsed repels itself more than the distant data attracts it, and the weights $a(1-a)$ vanish. A
+# drift can be judged only beside the one that real samples have, and together with a held-out
+# measure.
 
 # %%
 CASES = ("real images", "class means", "noise")
@@ -479,19 +514,28 @@ run.figure(figure, "loss")
 # (drifting-audit)=
 # ## Audit of the learned field
 #
-# The log replaces the kernel by attention over sets: $V(x; P, Q) = S(x, P) - S(x, Q)$, where $S$ is a mean of $y - x$ with weights from a network on
-# $[g(x), g(y), g(y) - g(x), \lVert g(y) - g(x) \rVert]$. This is antisymmetric for *any* parameters, so that its four tests pass for random ones. And random they stay. The target of
-# the loss is detached, so that the gradient of the field's parameters is not zero but *absent*; the optimiser skips them, weight decay included. `frozen` below repeats this. Attaching the target does not help:
-# `attached` minimises $\lVert V \rVert^2$ over the field as well, and the easiest way is to make the field zero, which looks like convergence.
+# The log replaces the kernel by attention over sets: $V(x; P, Q) = S(x, P) - S(x, Q)$, where $S$ is
+# a mean of $y - x$ with weights from a network on
+# $[g(x), g(y), g(y) - g(x), \lVert g(y) - g(x) \rVert]$. This is antisymmetric for *any*
+# parameters, so that its four tests pass for random ones. And random they stay. The target of the
+# loss is detached, so that the gradient of the field's parameters is not zero but *absent*; the
+# optimiser skips them, weight decay included. `frozen` below repeats this. Attaching the target
+# does not help: `attached` minimises $\lVert V \rVert^2$ over the field as well, and the easiest
+# way is to make the field zero, which looks like convergence.
 #
-# An honest objective asks the field to be useful: the energy distance between $x + V$, with $x$ held fixed, and *fresh* data that the field has not seen. Two fields are trained for it. `two_means` has the log's form
-# and one temperature. `look_ahead` keeps all of Alg. 2 and learns what is near: its logits are
+# An honest objective asks the field to be useful: the energy distance between $x + V$, with $x$
+# held fixed, and *fresh* data that the field has not seen. Two fields are trained for it.
+# `two_means` has the log's form and one temperature. `look_ahead` keeps all of Alg. 2 and learns
+# what is near: its logits are
 #
 # $$ \ell_\tau(x, y) = s_\theta\bigl(g(x), g(y), g(y) - g(x), \lVert g(y) - g(x) \rVert\bigr) - \lVert g(y) - g(x) \rVert / \tau , $$
 #
-# one field per temperature with one network $s_\theta$, which is zero at first, so that training starts at the kernel field itself. The generator follows the field of Alg. 2; but that is shortened by $a(1-a)$
-# and is no way to the data, so that what looks ahead is the difference of two means with the same affinities. This form was chosen by the distance to *training* digits in short runs. `distill`, the positive control,
-# starts at random and regresses on the kernel field at $\tau = 0.2$.
+# one field per temperature with one network $s_\theta$, which is zero at first, so that training
+# starts at the kernel field itself. The generator follows the field of Alg. 2; but that is
+# shortened by $a(1-a)$ and is no way to the data, so that what looks ahead is the difference of two
+# means with the same affinities. This form was chosen by the distance to *training* digits in short
+# runs. `distill`, the positive control, starts at random and regresses on the kernel field at
+# $\tau = 0.2$.
 
 # %%
 columns = ["changed", "reach", "null_ratio", "fd_heldout", "coverage", "accuracy", "drift_norm"]
@@ -499,8 +543,11 @@ learned = runs[runs.changed.notna()].groupby(["group", "variant"], sort=False)[c
 learned.round(3)
 
 # %% [markdown]
-# `changed` is the share of the field's tensors in which any bit has moved, `reach` the energy distance after one step relative to before, `null_ratio` the size of the field between samples of one distribution. Even the random field
-# has a small `reach`: a mean over a class, whatever its weights, lies in the middle of that class. It tells a field that points at data from one that does not, and no more; near the data, where weights decide, only the samples tell.
+# `changed` is the share of the field's tensors in which any bit has moved, `reach` the energy
+# distance after one step relative to before, `null_ratio` the size of the field between samples of
+# one distribution. Even the random field has a small `reach`: a mean over a class, whatever its
+# weights, lies in the middle of that class. It tells a field that points at data from one that does
+# not, and no more; near the data, where weights decide, only the samples tell.
 
 # %% mystnb={"image": {"alt": "Held-out FD-digits over updates for kernel, look-ahead and frozen fields"}} tags=["hide-input"]
 LOOKS = {
@@ -524,8 +571,11 @@ figures.legend_once(ax, figure)
 run.figure(figure, "learned")
 
 # %% [markdown]
-# Whether a field that was never trained leads anywhere is a matter of its seed: most leave the generator far from the data, and a few random ones pull it some of the way, as any weighted mean would. An ablation that compares such
-# fields measures this luck. The look-ahead field makes digits with every seed, at the kernel's distance from held-out ones, and more varied by recall. The last samples of the first seed, beside real digits:
+# Whether a field that was never trained leads anywhere is a matter of its seed: most leave the
+# generator far from the data, and a few random ones pull it some of the way, as any weighted mean
+# would. An ablation that compares such fields measures this luck. The look-ahead field makes digits
+# with every seed, at the kernel's distance from held-out ones, and more varied by recall. The last
+# samples of the first seed, beside real digits:
 
 # %% mystnb={"image": {"alt": "Contact sheets of real digits and of those from kernel, look-ahead and frozen fields"}} tags=["hide-input"]
 sheets = ["real", *par.main]
@@ -538,10 +588,14 @@ run.figure(figure, "sheets")
 # (drifting-ablations)=
 # ## Ablations
 #
-# Each variant changes one thing and is trained for a shorter time, all alike. Large dots are means over the seeds, small ones single seeds; the grey line is `kernel`. Forces that are out of balance, `pull_1.5` and `push_1.5`, move the point
-# at which the field vanishes away from the data. `set_16` and `set_64` have half and twice as many samples per class, hence another estimate of the same field.
-# `start_of_two_means` is where `two_means` begins: equations 8 to 10 at one temperature. From `axes_separate` to `axes_y` there is but the factor $a(1-a)$: it makes nearly all of the difference between Eq. 8 to 10 and Alg. 2.
-# The log's form of a learned field lacks this factor as well as further temperatures, and stays behind however far it gets from its start.
+# Each variant changes one thing and is trained for a shorter time, all alike. Large dots are means
+# over the seeds, small ones single seeds; the grey line is `kernel`. Forces that are out of
+# balance, `pull_1.5` and `push_1.5`, move the point at which the field vanishes away from the data.
+# `set_16` and `set_64` have half and twice as many samples per class, hence another estimate of the
+# same field. `start_of_two_means` is where `two_means` begins: equations 8 to 10 at one
+# temperature. From `axes_separate` to `axes_y` there is but the factor $a(1-a)$: it makes nearly
+# all of the difference between Eq. 8 to 10 and Alg. 2. The log's form of a learned field lacks this
+# factor as well as further temperatures, and stays behind however far it gets from its start.
 
 # %%
 short = runs[runs.group == "ablation"]
@@ -565,11 +619,17 @@ run.figure(figure, "ablations")
 # %% [markdown]
 # ## Guidance
 #
-# The log draws a strength $\alpha$ and never uses it in the loss: no unconditional negatives enter, and evaluation extrapolates between two passes, $x = f(\varnothing) + \alpha (f(c) - f(\varnothing))$. The paper trains guidance in:
-# $N_\mathrm{unc}$ real samples of any class repel as well, each with weight $w = (\alpha - 1)(N_\mathrm{neg} - 1) / N_\mathrm{unc}$, where $\alpha$ is drawn with density $\propto \alpha^{-3}$ on $[1, 4]$ for each class and is an input of the generator. Sampling then takes
-# one pass at any strength. A weight counts copies: in the softmax over $y$ and in the sum, but not in that over $x$.
+# The log draws a strength $\alpha$ and never uses it in the loss: no unconditional negatives enter,
+# and evaluation extrapolates between two passes,
+# $x = f(\varnothing) + \alpha (f(c) - f(\varnothing))$. The paper trains guidance in:
+# $N_\mathrm{unc}$ real samples of any class repel as well, each with weight
+# $w = (\alpha - 1)(N_\mathrm{neg} - 1) / N_\mathrm{unc}$, where $\alpha$ is drawn with density
+# $\propto \alpha^{-3}$ on $[1, 4]$ for each class and is an input of the generator. Sampling then
+# takes one pass at any strength. A weight counts copies: in the softmax over $y$ and in the sum,
+# but not in that over $x$.
 #
-# The figure shows class accuracy and recall against the strength. Extrapolating leaves the data as the strength grows. Guidance that was trained in stays near, and a moderate strength may even
+# The figure shows class accuracy and recall against the strength. Extrapolating leaves the data as
+# the strength grows. Guidance that was trained in stays near, and a moderate strength may even
 # bring samples nearer, since the unconditional negatives push them away from other classes.
 
 # %% mystnb={"image": {"alt": "Accuracy, recall and FD-digits against guidance strength, for one pass and two"}} tags=["hide-input"]
@@ -591,9 +651,14 @@ run.figure(figure, "guidance")
 # %% [markdown]
 # ## CIFAR-10
 #
-# The log trained on CIFAR-10 and reports clean-fid's FID {cite}`parmar2022` to the training split: 155.97, 102.59, 97.63, 88.67 and 79.92 after 1950, 3900, .., 9750 updates. `parameters/drifting/cifar10-short.yaml` is that budget, ready to
-# run on a GPU with this notebook, and `cifar10`, `cifar10-short-no-encoder`, `cifar10-ldf`, `cifar10-ldf-no-proj`, `cifar10-ldf-setsize-small`, `cifar10-ldf-setsize-large` and `mnist` are the log's other runs. None has been run yet. They need the
-# files of the data set, and for FID Inception's weights and clean-fid's statistics; whatever is missing is named, and nothing is downloaded. FID is then a column of `checkpoints.csv`.
+# The log trained on CIFAR-10 and reports clean-fid's FID {cite}`parmar2022` to the training split:
+# 155.97, 102.59, 97.63, 88.67 and 79.92 after 1950, 3900, .., 9750 updates.
+# `parameters/drifting/cifar10-short.yaml` is that budget, ready to run on a GPU with this notebook,
+# and `cifar10`, `cifar10-short-no-encoder`, `cifar10-ldf`, `cifar10-ldf-no-proj`,
+# `cifar10-ldf-setsize-small`, `cifar10-ldf-setsize-large` and `mnist` are the log's other runs.
+# None has been run yet. They need the files of the data set, and for FID Inception's weights and
+# clean-fid's statistics; whatever is missing is named, and nothing is downloaded. FID is then a
+# column of `checkpoints.csv`.
 
 # %%
 LOG_FID = pd.Series([155.97, 102.59, 97.63, 88.67, 79.92], index=[1950, 3900, 5850, 7800, 9750])
@@ -602,7 +667,8 @@ LOG_FID.rename_axis("updates").rename("the log's FID").to_frame().T
 # %% [markdown]
 # ## Claims
 #
-# Claims about quality are tested where training is long enough for digits to appear, from the profile *laptop* on.
+# Claims about quality are tested where training is long enough for digits to appear, from the
+# profile *laptop* on.
 
 # %% tags=["hide-input"]
 tested = par.steps >= 500 and par.seeds >= 3
@@ -690,7 +756,8 @@ if "look_ahead" in par.main:
     run.claim(text, "not given", ours, learned_recall.min() > kernel_recall.max(), tested)
 
 # %% [markdown]
-# An ablation wins if it does so with every seed; shown are the means. A claim appears if its variants were run.
+# An ablation wins if it does so with every seed; shown are the means. A claim appears if its
+# variants were run.
 
 # %% tags=["hide-input"]
 by_seed = short.pivot(index="seed", columns="variant", values="fd_heldout")
@@ -738,17 +805,24 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the log had wrong
 #
-# - **Its learned field never trains.** The target is detached, so that its parameters have no gradient at all, and its ablations would have compared random initialisations. Symmetry, shape and finiteness hold for those too.
-# - **Its loss cannot show quality**, and neither can the drift: both must be read beside the value for real data and a held-out measure.
+# - **Its learned field never trains.** The target is detached, so that its parameters have no
+#   gradient at all, and its ablations would have compared random initialisations. Symmetry, shape
+#   and finiteness hold for those too.
+# - **Its loss cannot show quality**, and neither can the drift: both must be read beside the value
+#   for real data and a held-out measure.
 # - **Its guidance strength** never enters the loss.
 # - **Its FID** is to the training split, which rewards copies.
 #
 # ## Limits
 #
-# Digits of 8 x 8 pixels are a small problem: pixels alone serve as features, so that what an encoder adds here says little of large images, on which the paper's method fails without one. FD-digits depends on the classifier, whose seed and weights the
-# manifest names; only its ratio to the floor means something elsewhere. With 500 held-out digits the floor itself is a noisy number. The measure and the class accuracy come from the same network. A nearest training image
-# closer than that of held-out digits need not be a copy: blurred digits are near to everything, and recall below one says that styles are missing. Ablations are short runs of one small generator, and an order
-# of variants that are within their spread of each other is no order.
+# Digits of 8 x 8 pixels are a small problem: pixels alone serve as features, so that what an
+# encoder adds here says little of large images, on which the paper's method fails without one.
+# FD-digits depends on the classifier, whose seed and weights the manifest names; only its ratio to
+# the floor means something elsewhere. With 500 held-out digits the floor itself is a noisy number.
+# The measure and the class accuracy come from the same network. A nearest training image closer
+# than that of held-out digits need not be a copy: blurred digits are near to everything, and recall
+# below one says that styles are missing. Ablations are short runs of one small generator, and an
+# order of variants that are within their spread of each other is no order.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish(judge_seed=JUDGE_SEED, judge_weights=floor.weights)

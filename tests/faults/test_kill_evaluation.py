@@ -19,9 +19,8 @@ def go(run, output):
     torch.set_num_threads(1)
     d = digits()
     small = judge(Images(d.train[:100], d.train_label[:100], d.test, d.test_label), steps=5)
-    evaluation.evaluate(
-        run, output, small, num_samples=200, skip_existing=True, cleanup_samples=True
-    )
+    sampling = evaluation.Sampling(num_samples=200)
+    evaluation.evaluate(run, output, small, sampling, skip_existing=True, cleanup_samples=True)
 
 
 def test_kills_change_no_measure(tmp_path):

@@ -43,12 +43,13 @@ def blindspot() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def mlp() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = MLPGenerator((2,), classes=0, width=16, depth=2, seed=0, noise_dim=4, codebook=0)
+    setting = experiment.Setting(data="ring", width=16, depth=2, noise_dim=4)
+    model = MLPGenerator(setting)
     return model, (WAVE.view(16, 4).sin(), torch.zeros(16, dtype=torch.long), torch.ones(16))
 
 
 def dit() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = DiTGenerator((1, 8, 8), classes=3, width=16, depth=2, seed=0, patch=4)
+    model = DiTGenerator(experiment.Setting(data="digits", width=16, depth=2))
     noise = torch.linspace(-1, 1, 2 * model.noise_dim).view(2, -1)
     noise[:, 64:] = 0.3  # far from where another style is chosen
     return model, (noise, torch.tensor([0, 2]), torch.ones(2))
@@ -102,8 +103,8 @@ def test_a_drifting_run_trains_stops_and_samples(
     setting = experiment.Setting(**options, steps=6, eval_every=3, width=16, set_size=8, warmup=2)
     experiment.train(setting, tmp_path, device=str(gpu))
     (last,) = tmp_path.glob("step_0000006.safetensors")
-    model, saved = experiment.restore(last)
-    label = experiment.balanced_labels(40, saved.classes)
+    model, _ = experiment.restore(last)
+    label = experiment.balanced_labels(40, setting.classes)
     x = evaluation.sample(model.to(gpu), label, 1.0, 0)
     assert x.device.type == "cpu" and x.isfinite().all() and len(x) == 40
 

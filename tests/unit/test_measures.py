@@ -33,7 +33,7 @@ MODULES = [
 Inputs = dict[str, torch.Tensor]
 ELSEWHERE = {
     "agop": "agop agop_sketch second_moments signs residuals one_hot_blocks",  # test_agop, test_foreign
-    "frechet": "clean_fid inception reference_statistics folder_features require_fid fid",  # files: test_frechet
+    "frechet": "clean_fid fid_files inception folder_features fid",  # files: test_frechet
     "judge": "judge",  # a training: test_drifting
     "losses": "gaussian laplace huber denoising_loss",  # at their minimum: test_losses
     "probes": "features fingerprint frozen head probe_recipe train",  # networks: test_probes

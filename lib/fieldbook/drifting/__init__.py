@@ -1,6 +1,5 @@
-"""Generators that are trained by drifting: every sample is moved a little towards the data, and
-learnt.
+"""Generators trained by drifting: each sample is moved a little towards the data, and learnt.
 
 Read `kernel` (the field), `learned`, `loss`, `generators` and `experiment`, in this order.
-`evaluation` measures checkpoints with `judge`, `frechet` and `distances`; `report` tells of them.
+`evaluation` measures checkpoints with `judge`, `frechet` and `distances`; `audit` looks at fields.
 """

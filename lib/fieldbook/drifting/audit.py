@@ -1,36 +1,62 @@
-"""What tells a drifting field that was trained from one that was not, where the loss and
-antisymmetry cannot."""
+"""What tells a drifting field that was trained from one that was not, or good samples from bad.
 
+The loss and antisymmetry cannot.
+"""
+
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fieldbook.drifting import kernel
 from fieldbook.drifting.distances import energy_distance
+from fieldbook.drifting.experiment import Reals, checkpoints, read_checkpoint, restore
 from fieldbook.drifting.loss import Sets, drifting_loss
+from fieldbook.drifting.setting import Setting
 from fieldbook.nn.checks import require
+from fieldbook.nn.seeds import stream
 
 Field = Callable[..., Tensor]
+SETS = 32  # samples per set
 
 
-def changed(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], prefix: str = "field."
-) -> float:
-    """Share of the tensors whose name starts with `prefix` in which at least one bit differs; nan
-    without any."""
-    names = [name for name in before if name.startswith(prefix)]
-    return (
-        sum(not torch.equal(before[name], after[name]) for name in names) / len(names)
-        if names
-        else float("nan")
-    )
+def audit_run(folder: Path) -> dict[str, float]:
+    """`changed`, `reach` and `null_ratio` of a run's learned field; nan for the kernel field.
+
+    The field is that of the pixels, the samples are real images of any class, and the positives are
+    of one.
+    """
+    first, *_, last = checkpoints(folder)
+    model, saved = restore(last, ema=False)
+    if model.field is None:
+        return dict.fromkeys(("changed", "reach", "null_ratio"), math.nan)
+    reals = Reals(saved.setting)
+    generator = torch.Generator().manual_seed(stream("audit"))
+
+    def draw(labels: Tensor) -> Tensor:
+        return reals.draw(labels, SETS, generator).flatten(2)
+
+    labels = torch.arange(saved.setting.classes)
+    mixed = draw(torch.full_like(labels, saved.setting.classes))
+    sets = [draw(labels) for _ in range(3)]
+    return {
+        "changed": changed(read_checkpoint(first).model, saved.model),
+        "reach": reach(model.field[0].shift, mixed, *sets[:2]),
+        "null_ratio": null_ratio(model.field[0], mixed, *sets),
+    }
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Share of a field's tensors, by their names, in which at least one bit differs."""
+    names = [name for name in before if name.startswith("field.")]
+    return sum(not torch.equal(before[name], after[name]) for name in names) / len(names)
 
 
 @torch.no_grad()
 def reach(field: Field, x: Tensor, pos: Tensor, fresh: Tensor) -> float:
-    """Energy distance to fresh data after one step x + V, relative to before: 0 is arrival, 1 no
-    progress.
+    """Energy distance to fresh data after a step x + V over before: 0 is arrival, 1 no progress.
 
     Args:
         field: of (x, pos, neg), on features with a mean distance of sqrt(D), as in training.
@@ -39,7 +65,7 @@ def reach(field: Field, x: Tensor, pos: Tensor, fresh: Tensor) -> float:
         ValueError: x is no farther from fresh data than fresh data are, so that there is no way to
             go.
     """
-    unit = kernel.distances(x, pos, x).mean / x.shape[-1] ** 0.5
+    unit = _unit(x, pos)
     x, pos, fresh = x / unit, pos / unit, fresh / unit
     after = energy_distance(x + field(x, pos, x), fresh).mean()
     before = energy_distance(x, fresh).mean()
@@ -48,11 +74,9 @@ def reach(field: Field, x: Tensor, pos: Tensor, fresh: Tensor) -> float:
 
 
 @torch.no_grad()
-def null_ratio(field: Field, x: Tensor, sets: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Size of V between three samples of one distribution, relative to that at x: what sampling
-    noise alone gives."""
-    p1, p2, p3 = sets
-    unit = kernel.distances(x, p2, x).mean / x.shape[-1] ** 0.5
+def null_ratio(field: Field, x: Tensor, p1: Tensor, p2: Tensor, p3: Tensor) -> float:
+    """Size of V between three samples of one distribution over that at x: sampling noise alone."""
+    unit = _unit(x, p2)
     null = field(p1 / unit, p2 / unit, p3 / unit, mask_self=False)
     at_x = field(x / unit, p2 / unit, x / unit)
     size = kernel.rms(at_x, -at_x.ndim).mean()
@@ -60,20 +84,29 @@ def null_ratio(field: Field, x: Tensor, sets: tuple[Tensor, Tensor, Tensor]) -> 
     return float(kernel.rms(null, -null.ndim).mean() / size)
 
 
+def _unit(x: Tensor, pos: Tensor) -> Tensor:
+    """What features are divided by to have a mean distance of sqrt(D)."""
+    _, stats = kernel.distances(x, pos, x)
+    return stats.mean / x.shape[-1] ** 0.5
+
+
+def known_drifts(setting: Setting, seed: int) -> dict[str, float]:
+    """`drifts` of real images, of the class means with a trace of noise, and of noise."""
+    reals = Reals(setting)
+    generator = torch.Generator().manual_seed(stream("known", seed))
+    labels = torch.arange(setting.classes)
+    pos, real = (reals.draw(labels, setting.set_size, generator).flatten(2) for _ in range(2))
+    noise = torch.randn(real.shape, generator=generator)
+    means = [reals.x[places].flatten(1).mean(0) for places in reals.members[:-1]]
+    means = torch.stack(means)[:, None] + 1e-3 * noise
+    return drifts({"real images": real, "class means": means, "noise": noise}, pos, setting)
+
+
 @torch.no_grad()
-def losses(
-    cases: Mapping[str, Tensor], pos: Tensor, taus: tuple[float, ...] = kernel.TAUS
-) -> list[dict[str, object]]:
-    """Training loss and size of the drift for named samples (G, N, D) against positives (G, P, D):
-    one row per case."""
-    rows = []
-    for name, x in cases.items():
-        _, metrics = drifting_loss([Sets(x, pos)], taus=taus)
-        rows.append(
-            {
-                "case": name,
-                "loss": float(metrics["loss"]),
-                "drift_norm": float(metrics["drift_norm"]),
-            }
-        )
-    return rows
+def drifts(cases: Mapping[str, Tensor], pos: Tensor, setting: Setting) -> dict[str, float]:
+    """`<case>, loss` and `<case>, drift_norm` of named samples (G, N, D) near data (G, P, D)."""
+    found = {}
+    for case, x in cases.items():
+        _, metrics = drifting_loss([Sets(x, pos)], setting)
+        found |= {f"{case}, {name}": float(metrics[name]) for name in ("loss", "drift_norm")}
+    return found

@@ -1,5 +1,4 @@
-"""Distances between two samples that need no features: energy, sliced Wasserstein, nearest
-neighbour."""
+"""Distances between two samples without features: energy, sliced Wasserstein, nearest neighbour."""
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ def near_origin(*sets: Tensor) -> list[Tensor]:
     stay as they are, to the bit. Nothing is read back from the device, and no gradient is lost.
     """
     with torch.no_grad():
-        least, most = sets[-1].amin(-2, keepdim=True), sets[-1].amax(-2, keepdim=True)
+        least, most = sets[-1].aminmax(dim=-2, keepdim=True)
         unit = 4 * (most - least).amax(-1, keepdim=True)
         middle = least + (most - least) / 2
         move = torch.where(unit > 0, (middle / unit).round() * unit, middle)
@@ -23,20 +22,20 @@ def near_origin(*sets: Tensor) -> list[Tensor]:
 
 
 def energy_distance(x: Tensor, y: Tensor, *, check: bool = True) -> Tensor:
-    """Unbiased energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, differentiable in both.
+    """Unbiased energy distance (...,) in the units of x, 2 E|x - y| - E|x - x'| - E|y - y'|.
+
+    For samples of one distribution it is 0 in expectation, hence sometimes negative.
 
     Args:
         x: (..., N, D); `y`: (..., M, D); N, M >= 2.
         check: refuse numbers that are not finite, which reads them back from the device, and
             compute in double precision; False within training steps.
-    Returns:
-        (...,), in the units of x; 0 in expectation for samples of one distribution, hence sometimes
-        negative.
     Source: Székely & Rizzo 2013, equation 5 (doi:10.1016/j.jspi.2013.03.018), without pairs of a
     sample with itself.
     """
     if check:
-        x, y = numbers(x, "x", least=2, axis=-2), numbers(y, "y", least=2, axis=-2)
+        x = numbers(x, "x", least=2, axis=-2)
+        y = numbers(y, "y", least=2, axis=-2)
     n, m = x.shape[-2], y.shape[-2]
     require(min(n, m) >= 2, "samples", (n, m), "at least two of each")
     _require_dimension(x, y)
@@ -51,30 +50,23 @@ def sliced_w2(x: Tensor, y: Tensor, generator: torch.Generator, directions: int 
     """Sliced 2-Wasserstein distance: root mean square over directions of the distance along each.
 
     Args:
-        x, y: (N, D), as many samples of each.
+        x, y: (N, D), as many samples of each; the result is in their units.
         generator: of the random directions.
-    Returns:
-        In the units of x.
     Source: Bonneel et al. 2015 (doi:10.1007/s10851-014-0506-3), equation 11.
     """
-    x, y = numbers(x, "x", ndim=2), numbers(y, "y", ndim=2)
+    x = numbers(x, "x", ndim=2)
+    y = numbers(y, "y", ndim=2)
     require(x.shape == y.shape, "y", tuple(y.shape), f"the shape of x, {tuple(x.shape)}")
     require(directions >= 1, "directions", directions, "at least 1")
-    options = {"dtype": torch.float64, "device": generator.device}
-    theta = torch.randn(x.shape[1], directions, generator=generator, **options).cpu()
+    size, on = (x.shape[1], directions), generator.device
+    theta = torch.randn(size, generator=generator, dtype=torch.float64, device=on).cpu()
     theta /= theta.norm(dim=0)
     one, two = ((z.double().cpu() @ theta).sort(0).values for z in (x, y))
     return float((one - two).square().mean().sqrt())
 
 
 def nearest(x: Tensor, y: Tensor) -> Tensor:
-    """Distance from each x to its nearest y; where y are training data, small values are copies.
-
-    Args:
-        x: (N, ...); `y`: (M, ...), flattened to vectors.
-    Returns:
-        (N,), 0 for a copy.
-    """
+    """Distance (N,) from each x (N, ...) to its nearest y (M, ...): 0 for a copy."""
     x, y = (z.reshape(len(z), -1) for z in (numbers(x, "x"), numbers(y, "y")))
     _require_dimension(x, y)
     dtype = torch.promote_types(x.dtype, y.dtype)

@@ -1,9 +1,9 @@
-"""A small convolutional autoencoder whose encoder gives the features that a generator may drift in.
+"""A small convolutional autoencoder, whose layers are the features that a generator may drift in.
 
-It learns to fill in masked and noisy pixels, from images alone. Its layers are features at several
-scales.
+It learns to fill in masked and noisy pixels, from images alone.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,19 +12,29 @@ from torch import Tensor, nn
 
 from fieldbook.nn.layers import seeded
 
+PLACES = 4  # per side, to which a scale is averaged
+
+
+def widths(shape: Sequence[int]) -> tuple[int, ...]:
+    """Channels at each scale, as many as the sides of images (c, h, w) can be halved."""
+    if shape[-1] <= 8:
+        return 16, 32
+    return (32, 64, 128) if shape[-1] % 8 == 0 else (32, 64)
+
+
+def feature_dims(shape: Sequence[int]) -> list[int]:
+    """Dimension of each of the `Autoencoder.features` of square images (c, h, w)."""
+    sides = [min(shape[-1] // 2**k, PLACES) for k in range(1, len(widths(shape)) + 1)]
+    scales = zip(widths(shape), sides, strict=True)
+    return [math.prod(shape), *(width * side**2 for width, side in scales)]
+
 
 class Autoencoder(nn.Module):
-    """Strided convolutions down, transposed ones up.
+    """Strided convolutions down, transposed ones up, for images of a shape (c, h, w)."""
 
-    Args:
-        shape: (channels, height, width) of an image, sides divisible by 2 ** len(widths).
-        widths: channels at each scale, each half as wide and high as the one before.
-    """
-
-    def __init__(self, shape: Sequence[int], *, widths: Sequence[int] = (16, 32), seed: int):
+    def __init__(self, shape: Sequence[int], seed: int):
         super().__init__()
-        channels = [shape[0], *widths]
-        pairs = list(pairwise(channels))
+        pairs = list(pairwise([shape[0], *widths(shape)]))
         with seeded(seed):
             self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairs)
             self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 4, 2, 1) for a, b in reversed(pairs))
@@ -37,14 +47,13 @@ class Autoencoder(nn.Module):
         return maps[1:]
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Vectors to drift in, (batch, D) each: pixels, then every scale averaged to at most 4 x 4
-        places."""
-        pooled = (nn.functional.adaptive_avg_pool2d(m, min(m.shape[-1], 4)) for m in self.scales(x))
-        return [x.flatten(1), *(m.flatten(1) for m in pooled)]
+        """Vectors to drift in, (batch, D) each: pixels, then every scale, averaged."""
+        scales = self.scales(x)
+        pooled = [nn.functional.adaptive_avg_pool2d(m, min(m.shape[-1], PLACES)) for m in scales]
+        return [part.flatten(1) for part in (x, *pooled)]
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of restoring images of which half the pixels are hidden and the others
-        noisy."""
+        """Mean squared error of restoring images, half of whose pixels are hidden, others noisy."""
         shown = torch.rand(x[:, :1].shape, generator=generator, device=x.device) < 0.5
         noise = 0.2 * torch.randn(x.shape, generator=generator, device=x.device)
         h = self.scales((x + noise) * shown)[-1]

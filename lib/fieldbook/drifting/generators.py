@@ -1,18 +1,21 @@
-"""One-step generators: noise, a class and a guidance strength in, a sample out, in a single forward
-pass.
+"""One-step generators: noise, a class and a guidance strength in, a sample out, in one pass.
 
-Both classes have `noise_dim` and are called as (noise, label, alpha). Label `classes` stands for no
+Both have `noise_dim` and are called as (noise, label, alpha); `Setting.classes` is the label of no
 class.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from fieldbook.drifting.setting import Setting
 from fieldbook.nn.checks import require
 from fieldbook.nn.layers import Block, FeedForward, seeded
+
+HEADS, CONTEXT = 4, 8  # of the transformer; its tokens for the condition alone
+STYLES, CODEBOOK = 8, 64  # of the transformer; an mlp has one style
 
 
 class Condition(nn.Module):
@@ -30,8 +33,7 @@ class Condition(nn.Module):
 
 
 class Styles(nn.Module):
-    """Random styles: every entry of a noise vector chooses one of `codebook` learned vectors, which
-    are added up.
+    """Random styles: the sum of learned vectors, of which each entry of the noise picks one.
 
     A continuous network of continuous noise has a connected image. Styles are discrete, and free of
     that.
@@ -41,58 +43,39 @@ class Styles(nn.Module):
 
     def __init__(self, codebook: int, width: int, spread: float):
         super().__init__()
-        self.codebook, self.vector = codebook, nn.Embedding(codebook, width)
+        self.codebook = codebook
+        self.vector = nn.Embedding(codebook, width)
         nn.init.normal_(self.vector.weight, std=spread)
 
     def forward(self, noise: Tensor) -> Tensor:
         """Standard normal (batch, style) -> (batch, width)."""
-        chosen = (
-            (torch.special.ndtr(noise.float()) * self.codebook).long().clamp(max=self.codebook - 1)
-        )
+        uniform = torch.special.ndtr(noise.float())
+        chosen = (uniform * self.codebook).long().clamp(max=self.codebook - 1)
         return self.vector(chosen).sum(1)
 
 
 class MLPGenerator(nn.Module):
-    """Residual network on vectors, for the plane and for small images.
+    """Residual network on vectors, for the plane and for small images."""
 
-    Args:
-        shape: of a sample; `classes`: how many, 0 for none; `noise_dim`: dimension of the noise.
-        codebook: vectors to choose a style from, by one more entry of the noise; 0 for no style.
-        width, depth: of the residual stream, and how many residual layers.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        classes: int = 0,
-        noise_dim: int = 32,
-        codebook: int = 0,
-        width: int = 128,
-        depth: int = 3,
-        seed: int,
-    ):
+    def __init__(self, setting: Setting):
         super().__init__()
-        self.shape, self.continuous, self.noise_dim = (
-            tuple(shape),
-            noise_dim,
-            noise_dim + (codebook > 0),
-        )
-        with seeded(seed):
-            self.inward = nn.Linear(noise_dim, width)
-            self.condition = Condition(classes, width)
+        width, depth, codebook = setting.width, setting.depth, setting.codebook
+        self.shape, self.continuous = setting.shape, setting.noise_dim
+        self.noise_dim = self.continuous + (codebook > 0)
+        with seeded(setting.seed):
+            self.inward = nn.Linear(self.continuous, width)
+            self.condition = Condition(setting.classes, width)
             self.style = Styles(codebook, width, spread=2.0) if codebook else None
             self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
-            self.layers = nn.ModuleList(
-                FeedForward(width, 2 * width, activation="gelu") for _ in range(depth)
-            )
-            self.outward = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, math.prod(self.shape))
-            )
+            layers = (FeedForward(width, 2 * width, activation="gelu") for _ in range(depth))
+            self.layers = nn.ModuleList(layers)
+            last = nn.Linear(width, math.prod(self.shape))
+            self.outward = nn.Sequential(nn.LayerNorm(width), last)
 
     def forward(self, noise: Tensor, label: Tensor, alpha: Tensor) -> Tensor:
         """(batch, noise_dim), (batch,), (batch,) -> (batch, *shape)."""
-        condition, h = self.condition(label, alpha), self.inward(noise[:, : self.continuous])
+        condition = self.condition(label, alpha)
+        h = self.inward(noise[:, : self.continuous])
         if self.style is not None:
             condition = condition + self.style(noise[:, self.continuous :])
         for norm, layer in zip(self.norms, self.layers, strict=True):
@@ -101,58 +84,39 @@ class MLPGenerator(nn.Module):
 
 
 class DiTGenerator(nn.Module):
-    """Transformer on patches of noise, with random styles, and in-context tokens that all carry the
-    condition.
+    """Transformer on patches of noise, with styles, and further tokens that carry the condition.
 
-    Args:
-        shape: (channels, height, width) of a sample; `patch`: side of a patch, which divides both.
-        width, depth, heads: of the transformer; `context`, `styles`, `codebook`: numbers of tokens,
-            styles and vectors.
     Raises:
-        ValueError: `patch` does not divide the image.
+        ValueError: `setting.patch` does not divide the image.
     Source: Peebles & Xie 2023 (arXiv:2212.09748); Deng et al. 2026 (arXiv:2602.04770), section A.2.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        classes: int = 0,
-        patch: int = 4,
-        width: int = 256,
-        depth: int = 6,
-        heads: int = 4,
-        context: int = 8,
-        styles: int = 8,
-        codebook: int = 64,
-        seed: int,
-    ):
+    def __init__(self, setting: Setting):
         super().__init__()
-        c, h, w = self.shape = tuple(shape)
+        patch, width = setting.patch, setting.width
+        c, h, w = self.shape = setting.shape
         require(h % patch == 0 and w % patch == 0, "patch", patch, f"a divisor of {h} and {w}")
-        self.patch, self.n_styles = patch, styles
-        self.noise_dim = math.prod(self.shape) + styles
+        self.patch, self.noise_dim = patch, math.prod(self.shape) + STYLES
         tokens, size = (h // patch) * (w // patch), c * patch**2
-        with seeded(seed):
-            self.inward, self.condition = nn.Linear(size, width), Condition(classes, width)
-            self.style = Styles(codebook, width, spread=1 / math.sqrt(width * styles))
+        with seeded(setting.seed):
+            self.inward = nn.Linear(size, width)
+            self.condition = Condition(setting.classes, width)
+            self.style = Styles(CODEBOOK, width, spread=1 / math.sqrt(width * STYLES))
             self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
-            self.context = nn.Parameter(torch.randn(context, width) * 0.02)
-            self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
+            self.context = nn.Parameter(torch.randn(CONTEXT, width) * 0.02)
+            blocks = (Block(width, HEADS, 4 * width) for _ in range(setting.depth))
+            self.blocks = nn.ModuleList(blocks)
             self.outward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
 
     def forward(self, noise: Tensor, label: Tensor, alpha: Tensor) -> Tensor:
         """(batch, noise_dim), (batch,), (batch,) -> (batch, channels, height, width)."""
         c, h, w = self.shape
-        pixels, style = noise.split((c * h * w, self.n_styles), 1)
+        pixels, style = noise.split((c * h * w, STYLES), 1)
         condition = self.condition(label, alpha) + self.style(style)
-        patches = (
-            nn.functional.pixel_unshuffle(pixels.unflatten(1, self.shape), self.patch).flatten(2).mT
-        )
+        sides = {"c": c, "h": h // self.patch, "p": self.patch, "q": self.patch}
+        patches = rearrange(pixels, "n (c h p w q) -> n (h w) (c p q)", **sides)
         x = torch.cat((self.context + condition[:, None], self.inward(patches) + self.position), 1)
         for block in self.blocks:
             x = block(x)
-        out = self.outward(x[:, len(self.context) :]).mT
-        return nn.functional.pixel_shuffle(
-            out.unflatten(2, (h // self.patch, w // self.patch)), self.patch
-        )
+        out = self.outward(x[:, CONTEXT:])
+        return rearrange(out, "n (h w) (c p q) -> n c (h p) (w q)", **sides)

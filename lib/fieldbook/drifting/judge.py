@@ -1,5 +1,4 @@
-"""Features of small images from a frozen classifier trained here, and every measure of samples that
-rests on them.
+"""Features of small images from a frozen classifier trained here, and what measures rest on them.
 
 The Fréchet distance in these features is called FD-digits (FD-mnist, ..), never FID: its scale is
 its own. The classifier is never the encoder that a generator is trained with.
@@ -17,17 +16,14 @@ from fieldbook.drifting.images import Images
 from fieldbook.nn import training
 from fieldbook.nn.checkpoints import cpu_copy
 from fieldbook.nn.checks import numbers, require
+from fieldbook.nn.functional import batched
 from fieldbook.nn.layers import seeded
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.seeds import stream
 
 
 class Classifier(nn.Module):
-    """Three convolutions, a layer of 64 features, logits.
-
-    Args:
-        shape: (channels, height, width) of an image.
-    """
+    """Three convolutions, a layer of 64 features, logits; of images of a shape (c, h, w)."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, seed: int):
         super().__init__()
@@ -69,31 +65,24 @@ class Judge:
     accuracy: float
     digest: str
 
-    @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
-        """Features (n, 64) of images (n, c, h, w) in [-1, 1], on the CPU."""
-        x = numbers(x, "x", shape=(None, *self.images.train.shape[1:]))
-        device = next(self.network.parameters()).device
-        return torch.cat([self.network.features(part.to(device)).cpu() for part in x.split(1024)])
-
     def measure(self, x: Tensor, label: Tensor, seed: int = 0) -> dict[str, float]:
-        """All measures of generated images (n, c, h, w) in [-1, 1] that were asked for with these
-        labels (n,).
+        """All measures of generated images (n, c, h, w) in [-1, 1], asked for with labels (n,).
 
         Class frequencies should be those of the held-out images: `balanced_labels` makes them so.
 
         Returns:
-            `fd_train`, `fd_heldout`, `kid` (to the held-out images), `precision`, `recall`,
-            `density`, `coverage` among
-            them, class `accuracy`, `energy` distance of pixels to them, and `nearest`: the mean
-                distance in pixels to
-            the nearest training image over that of the held-out images.
+            `fd_train`, `fd_heldout`, `kid` (to the held-out images); `precision`, `recall`,
+            `density`, `coverage` among them; class `accuracy`; `energy` distance of pixels to them;
+            and `nearest`, the mean distance in pixels to the nearest training image over that of
+            the held-out images.
         """
-        found, generator = self.features(x), torch.Generator().manual_seed(stream("kid", seed))
+        test, train = self.images.test, self.images.train
+        x = numbers(x, "x", shape=(None, *train.shape[1:]))
         require(label.shape == (len(x),), "shape of label", tuple(label.shape), f"({len(x)},)")
         layer = self.network.logits
+        found = batched(self.network.features, x, size=1024, device=layer.weight.device).cpu()
+        generator = torch.Generator().manual_seed(stream("kid", seed))
         right = layer(found.to(layer.weight.device)).argmax(1).cpu() == label.cpu()
-        test, train = self.images.test, self.images.train
         usual = distances.nearest(test, train).mean()
         require(usual > 0, "nearest of held-out images", 0.0, "others than those of training")
         return {
@@ -107,14 +96,13 @@ class Judge:
         }
 
     def floor(self, repeats: int = 20) -> list[float]:
-        """FD to the held-out images of training images with the same classes: what a perfect
-        sampler would get."""
-        label, wanted = self.images.train_label, self.images.test_label.bincount()
+        """FD to the held-out images of training images of the same classes: a perfect sampler's."""
+        label = self.images.train_label
+        wanted = self.images.test_label.bincount()
         found = []
         for repeat in range(repeats):
-            order = torch.randperm(
-                len(label), generator=torch.Generator().manual_seed(stream("floor", repeat))
-            )
+            generator = torch.Generator().manual_seed(stream("floor", repeat))
+            order = torch.randperm(len(label), generator=generator)
             chosen = [order[label[order] == c][:n] for c, n in enumerate(wanted.tolist())]
             found.append(frechet.frechet(self.train[torch.cat(chosen)], self.test))
         return found
@@ -139,13 +127,8 @@ def judge(images: Images, seed: int = 1_000, steps: int = 600, folder: Path | No
     training.fit(network, loss, len(images.train), recipe, checkpoint=folder, progress=False)
     network.eval().requires_grad_(False)
     weights = cpu_copy(network)
-    digest = hashlib.sha256(
-        b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
-    ).hexdigest()[:16]
-    with torch.no_grad():
-        train, test = (
-            torch.cat([network.features(x) for x in part.split(1024)])
-            for part in (images.train, images.test)
-        )
-        accuracy = float((network.logits(test).argmax(1) == images.test_label).double().mean())
-    return Judge(network, images, train, test, accuracy, digest)
+    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
+    parts = (images.train, images.test)
+    train, test = (batched(network.features, x, size=1024) for x in parts)
+    accuracy = float((network.logits(test).argmax(1) == images.test_label).double().mean())
+    return Judge(network, images, train, test, accuracy, hashlib.sha256(content).hexdigest()[:16])

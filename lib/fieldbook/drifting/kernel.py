@@ -1,5 +1,4 @@
-"""The kernel drifting field: generated samples are drawn towards data and pushed away from one
-another.
+"""The kernel drifting field: samples are drawn towards data and pushed away from one another.
 
 Mean-shift towards the positives minus mean-shift towards the negatives, with weights from one
 kernel matrix. Source of everything here: Deng et al. 2026 (arXiv:2602.04770), sections 3.3, A.1,
@@ -18,17 +17,16 @@ from fieldbook.nn.checks import at_least_single, require
 TAUS = (0.02, 0.05, 0.2)
 """Temperatures of the paper, in units of the mean distance."""
 
-FAR = 1e6  # masked distances, in units of 1 + the mean one: finite, so that a set of which nothing is left gives 0
+# Masked distances, in units of 1 + the mean one: finite, so that a set of masked ones gives 0.
+FAR = 1e6
 BLOCK = 2**18  # entries of the kernel matrix worked on at a time: they stay in the cache
 
 Axes = Literal["both", "y", "separate"]
 
 
-class Distances(NamedTuple):
-    """Distances from x to the positives and negatives, (..., N, P + Q), and their statistics before
-    masking."""
+class Stats(NamedTuple):
+    """Mean and variance of the distances that are not masked, 0-d each."""
 
-    matrix: Tensor
     mean: Tensor
     variance: Tensor
 
@@ -36,27 +34,17 @@ class Distances(NamedTuple):
 @torch.no_grad()
 def distances(
     x: Tensor, pos: Tensor, neg: Tensor, weight: Tensor | None = None, *, mask_self: bool = True
-) -> Distances:
-    """Euclidean distances from every x to every positive and negative; no tensor is larger than the
-    result.
+) -> tuple[Tensor, Stats]:
+    """Distances (..., N, P + Q) from every x to every positive and negative, and their statistics.
 
     Args:
-        x: (..., N, D); `pos`: (..., P, D); `neg`: (..., Q, D), of which the first N are x itself if
-            `mask_self`.
-        weight: (..., Q), how often each negative counts in mean and variance.
-    Returns:
-        The matrix, with x's distances to itself masked, and 0-d mean and variance over all pairs
-        but those.
+        x, pos, neg, weight, mask_self: as in `field`; no tensor is larger than the result.
     Raises:
         ValueError: `mask_self` with fewer negatives than x.
     """
     n, p = x.shape[-2], pos.shape[-2]
-    require(
-        not mask_self or neg.shape[-2] >= n,
-        "neg",
-        tuple(neg.shape),
-        f"at least {n} rows, the first ones being x",
-    )
+    enough = not mask_self or neg.shape[-2] >= n
+    require(enough, "neg", tuple(neg.shape), f"at least {n} rows, the first ones being x")
     centre = pos.mean(-2, keepdim=True)  # cdist squares: less is lost to rounding near the origin
     matrix = torch.cdist(x - centre, torch.cat((pos, neg), -2) - centre)
     count = torch.ones_like(matrix[..., :1, :])
@@ -71,7 +59,7 @@ def distances(
     variance = (matrix.square() * count).sum() / total - mean.square()
     if mask_self:
         own.copy_((FAR * (1 + mean)).expand_as(own))
-    return Distances(matrix, mean, variance)
+    return matrix, Stats(mean, variance)
 
 
 @torch.no_grad()
@@ -79,7 +67,7 @@ def field(
     x: Tensor,
     pos: Tensor,
     neg: Tensor,
-    tau: float | Sequence[float],
+    taus: Sequence[float],
     weight: Tensor | None = None,
     *,
     axes: Axes = "both",
@@ -89,45 +77,36 @@ def field(
     push: float = 1.0,
     relative: bool = False,
     mask_self: bool = True,
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-    """The drifting field V at every x, detached; for several temperatures, with distances computed
-    once.
+) -> tuple[Tensor, Stats]:
+    """The drifting field V (T, ..., N, D) at every x and temperature, in the units of x, detached.
 
     With logits l = -|x - y| / tau (`laplace`) or -|x - y|^2 / (2 tau^2) (`gauss`), affinities A and
     their sums a_pos, a_neg over each set, V = a_neg sum A_pos y_pos - a_pos sum A_neg y_neg.
 
     Args:
         x: (..., N, D), leading axes are independent groups; `pos`: (..., P, D); `neg`: (..., Q, D).
-        tau: one temperature, or several: then the result has a leading axis of them.
         weight: (..., Q), non-negative: as how many copies each negative counts.
         axes: `both`, A = sqrt(softmax over y x softmax over x), Alg. 2; `y`, the first alone;
             `separate`, a softmax over y within each set, which is Eq. 8 to 10.
         floor: smallest affinity, before masking; 0 for none.
-        pull, push: factors on attraction and repulsion; V is antisymmetric only where they are
-            equal.
+        pull, push: factors on attraction and repulsion; V is antisymmetric only where they agree.
         relative: temperatures are in units of the mean distance: Eq. 22 for features normalised by
             Eq. 21.
         mask_self: the first N negatives are x itself and do not repel it.
-        return_stats: also give `feature_dist_mean` and `feature_dist_var`.
-    Returns:
-        V, (..., N, D) or (len(tau), ..., N, D), in the units of x.
     """
     require(axes in get_args(Axes), "axes", axes, f"one of {', '.join(get_args(Axes))}")
     require(kernel in ("laplace", "gauss"), "kernel", kernel, "laplace or gauss")
-    several = not isinstance(tau, float | int)
     with torch.autocast(x.device.type, enabled=False):  # a softmax of distances needs all 24 bits
         x, pos, neg = (at_least_single(part) for part in (x, pos, neg))
         x, neg, pos = near_origin(x, neg, pos)  # sums of large coordinates that cancel lose digits
-        d = distances(x, pos, neg, weight, mask_self=mask_self)
-        energy = d.matrix if kernel == "laplace" else d.matrix.square() / 2
+        matrix, stats = distances(x, pos, neg, weight, mask_self=mask_self)
+        energy = matrix if kernel == "laplace" else matrix.square() / 2
         log_weight = torch.zeros_like(energy[..., :1, :])
         if weight is not None:
             log_weight[..., 0, pos.shape[-2] :] = weight.log().clamp_min(-FAR)
-        taus = torch.tensor(tau if several else [tau], dtype=x.dtype, device=x.device).view(
-            -1, *[1] * x.ndim
-        )
-        units = taus * d.mean.where(d.mean > 0, 1.0) if relative else taus
+        units = torch.tensor(taus, dtype=x.dtype, device=x.device).view(-1, *[1] * x.ndim)
+        if relative:
+            units = units * stats.mean.where(stats.mean > 0, 1.0)
         betas = 1 / (units if kernel == "laplace" else units.square())
         v = x.new_empty((len(betas), *x.shape))
         together = max(BLOCK // energy.numel(), 1)  # temperatures at a time
@@ -137,13 +116,11 @@ def field(
                 logit = energy[..., rows, :] * -beta + log_weight
                 a = affinities(logit, pos.shape[-2], axes, columns).clamp_min_(floor)
                 out[..., rows, :] = balance(a, x[..., rows, :], pos, neg, pull, push)
-    v = v if several else v[0]
-    return (v, {"feature_dist_mean": d.mean, "feature_dist_var": d.variance}) if return_stats else v
+    return v, stats
 
 
 def affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None = None) -> Tensor:
-    """Affinities (..., N, P + Q) of every x to p positives and Q negatives, from logits with the
-    log weights added.
+    """Affinities (..., N, P + Q) of x to p positives and Q negatives, from logits with log weights.
 
     Args:
         columns: (..., 1, P + Q), logarithm of the sum over x of exp(logit), without weights; for
@@ -160,24 +137,23 @@ def affinities(logit: Tensor, p: int, axes: Axes, columns: Tensor | None = None)
 def balance(
     a: Tensor, x: Tensor, pos: Tensor, neg: Tensor, pull: float = 1.0, push: float = 1.0
 ) -> Tensor:
-    """Attraction minus repulsion at x, pull a_neg sum A_pos (y_pos - x) - push a_pos sum A_neg
-    (y_neg - x)."""
+    """V at x, pull a_neg sum A_pos (y_pos - x) - push a_pos sum A_neg (y_neg - x)."""
     a_pos, a_neg = a.split((pos.shape[-2], neg.shape[-2]), -1)
-    of_pos, of_neg = a_pos.sum(-1, keepdim=True), a_neg.sum(-1, keepdim=True)
+    of_pos = a_pos.sum(-1, keepdim=True)
+    of_neg = a_neg.sum(-1, keepdim=True)
     drift = pull * of_neg * (a_pos @ pos) - push * of_pos * (a_neg @ neg)
-    return (
-        drift if pull == push else drift - (pull - push) * of_pos * of_neg * x
-    )  # which cancels otherwise
+    if pull == push:
+        return drift  # what there is of x cancels
+    return drift - (pull - push) * of_pos * of_neg * x
 
 
 def _log_columns(energy: Tensor, beta: Tensor) -> Tensor:
     """Logarithm of the sum over x of exp(-beta energy), (..., 1, P + Q)."""
     least = energy.amin(-2, keepdim=True)
-    parts = [
-        ((least - energy[..., rows, :]) * beta).exp_().sum(-2, keepdim=True)
-        for rows in _blocks(energy)
-    ]
-    return sum(parts).log() - least * beta
+    total = 0
+    for rows in _blocks(energy):
+        total = total + ((least - energy[..., rows, :]) * beta).exp_().sum(-2, keepdim=True)
+    return total.log() - least * beta
 
 
 def _blocks(energy: Tensor) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The way around torchvision's missing operators, in fresh processes: an import that has failed leaves traces."""
+"""The way around torchvision's missing operators, in fresh processes: failures leave traces."""
 
 import subprocess
 import sys
@@ -6,7 +6,10 @@ import sys
 import pytest
 import torch
 
-SHRINK = "import torch, torchvision; print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)"
+SHRINK = """
+import torch, torchvision
+print(torchvision.transforms.functional.resize(torch.zeros(1, 4, 4), [2, 2]).shape)
+"""
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:

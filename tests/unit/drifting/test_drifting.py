@@ -1,4 +1,4 @@
-"""Training, its checkpoints and their evaluation: what resumes, what is refused, what is written."""
+"""Training, its checkpoints, their evaluation: what resumes, what is refused, what is written."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from fieldbook.drifting import evaluation, experiment
-from fieldbook.drifting.images import Images, digits
+from fieldbook.drifting.evaluation import Sampling
+from fieldbook.drifting.images import SHAPES, Images, digits
 from fieldbook.drifting.judge import Judge, judge
 from fieldbook.nn.checkpoints import save_weights
 from fieldbook.run import figures
@@ -26,6 +27,9 @@ SMALL = {
     "eval_every": 3,
     "warmup": 0,
 }
+
+
+FEW = Sampling(num_samples=20)
 
 
 def setting(**options):
@@ -68,7 +72,7 @@ def test_trains_and_rebuilds_itself(options, tmp_path):
     assert sorted(weights(tmp_path)) == [f"step_{step:07d}.safetensors" for step in (0, 3, 6)]
     model, saved = experiment.restore(tmp_path / "step_0000006.safetensors")
     assert saved.setting == s and saved.step == 6
-    label = experiment.balanced_labels(6, saved.classes)
+    label = experiment.balanced_labels(6, s.classes)
     generator = [torch.Generator().manual_seed(0) for _ in range(2)]
     with torch.no_grad():
         assert torch.equal(
@@ -197,12 +201,13 @@ def test_encoder_features_join_the_pixels():
 
 def test_colour_images_and_a_transformer(tmp_path, monkeypatch):
     x, label = torch.rand(40, 3, 16, 16) * 2 - 1, torch.arange(40) % 10
+    monkeypatch.setitem(SHAPES, "cifar10", (3, 16, 16))
     monkeypatch.setattr(
         experiment, "load_images", lambda data, folder: Images(x, label, x[:10], label[:10])
     )
     s = setting(data="cifar10", generator="dit", encoder=True, width=16, precision="bf16", steps=3)
     experiment.train(s, tmp_path)
-    rows = evaluation.evaluate(tmp_path, tmp_path / "out", None, num_samples=10)
+    rows = evaluation.evaluate(tmp_path, tmp_path / "out", None, Sampling(num_samples=10))
     assert rows.step.tolist() == [0, 3] and rows.loss.notna().tolist() == [False, True]
     assert Image.open(tmp_path / "out" / "artifacts" / "step_0000003" / "preview.png").mode == "RGB"
 
@@ -225,8 +230,10 @@ def test_two_passes_extrapolate(tmp_path):
 
 def test_evaluates_a_folder(run, scored, tmp_path):
     drawn = []
-    options = {"num_samples": 20, "batch_size": 8, "draw": lambda rows: drawn.append(len(rows))}
-    rows = evaluation.evaluate(run, tmp_path, scored, **options)
+    sampling = Sampling(num_samples=20, batch_size=8)
+    rows = evaluation.evaluate(
+        run, tmp_path, scored, sampling, draw=lambda rows: drawn.append(len(rows))
+    )
     wanted = {
         "checkpoint",
         "name",
@@ -274,22 +281,22 @@ def test_a_curve_is_redrawn_with_every_row(run, scored, tmp_path):
         figures.step_curve(rows, "fd_heldout", file)
         seen.append(file.read_bytes())
 
-    evaluation.evaluate(run, tmp_path / "out", scored, num_samples=20, draw=draw)
+    evaluation.evaluate(run, tmp_path / "out", scored, FEW, draw=draw)
     assert Image.open(file).width > 100 and len(set(seen)) == 3
 
 
 def test_same_seed_same_samples_whatever_was_there(run, scored, tmp_path):
-    one, two = (evaluation.evaluate(run, tmp_path / name, scored, num_samples=20) for name in "ab")
-    again = evaluation.evaluate(run, tmp_path / "a", scored, num_samples=20)
+    one, two = (evaluation.evaluate(run, tmp_path / name, scored, FEW) for name in "ab")
+    again = evaluation.evaluate(run, tmp_path / "a", scored, FEW)
     other = evaluation.evaluate(
-        run / "step_0000006.safetensors", tmp_path / "a", scored, num_samples=20, seed=1
+        run / "step_0000006.safetensors", tmp_path / "a", scored, Sampling(num_samples=20, seed=1)
     )
     assert one.fd_heldout.equals(two.fd_heldout) and one.fd_heldout.equals(again.fd_heldout)
     assert len(other) == 4 and other.fd_heldout.iloc[3] != other.fd_heldout.iloc[2]
 
 
 def test_skips_what_it_has_and_cleans_up(run, scored, tmp_path, monkeypatch):
-    evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, num_samples=20)
+    evaluation.evaluate(run / "step_0000003.safetensors", tmp_path, scored, FEW)
     sampled, original = [], evaluation.sample
 
     def watched(*args):
@@ -297,12 +304,12 @@ def test_skips_what_it_has_and_cleans_up(run, scored, tmp_path, monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(evaluation, "sample", watched)
-    options = {"num_samples": 20, "skip_existing": True, "cleanup_samples": True}
-    rows = evaluation.evaluate(run, tmp_path, scored, **options)
+    options = {"skip_existing": True, "cleanup_samples": True}
+    rows = evaluation.evaluate(run, tmp_path, scored, FEW, **options)
     assert len(sampled) == 2 and sorted(rows.step) == [0, 3, 6]
     assert not (tmp_path / "artifacts" / "step_0000006" / "generated").exists()
     assert (tmp_path / "artifacts" / "step_0000006" / "preview.png").exists()
-    evaluation.evaluate(run, tmp_path, scored, **options | {"skip_existing": False})
+    evaluation.evaluate(run, tmp_path, scored, FEW, **options | {"skip_existing": False})
     assert len(sampled) == 5
 
 
@@ -312,24 +319,24 @@ def test_a_corrupt_checkpoint_is_named_and_the_rest_goes_on(run, scored, tmp_pat
     bad = folder / "step_0000003.safetensors"
     bad.write_bytes(bad.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="step_0000003"):
-        rows = evaluation.evaluate(folder, tmp_path / "out", scored, num_samples=20)
+        rows = evaluation.evaluate(folder, tmp_path / "out", scored, FEW)
     assert rows.step.tolist() == [0, 6]
     with pytest.raises(ValueError, match="step_0000003"):
-        evaluation.evaluate(bad, tmp_path / "out", scored, num_samples=20)
+        evaluation.evaluate(bad, tmp_path / "out", scored, FEW)
     with pytest.raises(FileNotFoundError):
         evaluation.evaluate(tmp_path / "nowhere", tmp_path / "out", scored)
     os.mkdir(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="step_"):
         evaluation.evaluate(tmp_path / "empty", tmp_path / "out", scored)
     with pytest.raises(ValueError, match="alpha"):
-        evaluation.evaluate(folder, tmp_path / "out", scored, alpha=0.5)
+        Sampling(alpha=0.5)
 
 
 def test_fid_says_what_is_missing_before_sampling(run, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "sample", lambda *_: pytest.fail("sampled in vain"))
     with pytest.raises(FileNotFoundError, match=r"digits_clean_train_8\.npz"):
         evaluation.evaluate(
-            run / "step_0000003.safetensors", tmp_path, scored, num_samples=20, fid_mode="clean"
+            run / "step_0000003.safetensors", tmp_path, scored, Sampling(fid_mode="clean")
         )
 
 

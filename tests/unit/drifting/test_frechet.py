@@ -1,4 +1,4 @@
-"""Distances between features against clean-fid, scipy and known values; nothing is ever downloaded."""
+"""Distances between features against clean-fid, scipy, known values; nothing is ever downloaded."""
 
 import socket
 
@@ -88,7 +88,8 @@ def test_injected_extractor_goes_through_clean_fids_resizing(tmp_path, offline):
         assert x.shape[1:] == (3, 299, 299) and 1 < x.max() <= 255
         return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
-    one, two = (frechet.folder_features(tmp_path / name, extractor).double() for name in "ab")
+    found = [frechet.folder_features(tmp_path / name, extractor) for name in "ab"]
+    one, two = (torch.from_numpy(features).double() for features in found)
     module = frechet.clean_fid()
     assert frechet.frechet(one, two) == pytest.approx(
         module.fid_from_feats(one.numpy(), two.numpy()), rel=1e-6, abs=1e-6
@@ -101,17 +102,26 @@ def test_injected_extractor_goes_through_clean_fids_resizing(tmp_path, offline):
 
 def test_missing_files_are_named_and_not_fetched(tmp_path, offline):
     with pytest.raises(FileNotFoundError) as raised:
-        frechet.fid(tmp_path, "cifar10", 32, "train", weights=tmp_path)
+        frechet.fid(tmp_path, "cifar10", 32, "train", "clean", tmp_path)
     assert str(tmp_path / "inception-2015-12-05.pt") in str(raised.value)
     assert "cifar10_clean_train_32.npz" in str(raised.value)
     with pytest.raises(FileNotFoundError, match="pt_inception"):
-        frechet.inception("legacy_pytorch", torch.device("cpu"))
+        frechet.fid(tmp_path, "cifar10", 32, "train", "legacy_pytorch")
 
 
-def test_statistics_are_read(tmp_path):
-    np.savez(tmp_path / "cifar10_clean_test_32.npz", mu=np.zeros(3), sigma=np.eye(3))
-    mean, cov = frechet.reference_statistics("cifar10", 32, "test", folder=tmp_path)
-    assert mean.shape == (3,) and cov.trace() == 3
+def test_statistics_are_read(tmp_path, offline, monkeypatch):
+    write_folder(tmp_path / "images", 0)
+
+    def extractor(x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    found = frechet.folder_features(tmp_path / "images", extractor)
+    file = tmp_path / "cifar10_clean_test_32.npz"
+    np.savez(file, mu=found.mean(0) + np.array([3, 0, 4]), sigma=np.cov(found, rowvar=False))
+    monkeypatch.setattr(frechet, "fid_files", lambda *_: (tmp_path, file))
+    monkeypatch.setattr(frechet, "inception", lambda *_: extractor)
+    distance = frechet.fid(tmp_path / "images", "cifar10", 32, "test", "clean")
+    assert distance == pytest.approx(25, rel=1e-3)
 
 
 def test_energy_distance():

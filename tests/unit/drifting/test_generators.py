@@ -5,16 +5,13 @@ import torch
 
 from fieldbook.drifting.encoder import Autoencoder
 from fieldbook.drifting.generators import DiTGenerator, MLPGenerator, Styles
-
-SMALL = {"width": 16, "depth": 1, "seed": 0}
+from fieldbook.drifting.setting import Setting
 
 
 def make(kind):
-    if kind in ("mlp", "styled"):
-        return MLPGenerator(
-            (1, 8, 8), classes=3, noise_dim=5, codebook=4 * (kind == "styled"), **SMALL
-        )
-    return DiTGenerator((3, 8, 8), classes=3, patch=4, heads=2, **SMALL)
+    codebook = 4 if kind == "styled" else 0
+    setting = Setting(data="digits", width=16, depth=1, noise_dim=5, codebook=codebook)
+    return DiTGenerator(setting) if kind == "dit" else MLPGenerator(setting)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "styled", "dit"])
@@ -22,7 +19,7 @@ def test_every_input_matters_and_every_parameter_learns(kind):
     model = make(kind)
     noise, label, alpha = (
         torch.randn(4, model.noise_dim),
-        torch.tensor([0, 1, 2, 3]),
+        torch.tensor([0, 1, 2, 10]),
         torch.tensor([1.0, 1.0, 2.0, 4.0]),
     )
     x = model(noise, label, alpha)
@@ -81,13 +78,20 @@ def test_patches_go_back_where_they_came_from():
 
 def test_patch_must_divide():
     with pytest.raises(ValueError, match="patch"):
-        DiTGenerator((1, 8, 8), patch=3, **SMALL)
+        DiTGenerator(Setting(data="digits", patch=3))
 
 
 def test_encoder_has_features_at_every_scale():
-    encoder = Autoencoder((1, 8, 8), widths=(4, 6), seed=0)
+    encoder = Autoencoder((1, 8, 8), seed=0)
     x = torch.randn(3, 1, 8, 8)
-    assert [f.shape for f in encoder.features(x)] == [(3, 64), (3, 64), (3, 24)]
+    assert [f.shape for f in encoder.features(x)] == [(3, 64), (3, 256), (3, 128)]
     loss = encoder.loss(x, torch.Generator().manual_seed(0))
     loss.backward()
     assert loss.ndim == 0 and all(p.grad.any() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
+def test_a_setting_knows_the_dimensions_of_its_encoders_features(data):
+    setting = Setting(data=data, encoder=True)
+    features = Autoencoder(setting.shape, seed=0).features(torch.zeros(1, *setting.shape))
+    assert [f.shape[1] for f in features] == setting.dims

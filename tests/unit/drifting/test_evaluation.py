@@ -1,4 +1,4 @@
-"""Rows about trained generators: known samplers get known measures, and pictures show the pixels they were made of."""
+"""Rows about trained generators: known samplers get known measures, pictures show their pixels."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fieldbook.drifting import experiment, report
+from fieldbook.drifting import audit, evaluation, experiment
 from fieldbook.drifting.images import digits, to_uint8
 from fieldbook.drifting.toys import TOYS
 
@@ -37,7 +37,7 @@ class Sampler(nn.Module):
 
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_perfect_sampler_is_at_the_floor_and_strays_as_data_do(toy):
-    found = report.toy_distances(Sampler(TOYS[toy]), toy)
+    found = evaluation.toy_distances(Sampler(TOYS[toy]), toy)
     assert (
         abs(found["w2"] - found["floor"]) < 3 * math.hypot(found["w2_sd"], found["floor_sd"]) + 1e-9
     )
@@ -49,13 +49,13 @@ def test_a_closed_circle_strays_from_a_ring_of_modes():
         angle = 2 * math.pi * torch.rand(n, generator=generator)
         return math.sqrt(2) * torch.stack((angle.cos(), angle.sin()), 1)
 
-    found = report.toy_distances(Sampler(circle), "ring")
+    found = evaluation.toy_distances(Sampler(circle), "ring")
     assert found["stray"] > 0.25
     assert found["w2"] < 0.2  # so near a distance that the eye must look
 
 
 def test_points_and_arrows_lead_outwards_from_a_half_sized_cloud():
-    rows = pd.DataFrame(report.toy_points(Sampler(TOYS["ring"]), "ring", n=300))
+    rows = pd.DataFrame(evaluation.toy_points(Sampler(TOYS["ring"]), "ring", n=300))
     assert rows.kind.value_counts().to_dict() == {
         "data": 300,
         "generated": 300,
@@ -68,8 +68,8 @@ def test_points_and_arrows_lead_outwards_from_a_half_sized_cloud():
 
 def test_pictures_have_a_class_per_column():
     images = digits()
-    rows = pd.DataFrame(report.real_rows(images, per_class=2))
-    found = report.picture(rows, (1, 8, 8), per_class=2)
+    rows = pd.DataFrame(evaluation.real_rows(images, per_class=2))
+    found = evaluation.picture(rows, (1, 8, 8), per_class=2)
     assert found.shape == (20, 100)
     second_three = to_uint8(images.train[images.train_label == 3][1, 0]).numpy()
     assert np.array_equal(found[11:19, 31:39], second_three)
@@ -77,9 +77,9 @@ def test_pictures_have_a_class_per_column():
 
 def test_sampled_rows_of_every_checkpoint(tmp_path):
     experiment.train(experiment.Setting(data="digits", **SMALL), tmp_path)
-    rows = pd.DataFrame(report.sample_rows(tmp_path, per_class=2))
+    rows = pd.DataFrame(evaluation.sample_rows(tmp_path, per_class=2))
     assert rows.groupby("step").size().to_dict() == {0: 20, 2: 20, 4: 20}
-    assert report.picture(rows[rows.step == 4], (1, 8, 8), per_class=2).shape == (20, 100)
+    assert evaluation.picture(rows[rows.step == 4], (1, 8, 8), per_class=2).shape == (20, 100)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_sampled_rows_of_every_checkpoint(tmp_path):
 )
 def test_audit_says_whether_a_field_was_trained(options, changed, tmp_path):
     experiment.train(experiment.Setting(data="digits", **SMALL, **options), tmp_path)
-    found = report.audit_run(tmp_path)
+    found = audit.audit_run(tmp_path)
     if changed is None:
         assert all(math.isnan(value) for value in found.values())
     else:
@@ -109,7 +109,7 @@ def test_audit_says_whether_a_field_was_trained(options, changed, tmp_path):
 
 
 def test_class_means_drift_least():
-    found = report.known_drifts(experiment.Setting(data="digits"), 0)
+    found = audit.known_drifts(experiment.Setting(data="digits"), 0)
     assert (
         found["class means, drift_norm"]
         < found["real images, drift_norm"]
