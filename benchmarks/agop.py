@@ -1,9 +1,12 @@
-"""AGOP of one grokked network: five ways to the exact matrix and our sketch, side by side in one thread.
+"""AGOP of one grokked network: five ways to the exact matrix and our sketch, side by side in one
+thread.
 
-    python benchmarks/agop.py [--checkpoint build/laptop/data/inputs/agop/laptop/add_seed0/final.safetensors]
+    python benchmarks/agop.py [--checkpoint
+    build/laptop/data/inputs/agop/laptop/add_seed0/final.safetensors]
 
-Without a checkpoint a network is trained first (about 30 s). Times are medians per example; slow methods are measured
-on a part of the grid, named in the table, and the exact ones are compared on the same part.
+Without a checkpoint a network is trained first (about 30 s). Times are medians per example; slow
+methods are measured on a part of the grid, named in the table, and the exact ones are compared on
+the same part.
 """
 
 import argparse

@@ -1,12 +1,14 @@
-"""Local learning coefficients of grokked networks: our stack of chains, a plain loop and devinterp, in one thread.
+"""Local learning coefficients of grokked networks: our stack of chains, a plain loop and devinterp,
+in one thread.
 
     python benchmarks/llc.py [--steps 12] [--chains 16] [--device cuda] [--checkpoint FILE]
 
-All run the same localised SGLD from the same weights on the same minibatches. Two networks: the one that the sampler
-chapters start from, and the full one; those missing are trained first (about 45 s). Peers are measured twice: computing
-every position of the last block, as is usual, and with the library's shortcut, which computes the last one alone.
-devinterp is installed for the run into an environment of its own, which borrows this one's torch. Times are medians per
-chain-step; what is done once per chain or call is left out, for devinterp by subtracting a short run from a long one.
+All run the same localised SGLD from the same weights on the same minibatches. Two networks: the one
+that the sampler chapters start from, and the full one; those missing are trained first (about 45
+s). Peers are measured twice: computing every position of the last block, as is usual, and with the
+library's shortcut, which computes the last one alone. devinterp is installed for the run into an
+environment of its own, which borrows this one's torch. Times are medians per chain-step; what is
+done once per chain or call is left out, for devinterp by subtracting a short run from a long one.
 """
 
 import argparse
@@ -72,7 +74,8 @@ class Case(NamedTuple):
 
 
 def case(profile: str, checkpoint: Path | None, steps: int, device: str) -> Case:
-    """The network that chapter agop trains to add under a profile, or the same with the weights of a checkpoint."""
+    """The network that chapter agop trains to add under a profile, or the same with the weights of
+    a checkpoint."""
     settings = networks.settings_of(profile)
     model = networks.load(settings, checkpoint or networks.trained(profile, ["add"])["add"]).to(
         device
@@ -144,7 +147,8 @@ def loop(
 
 
 def serve(folder: str, chains: int) -> None:
-    """Measure devinterp, in its own process: for each name of a network on stdin a line of JSON, [seconds, losses]."""
+    """Measure devinterp, in its own process: for each name of a network on stdin a line of JSON,
+    [seconds, losses]."""
     from devinterp.optim.sgmcmc import SGMCMC
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
@@ -187,7 +191,8 @@ def serve(folder: str, chains: int) -> None:
 
 @contextlib.contextmanager
 def environment() -> Iterator[Path]:
-    """A throw-away environment with devinterp and what it needs beyond this one; yields its interpreter.
+    """A throw-away environment with devinterp and what it needs beyond this one; yields its
+    interpreter.
 
     Raises:
         OSError: the installation failed; says why.
@@ -210,7 +215,8 @@ def environment() -> Iterator[Path]:
 def devinterp(
     python: Path, case: Case, chains: int
 ) -> Iterator[Callable[[str], tuple[float, Tensor]]]:
-    """A process that runs `serve`, as a function from the name of a network to seconds per chain-step and losses."""
+    """A process that runs `serve`, as a function from the name of a network to seconds per
+    chain-step and losses."""
     shape = ("p", "d_model", "n_heads", "n_layers", "d_hidden", "activation", "operator")
     given = {
         "settings": {name: case.settings[name] for name in shape},
@@ -238,7 +244,8 @@ def devinterp(
 def measure(
     case: Case, chains: int, python: Path | None
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Median seconds per chain-step of every method, and its losses relative to the start, (steps, chains)."""
+    """Median seconds per chain-step of every method, and its losses relative to the start, (steps,
+    chains)."""
     steps, star = len(case.batches), at_start(case)
 
     def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -281,7 +288,8 @@ def at_start(case: Case) -> Tensor:
 
 
 def same_noise(case: Case, steps: int = 4, chains: int = 3) -> float:
-    """Largest difference between losses of the stack and of a loop under the same noise, relative to their mean."""
+    """Largest difference between losses of the stack and of a loop under the same noise, relative
+    to their mean."""
     w_star = functional.flatten(case.models[LAST])
     generator = torch.Generator(w_star.device).manual_seed(0)
     draws = [

@@ -1,4 +1,5 @@
-"""Rows for `RESULTS.md`: what each benchmark measured of ours and of its peers, in one file a benchmark."""
+"""Rows for `RESULTS.md`: what each benchmark measured of ours and of its peers, in one file a
+benchmark."""
 
 import csv
 import os
@@ -21,7 +22,8 @@ def record(
     """Note how many times better ours is than each peer, when run by `python benchmarks`.
 
     Args:
-        what: is measured, at which size; `unit`: of `ours` and of each peer's value, a time or a size unless `rate`.
+        what: is measured, at which size; `unit`: of `ours` and of each peer's value, a time or a
+            size unless `rate`.
         promised: the least ratio that the benchmark accepts, by peer.
     """
     if "FIELDBOOK_BENCH" not in os.environ:

@@ -1,10 +1,12 @@
-"""Shuffled batches of spectra through memory maps, against the source's HDF5 and against what training asks for.
+"""Shuffled batches of spectra through memory maps, against the source's HDF5 and against what
+training asks for.
 
     python benchmarks/spectra_io.py [--gigabytes 0.8] [--folder build/scratch]
 
-Synthetic spectra of 4,096 pixels are written in the source's layout (float32, chunks of 64 spectra), converted once,
-and read in batches of 256 in the order that a `Recipe` with shuffle_block 4096 implies. Cold: the system is told to
-forget the files before each measurement; warm: right after. GB/s, medians. What was written is deleted at the end.
+Synthetic spectra of 4,096 pixels are written in the source's layout (float32, chunks of 64
+spectra), converted once, and read in batches of 256 in the order that a `Recipe` with shuffle_block
+4096 implies. Cold: the system is told to forget the files before each measurement; warm: right
+after. GB/s, medians. What was written is deleted at the end.
 """
 
 import argparse
@@ -87,7 +89,8 @@ def one_by_one(sources: list[Path], n: int, block: int | None) -> int:
 
 
 def growth(work: Callable[[], object]) -> float:
-    """How far a call exceeds the resident memory that it starts with, mapped files included, in MB (Linux)."""
+    """How far a call exceeds the resident memory that it starts with, mapped files included, in MB
+    (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the largest so far
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work()
@@ -97,7 +100,8 @@ def growth(work: Callable[[], object]) -> float:
 def measure(
     methods: dict[str, tuple[Callable[[], int], list[Path]]],
 ) -> dict[str, dict[str, float]]:
-    """GB/s of each method, cold and warm; they take turns in changing order, as one slows the next."""
+    """GB/s of each method, cold and warm; they take turns in changing order, as one slows the
+    next."""
     speeds = {name: {"cold": [], "warm": []} for name in methods}
     for repeat in range(REPEATS):
         for name in random.Random(repeat).sample(list(methods), len(methods)):

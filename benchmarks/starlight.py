@@ -1,9 +1,11 @@
-"""The emulator of stellar spectra against the synthesis that it stands in for: speed, and the price in accuracy.
+"""The emulator of stellar spectra against the synthesis that it stands in for: speed, and the price
+in accuracy.
 
     python benchmarks/starlight.py [--grid full] [--stars 100]
 
-The grid is built first, and timed. Synthesis and emulation are then timed in turns on stars drawn at random between the
-nodes, and their fluxes compared (median .5). Medians, one thread; the grid takes two processes.
+The grid is built first, and timed. Synthesis and emulation are then timed in turns on stars drawn
+at random between the nodes, and their fluxes compared (median .5). Medians, one thread; the grid
+takes two processes.
 """
 
 import argparse

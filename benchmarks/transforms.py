@@ -1,8 +1,10 @@
-"""Thirteen channels to 52 columns: ours against a straightforward two-pass pandas version, side by side in one thread.
+"""Thirteen channels to 52 columns: ours against a straightforward two-pass pandas version, side by
+side in one thread.
 
     python benchmarks/transforms.py
 
-Times are CPU seconds, medians over repeats, both sides on the same days; results must agree to 1e-4.
+Times are CPU seconds, medians over repeats, both sides on the same days; results must agree to
+1e-4.
 """
 
 import statistics

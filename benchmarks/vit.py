@@ -1,10 +1,11 @@
-"""One training step of the spectral vision transformer, ours and Hugging Face's ViTModel, side by side in one thread.
+"""One training step of the spectral vision transformer, ours and Hugging Face's ViTModel, side by
+side in one thread.
 
     python benchmarks/vit.py [--repeats 5]
 
-A step is forward, backward and AdamW at equal size, batch, dropout and precision; the peers read the same spectra as
-images of one row. Times are medians of CPU time (wall time on a GPU), the sides interleaved. Where the CPU multiplies
-bfloat16, the two ways to attend in it are compared too.
+A step is forward, backward and AdamW at equal size, batch, dropout and precision; the peers read
+the same spectra as images of one row. Times are medians of CPU time (wall time on a GPU), the sides
+interleaved. Where the CPU multiplies bfloat16, the two ways to attend in it are compared too.
 """
 
 import argparse
@@ -125,7 +126,8 @@ def compare(
 
 
 def kernels(size: dict[str, int], batch: int, repeats: int) -> float:
-    """Time of the fused kernel over that of `attend`, forward and backward in bfloat16 on the CPU, printed."""
+    """Time of the fused kernel over that of `attend`, forward and backward in bfloat16 on the CPU,
+    printed."""
     heads, d_head = size["n_heads"], size["d_model"] // size["n_heads"]
     tokens = 1 + PIXELS // size["patch"]
     qkv = torch.randn(3, batch, heads, tokens, d_head, dtype=torch.bfloat16, requires_grad=True)
@@ -145,7 +147,8 @@ def kernels(size: dict[str, int], batch: int, repeats: int) -> float:
 def claims(
     what: str, seconds: dict[tuple[str, str], float], floors: dict[str, float]
 ) -> list[tuple[str, float, float]]:
-    """(what is promised, the ratio found, the least that is promised) for each peer, and for bf16 over fp32."""
+    """(what is promised, the ratio found, the least that is promised) for each peer, and for bf16
+    over fp32."""
     for precision in {precision: None for _, precision in seconds}:
         peers = {
             side: each for (side, p), each in seconds.items() if p == precision and side != "ours"

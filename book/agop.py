@@ -15,29 +15,35 @@
 # %% [markdown]
 # # AGOP: what a network looks at while it groks
 #
-# A small transformer learns $a \circ b \bmod p$ from half of all pairs. First it memorises them; hundreds of updates
-# later its answers to the other half turn right as well, rather suddenly: it *groks* {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of its inputs during
-# that time. Once calibrated against relabelled tokens, one number read from it, the *circulant score*, tells whether
-# the network has found the circle on which the operation is a shift. It starts at zero, stays low through
-# memorisation, and rises to about one **before** the test accuracy does, for all four operations.
+# A small transformer learns $a \circ b \bmod p$ from half of all pairs. First it memorises them;
+# hundreds of updates later its answers to the other half turn right as well, rather suddenly: it
+# *groks* {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of
+# its inputs during that time. Once calibrated against relabelled tokens, one number read from it,
+# the *circulant score*, tells whether the network has found the circle on which the operation is a
+# shift. It starts at zero, stays low through memorisation, and rises to about one **before** the
+# test accuracy does, for all four operations.
 #
-# The research log that this chapter reproduces measured something else under the same names: the size of the loss
-# gradient, and Fourier energy in a basis without order. Both are kept here as context, each drawn with the value that
-# it takes when there is nothing to see.
+# The research log that this chapter reproduces measured something else under the same names: the
+# size of the loss gradient, and Fourier energy in a basis without order. Both are kept here as
+# context, each drawn with the value that it takes when there is nothing to see.
 #
 # *What you will see:* {ref}`the training of all four operations <agop-training>`, the
-# {ref}`circle appearing in the AGOP <agop-matrices>`, {ref}`the score against its nulls <agop-nulls>`,
-# {ref}`its lead over the accuracy <agop-lead>` and {ref}`the embedding's spectrum <agop-spectrum>`.
+# {ref}`circle appearing in the AGOP <agop-matrices>`,
+# {ref}`the score against its nulls <agop-nulls>`, {ref}`its lead over the accuracy <agop-lead>` and
+# {ref}`the embedding's spectrum <agop-spectrum>`.
 #
-# *In the library:* {mod}`grokking.experiment <fieldbook.grokking.experiment>`, {mod}`grokking.networks <fieldbook.grokking.networks>`, {mod}`grokking.modular <fieldbook.grokking.modular>`,
-# {mod}`grokking.agop <fieldbook.grokking.agop>`, {mod}`grokking.circulant <fieldbook.grokking.circulant>`.
+# *In the library:* {mod}`grokking.experiment <fieldbook.grokking.experiment>`,
+# {mod}`grokking.networks <fieldbook.grokking.networks>`,
+# {mod}`grokking.modular <fieldbook.grokking.modular>`,
+# {mod}`grokking.agop <fieldbook.grokking.agop>`,
+# {mod}`grokking.circulant <fieldbook.grokking.circulant>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# Every parameter with its unit and accepted values. The defaults are the *quick* profile: a modulus small enough for
-# all of this page to run in under a minute on two cores. The files in `parameters/agop/` hold the profiles that the
-# published figures come from.
+# Every parameter with its unit and accepted values. The defaults are the *quick* profile: a modulus
+# small enough for all of this page to run in under a minute on two cores. The files in
+# `parameters/agop/` hold the profiles that the published figures come from.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -86,15 +92,17 @@ par, device, run = start("agop")
 # %% [markdown]
 # ## The task
 #
-# All pairs $(a, b)$ of $\mathbb{Z}_p$, $p$ prime, with $b \neq 0$ for division, are split once into train and test.
-# The network reads the tokens $[a, \circ, b, =]$ and answers at the last position; the operator sign, the same in all
-# that one network sees, can be left out (`operator`), as the laptop profile does to save time. It is a
-# pre-norm decoder with learned positions and an untied head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`,
-# and a bound on the gradient norm removes the loss spikes known as slingshots; numerical stability has its own part in
-# when a network groks {cite}`prieto2025`.
+# All pairs $(a, b)$ of $\mathbb{Z}_p$, $p$ prime, with $b \neq 0$ for division, are split once into
+# train and test. The network reads the tokens $[a, \circ, b, =]$ and answers at the last position;
+# the operator sign, the same in all that one network sees, can be left out (`operator`), as the
+# laptop profile does to save time. It is a pre-norm decoder with learned positions and an untied
+# head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`, and a bound on the gradient norm
+# removes the loss spikes known as slingshots; numerical stability has its own part in when a
+# network groks {cite}`prieto2025`.
 #
-# Part of the test set is no test of the rule. For a commutative operation half of the test pairs $(a, b)$ have their
-# mirror $(b, a)$ in the train set, and products with zero are all zero. The *strict* test pairs leave both out.
+# Part of the test set is no test of the rule. For a commutative operation half of the test pairs
+# $(a, b)$ have their mirror $(b, a)$ in the train set, and products with zero are all zero. The
+# *strict* test pairs leave both out.
 
 # %%
 tasks = {one: networks.task_of(par, one, par.seeds[0]) for one in par.operations}
@@ -104,31 +112,36 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 # %% [markdown]
 # ## The measure
 #
-# Let $x = (e_a, e_b) \in \mathbb{R}^{2d}$ be the embeddings of the two operands and $f(x) \in \mathbb{R}^p$ the logits.
-# With the Jacobian $J_j = \partial f / \partial x$ at pair $j$, the AGOP {cite}`radhakrishnan2024` is
+# Let $x = (e_a, e_b) \in \mathbb{R}^{2d}$ be the embeddings of the two operands and $f(x) \in
+# \mathbb{R}^p$ the logits. With the Jacobian $J_j = \partial f / \partial x$ at pair $j$, the AGOP
+# {cite}`radhakrishnan2024` is
 #
 # $$ G = \frac{1}{n} \sum_{j=1}^{n} J_j^\top J_j \in \mathbb{R}^{2d \times 2d}, $$
 #
-# taken over the full grid of pairs. It tells along which input directions the outputs move. In the basis of tokens it
-# becomes $M = B\,G\,B^\top$ with $B = \mathrm{blockdiag}(W_E, W_E)$ and $W_E$ the embedding matrix: the AGOP with
-# respect to one-hot inputs. The exact sum needs one backward pass per output. A *sketch* needs one per random sign
-# vector $v$: since $\mathbb{E}[v v^\top] = I$, the mean of $(J_j^\top v)(J_j^\top v)^\top$ is unbiased.
+# taken over the full grid of pairs. It tells along which input directions the outputs move. In the
+# basis of tokens it becomes $M = B\,G\,B^\top$ with $B = \mathrm{blockdiag}(W_E, W_E)$ and $W_E$
+# the embedding matrix: the AGOP with respect to one-hot inputs. The exact sum needs one backward
+# pass per output. A *sketch* needs one per random sign vector $v$: since $\mathbb{E}[v v^\top] =
+# I$, the mean of $(J_j^\top v)(J_j^\top v)^\top$ is unbiased.
 #
-# If the network computes with $a - b$ on a circle, then $M_{tu}$ depends only on the distance from token $t$ to token
-# $u$ on that circle: $M$ is **circulant** {cite}`mallinar2024`. For sums and differences the circle is
-# $0, 1, \dots, p-1$. For products and quotients it is the order of powers $g^0, g^1, \dots, g^{p-2}$ of a primitive
-# root $g$: there a product is a sum of discrete logarithms. The share of energy on wrapped diagonals,
+# If the network computes with $a - b$ on a circle, then $M_{tu}$ depends only on the distance from
+# token $t$ to token $u$ on that circle: $M$ is **circulant** {cite}`mallinar2024`. For sums and
+# differences the circle is $0, 1, \dots, p-1$. For products and quotients it is the order of powers
+# $g^0, g^1, \dots, g^{p-2}$ of a primitive root $g$: there a product is a sum of discrete
+# logarithms. The share of energy on wrapped diagonals,
 #
 # $$ \mathrm{share}(M) = \frac{\lVert P_\circ M \rVert_F^2}{\lVert M \rVert_F^2}, \qquad
 #    s(M) = \frac{\mathrm{share}(M) - s_0}{1 - s_0}, $$
 #
-# uses the projection $P_\circ$ that averages each wrapped diagonal. The share alone says little: any matrix with a
-# heavy diagonal has a large one. The **circulant score** $s$ therefore subtracts $s_0$, the expected share when the
-# tokens of the (double-centred) matrix are relabelled at random. That expectation has a closed form, which the tests
-# check against every permutation of small matrices.
+# uses the projection $P_\circ$ that averages each wrapped diagonal. The share alone says little:
+# any matrix with a heavy diagonal has a large one. The **circulant score** $s$ therefore subtracts
+# $s_0$, the expected share when the tokens of the (double-centred) matrix are relabelled at random.
+# That expectation has a closed form, which the tests check against every permutation of small
+# matrices.
 
 # %% [markdown]
-# The table shows why the null must be subtracted: the Gram matrix of a *random* embedding already has a large share.
+# The table shows why the null must be subtracted: the Gram matrix of a *random* embedding already
+# has a large share.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -149,9 +162,10 @@ calibration.round(3) + 0.0
 # %% [markdown]
 # ## Training, with the measures taken on the way
 #
-# Each network is one row of `runs.csv` and one CSV of its own with a row per evaluation. A killed run continues from
-# its last evaluation. Two **negative controls** are trained beside them on the first operation: one without weight
-# decay, one on 15 % of the pairs. Neither should grok, so neither should show a circle.
+# Each network is one row of `runs.csv` and one CSV of its own with a row per evaluation. A killed
+# run continues from its last evaluation. Two **negative controls** are trained beside them on the
+# first operation: one without weight decay, one on 15 % of the pairs. Neither should grok, so
+# neither should show a circle.
 
 # %%
 CONTROLS = {"none": {}, "wd0": {"weight_decay": 0.0}, "few": {"train_fraction": 0.15}}
@@ -231,10 +245,11 @@ def spectrum_of(job):
 # (agop-training)=
 # ## Accuracy, score and loss
 #
-# One column per operation, one line per seed. The upper panels put accuracies and scores on the same axis: the train
-# accuracy first, then the circulant score of the AGOP, then the test accuracy. Test accuracy is shown on the strict
-# pairs; the thin grey line is the usual one, which for sums and products starts to rise at once although nothing but
-# mirrors has been learned. Vertical lines mark where score and strict accuracy pass half of their range.
+# One column per operation, one line per seed. The upper panels put accuracies and scores on the
+# same axis: the train accuracy first, then the circulant score of the AGOP, then the test accuracy.
+# Test accuracy is shown on the strict pairs; the thin grey line is the usual one, which for sums
+# and products starts to rise at once although nothing but mirrors has been learned. Vertical lines
+# mark where score and strict accuracy pass half of their range.
 
 # %% tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
@@ -248,7 +263,7 @@ LOWER = {"train_loss": ("train loss", "train", "-"), "test_loss": ("test loss", 
 
 
 def draw_network(upper, lower, one):
-    """Accuracies, scores and losses of one network, with a line where score and accuracy pass half of their range."""
+    """One network's curves, with a line where score and accuracy pass half of their range."""
     figures.curves(upper, one, {"test_acc": ("test accuracy (all)", "0.7", "-")}, lw=0.8)
     figures.curves(upper, one, UPPER)
     figures.curves(lower, one, LOWER)
@@ -280,12 +295,13 @@ run.figure(figure, "training")
 # (agop-easy)=
 # ## Part of the test set is easy
 #
-# Panel (a) shows why the strict pairs are needed: for commutative operations the accuracy on all test pairs climbs
-# towards the train fraction from the moment that the train set is memorised, while on strict pairs it is still zero. Panel (b)
-# asks of products and quotients whether the answer at least lies in the right quadratic-residue class, square or
-# non-square. Where that curve saturates long before the exact accuracy, the network has found the parity of the
-# discrete logarithm first, a circle of two positions, and the circulant score sees this at once. It is not a law: with
-# another seed the class is learned together with the answer.
+# Panel (a) shows why the strict pairs are needed: for commutative operations the accuracy on all
+# test pairs climbs towards the train fraction from the moment that the train set is memorised,
+# while on strict pairs it is still zero. Panel (b) asks of products and quotients whether the
+# answer at least lies in the right quadratic-residue class, square or non-square. Where that curve
+# saturates long before the exact accuracy, the network has found the parity of the discrete
+# logarithm first, a circle of two positions, and the circulant score sees this at once. It is not a
+# law: with another seed the class is learned together with the answer.
 
 # %% tags=["hide-input"]
 STRICT = {"test_acc_strict": ("strict pairs", "test", "-")}
@@ -311,10 +327,11 @@ run.figure(figure, "easy_pairs")
 # (agop-matrices)=
 # ## The circle appears in the AGOP
 #
-# The block of $M$ that belongs to the first operand, double-centred, for one network: before training, at its end with
-# tokens in natural order, and the same matrix with tokens in the order that makes the operation a shift. For a product
-# the middle panel looks like noise and the right one is striped along its diagonals: same network, same numbers, only
-# the tokens have been put on the circle of discrete logarithms.
+# The block of $M$ that belongs to the first operand, double-centred, for one network: before
+# training, at its end with tokens in natural order, and the same matrix with tokens in the order
+# that makes the operation a shift. For a product the middle panel looks like noise and the right
+# one is striped along its diagonals: same network, same numbers, only the tokens have been put on
+# the circle of discrete logarithms.
 
 
 # %% tags=["hide-input"]
@@ -355,14 +372,16 @@ run.figure(figure, "matrices")
 # (agop-nulls)=
 # ## The score against its nulls, and the log's own measures against theirs
 #
-# A number that rises while a network groks is only worth something if it does not rise when nothing is learned. Panel
-# (a) shows the score of every network: the negative controls memorise just as well, and their scores stay at zero or,
-# without weight decay, far below the others. Panel (b) shows the cosine of the AGOP with that of the last checkpoint, a
-# popular progress measure that needs the end to be known: it rises for the controls too, hence carries no news of grokking. Panels (c) and (d) show what the log called AGOP and
-# cycle bias. The first is the norm of the covariance of *loss* gradients: each gradient contains the residual, so that
-# it collapses once the loss does, while the AGOP itself keeps growing. The second is the circulant share of attention
-# matrices in the hidden basis, whose axes have no cyclic order: it belongs at $1/d$, its value for independent
-# entries, and it stays there.
+# A number that rises while a network groks is only worth something if it does not rise when nothing
+# is learned. Panel (a) shows the score of every network: the negative controls memorise just as
+# well, and their scores stay at zero or, without weight decay, far below the others. Panel (b)
+# shows the cosine of the AGOP with that of the last checkpoint, a popular progress measure that
+# needs the end to be known: it rises for the controls too, hence carries no news of grokking.
+# Panels (c) and (d) show what the log called AGOP and cycle bias. The first is the norm of the
+# covariance of *loss* gradients: each gradient contains the residual, so that it collapses once the
+# loss does, while the AGOP itself keeps growing. The second is the circulant share of attention
+# matrices in the hidden basis, whose axes have no cyclic order: it belongs at $1/d$, its value for
+# independent entries, and it stays there.
 
 # %% tags=["hide-input"]
 LOOK = {
@@ -404,10 +423,11 @@ run.figure(figure, "nulls")
 # (agop-lead)=
 # ## Does the score lead the accuracy?
 #
-# For each network: the number of updates between the score's crossing of a share of its range and the strict test
-# accuracy's crossing of the same share, interpolated between evaluations. Positive means that the circle is visible in
-# the gradients before it is visible in the answers. Each point is one network; the bar is the mean over all of them
-# with twice its standard error. Networks that find the residue class first stand out with a long lead.
+# For each network: the number of updates between the score's crossing of a share of its range and
+# the strict test accuracy's crossing of the same share, interpolated between evaluations. Positive
+# means that the circle is visible in the gradients before it is visible in the answers. Each point
+# is one network; the bar is the mean over all of them with twice its standard error. Networks that
+# find the residue class first stand out with a long lead.
 
 # %% tags=["hide-input"]
 MARKS = {"add": "C0o", "sub": "C1^", "mul": "C2s", "div": "C3D"}
@@ -443,10 +463,11 @@ run.figure(figure, "lead")
 # (agop-spectrum)=
 # ## The embedding cleans up later
 #
-# The same circle can be seen in the embedding: put the rows of $W_E$ in cyclic order and take their Fourier transform.
-# A random embedding spreads its energy evenly over the frequencies; a network that has cleaned up keeps a few
-# {cite}`nanda2023`. The Gini coefficient of these energies, calibrated so that a random embedding scores
-# zero, lags behind both score and accuracy and is still rising when training stops.
+# The same circle can be seen in the embedding: put the rows of $W_E$ in cyclic order and take their
+# Fourier transform. A random embedding spreads its energy evenly over the frequencies; a network
+# that has cleaned up keeps a few {cite}`nanda2023`. The Gini coefficient of these energies,
+# calibrated so that a random embedding scores zero, lags behind both score and accuracy and is
+# still rising when training stops.
 
 # %% tags=["hide-input"]
 spectrum = run.sweep("spectrum", [{"operation": o} for o in par.operations], spectrum_of)
@@ -475,7 +496,8 @@ run.figure(figure, "spectrum")
 # %% [markdown]
 # ## Look for yourself
 #
-# In JupyterLab, choose an operation and a milestone of its training: the same matrix, in cyclic order.
+# In JupyterLab, choose an operation and a milestone of its training: the same matrix, in cyclic
+# order.
 
 # %% tags=["hide-input"]
 if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
@@ -492,9 +514,10 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # %% [markdown]
 # ## Claims
 #
-# Each line states a claim, what its source reports, what this run found, and a verdict computed from what was found.
-# Claims about grokking are tested at moduli from 97 up only: the log's size, where every network has room to find a
-# circle. "Memorised" is the first evaluation with a train accuracy above 99 %.
+# Each line states a claim, what its source reports, what this run found, and a verdict computed
+# from what was found. Claims about grokking are tested at moduli from 97 up only: the log's size,
+# where every network has room to find a circle. "Memorised" is the first evaluation with a train
+# accuracy above 99 %.
 
 # %% tags=["hide-input"]
 full = par.p >= 97
@@ -513,11 +536,12 @@ def span(values, digits=2):
 
 
 # %% [markdown]
-# The first four are about the circle: that it is found, that it is found late, in which order of tokens it can be seen,
-# and that it can be seen early.
+# The first four are about the circle: that it is found, that it is found late, in which order of
+# tokens it can be seen, and that it can be seen early.
 
 # %% tags=["hide-input"]
-done, when = grown.grokked_step.notna(), span(grown.grokked_step, 0)
+done = grown.grokked_step.notna()
+when = span(grown.grokked_step, 0)
 ours = f"{done.sum()} of {len(grown)} networks, after {when} updates"
 run.claim(
     "every operation passes 99 % test accuracy",
@@ -554,8 +578,8 @@ ours = f"{', '.join(found)} (mean ± sd of {len(grown)} networks)"
 run.claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), full)
 
 # %% [markdown]
-# The next four are about what could be mistaken for it: networks that do not grok, progress measures that rise without
-# it, and the easy part of the test set.
+# The next four are about what could be mistaken for it: networks that do not grok, progress
+# measures that rise without it, and the easy part of the test set.
 
 # %% tags=["hide-input"]
 frames = {job["control"]: evaluations[name_of(job)] for job in jobs if job["control"] != "none"}
@@ -612,7 +636,7 @@ run.claim(text, "not given", ours, early.all(), full and len(early))
 
 # %% tags=["hide-input"]
 def rank_correlation(name):
-    """Mean Spearman correlation of the log's AGOP with a column, over the networks, from memorisation on."""
+    """Mean Spearman correlation of the log's AGOP with a column, once memorised."""
     fitted = [
         one[one.train_acc.gt(0.99).cummax()] for _, one in headline.groupby(["operation", "seed"])
     ]
@@ -620,7 +644,8 @@ def rank_correlation(name):
 
 
 # %% tags=["hide-input"]
-score, loss = rank_correlation("agop_circ"), rank_correlation("train_loss")
+score = rank_correlation("agop_circ")
+loss = rank_correlation("train_loss")
 text, source = (
     "the log's AGOP (loss-gradient covariance) follows the learned features",
     "the log: 11.5 down to 1e-6..0.06",
@@ -658,24 +683,28 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the log had wrong
 #
-# - **Its AGOP** is the norm of the covariance of loss gradients. By the chain rule that gradient is $J^\top r$ with the
-#   residual $r = \mathrm{softmax}(f) - y$: once the train set is fitted, $r$ vanishes and takes sign and structure with
-#   it. In this setting it even rises first, because an untrained network hardly responds to its input, so that it is a
-#   monotone function of neither loss nor features.
-# - **Its cycle bias** transforms attention matrices along hidden axes. Those can be permuted without changing the
-#   network, hence no Fourier component along them means anything; the measured value is that of random numbers.
-# - **Raw circulant shares** and alignment with the last checkpoint rise for reasons that have nothing to do with
-#   circles. Every score here has its null subtracted and its controls beside it.
-# - **The test accuracy** of a commutative operation mixes two things: pairs whose mirror was trained on, and the rest.
+# - **Its AGOP** is the norm of the covariance of loss gradients. By the chain rule that gradient is
+#   $J^\top r$ with the residual $r = \mathrm{softmax}(f) - y$: once the train set is fitted, $r$
+#   vanishes and takes sign and structure with it. In this setting it even rises first, because an
+#   untrained network hardly responds to its input, so that it is a monotone function of neither
+#   loss nor features.
+# - **Its cycle bias** transforms attention matrices along hidden axes. Those can be permuted
+#   without changing the network, hence no Fourier component along them means anything; the measured
+#   value is that of random numbers.
+# - **Raw circulant shares** and alignment with the last checkpoint rise for reasons that have
+#   nothing to do with circles. Every score here has its null subtracted and its controls beside it.
+# - **The test accuracy** of a commutative operation mixes two things: pairs whose mirror was
+#   trained on, and the rest.
 #
 # ## Limits
 #
-# The negative controls are as long as the other runs, no longer. The one without weight decay is not at zero when it
-# ends: its score creeps up while its strict test accuracy has hardly moved, so that it may well grok much later; the
-# claim above is reported as it came out. The score needs few frequencies: if a network used all of them equally, its
-# AGOP would be the identity, which is the same in any order and scores zero. Small networks on small moduli come near
-# that for differences and quotients, so that the quick profile of this page shows high accuracies with low scores
-# there. The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
+# The negative controls are as long as the other runs, no longer. The one without weight decay is
+# not at zero when it ends: its score creeps up while its strict test accuracy has hardly moved, so
+# that it may well grok much later; the claim above is reported as it came out. The score needs few
+# frequencies: if a network used all of them equally, its AGOP would be the identity, which is the
+# same in any order and scores zero. Small networks on small moduli come near that for differences
+# and quotients, so that the quick profile of this page shows high accuracies with low scores there.
+# The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))

@@ -515,13 +515,13 @@ run.figure(figure, "loss")
 # ## Audit of the learned field
 #
 # The log replaces the kernel by attention over sets: $V(x; P, Q) = S(x, P) - S(x, Q)$, where $S$ is
-# a mean of $y - x$ with weights from a network on
-# $[g(x), g(y), g(y) - g(x), \lVert g(y) - g(x) \rVert]$. This is antisymmetric for *any*
-# parameters, so that its four tests pass for random ones. And random they stay. The target of the
-# loss is detached, so that the gradient of the field's parameters is not zero but *absent*; the
-# optimiser skips them, weight decay included. `frozen` below repeats this. Attaching the target
-# does not help: `attached` minimises $\lVert V \rVert^2$ over the field as well, and the easiest
-# way is to make the field zero, which looks like convergence.
+# a mean of $y - x$ with weights from a network on $[g(x), g(y), g(y) - g(x), \lVert g(y) - g(x)
+# \rVert]$. This is antisymmetric for *any* parameters, so that its four tests pass for random ones.
+# And random they stay. The target of the loss is detached, so that the gradient of the field's
+# parameters is not zero but *absent*; the optimiser skips them, weight decay included. `frozen`
+# below repeats this. Attaching the target does not help: `attached` minimises $\lVert V \rVert^2$
+# over the field as well, and the easiest way is to make the field zero, which looks like
+# convergence.
 #
 # An honest objective asks the field to be useful: the energy distance between $x + V$, with $x$
 # held fixed, and *fresh* data that the field has not seen. Two fields are trained for it.
@@ -534,8 +534,8 @@ run.figure(figure, "loss")
 # starts at the kernel field itself. The generator follows the field of Alg. 2; but that is
 # shortened by $a(1-a)$ and is no way to the data, so that what looks ahead is the difference of two
 # means with the same affinities. This form was chosen by the distance to *training* digits in short
-# runs. `distill`, the positive control, starts at random and regresses on the kernel field at
-# $\tau = 0.2$.
+# runs. `distill`, the positive control, starts at random and regresses on the kernel field at $\tau
+# = 0.2$.
 
 # %%
 columns = ["changed", "reach", "null_ratio", "fd_heldout", "coverage", "accuracy", "drift_norm"]

@@ -15,26 +15,36 @@
 # %% [markdown]
 # # Encoder probe: what does a blind denoiser know about gravity?
 #
-# A network that learns to remove noise from stellar spectra needs no labels. To guess a pixel from its neighbours it has to find out what kind of star it is looking at, so
-# its inner representation might hold the surface gravity $\log g$, ready to be read off by a small head trained on few labels. The research log that this chapter follows
-# freezes such a denoiser, pools its latents to 384 numbers, and reports $R^2 = 0.5516$ for ridge regression and $0.4699$ for a small network on top.
+# A network that learns to remove noise from stellar spectra needs no labels. To guess a pixel from
+# its neighbours it has to find out what kind of star it is looking at, so its inner representation
+# might hold the surface gravity $\log g$, ready to be read off by a small head trained on few
+# labels. The research log that this chapter follows freezes such a denoiser, pools its latents to
+# 384 numbers, and reports $R^2 = 0.5516$ for ridge regression and $0.4699$ for a small network on
+# top.
 #
-# Is that much? The log compares with no model that reads the spectrum itself. Here every probe stands beside the same regression on raw flux, beside an encoder that was never trained, and
-# beside the ceiling that the noise sets. One more control turns out to matter most: the encoder is also shown the error of each pixel, and that error knows the star.
+# Is that much? The log compares with no model that reads the spectrum itself. Here every probe
+# stands beside the same regression on raw flux, beside an encoder that was never trained, and
+# beside the ceiling that the noise sets. One more control turns out to matter most: the encoder is
+# also shown the error of each pixel, and that error knows the star.
 #
-# *What you will see:* {ref}`a blind spot that is exact <probe-blind>`, {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
-# {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and {ref}`the leak <probe-leak>`.
+# *What you will see:* {ref}`a blind spot that is exact <probe-blind>`,
+# {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
+# {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and
+# {ref}`the leak <probe-leak>`.
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.noise <fieldbook.stars.noise>`,
-# {mod}`spectra.denoising <fieldbook.spectra.denoising>`, {mod}`spectra.probes <fieldbook.spectra.probes>`,
-# {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
+# {mod}`stars.noise <fieldbook.stars.noise>`,
+# {mod}`spectra.denoising <fieldbook.spectra.denoising>`,
+# {mod}`spectra.probes <fieldbook.spectra.probes>`, {mod}`nn.baselines <fieldbook.nn.baselines>`,
+# {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
 # {mod}`spectra.losses <fieldbook.spectra.losses>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# Every parameter with its unit and accepted values. The defaults are the *quick* profile: few stars of a narrow range and a tiny network, to see the page work. It tests no claim
-# about representations.
+# Every parameter with its unit and accepted values. The defaults are the *quick* profile: few stars
+# of a narrow range and a tiny network, to see the page work. It tests no claim about
+# representations.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -104,9 +114,10 @@ par, device, run = start("encoder_probe")
 # %% [markdown]
 # ## The data
 #
-# Spectra of 4,096 pixels in the far red, with the error of each pixel: those of chapter *spectra_vit*, which explains how they are synthesised, or a folder of files in the log's
-# layout. Validation and test spectra get their noise once. For the train split a *seed* stands for one realisation of the noise, and everything that is compared at
-# a seed sees the same spectra.
+# Spectra of 4,096 pixels in the far red, with the error of each pixel: those of chapter
+# *spectra_vit*, which explains how they are synthesised, or a folder of files in the log's layout.
+# Validation and test spectra get their noise once. For the train split a *seed* stands for one
+# realisation of the noise, and everything that is compared at a seed sees the same spectra.
 
 # %%
 sizes = {"train": max(par.n_pretrain, *par.n_train), "val": par.n_val, "test": par.n_test}
@@ -139,14 +150,18 @@ def gravity(split, n=None):
 # %% [markdown]
 # ## The network
 #
-# A U-Net of causal convolutions runs over the spectrum and over its mirror image. A shift by one pixel before each pooling and at the output makes pixel $i$ of one branch depend on
-# pixels left of $i$ alone, and of the other on those right of it {cite}`laine2019`. Joined, they predict a mean $\mu_i$ and a spread $s_i$ of the *clean* flux from all pixels but the $i$-th.
-# The loss compares with the *noisy* flux $y_i$, whose error $\sigma_i$ is known,
+# A U-Net of causal convolutions runs over the spectrum and over its mirror image. A shift by one
+# pixel before each pooling and at the output makes pixel $i$ of one branch depend on pixels left of
+# $i$ alone, and of the other on those right of it {cite}`laine2019`. Joined, they predict a mean
+# $\mu_i$ and a spread $s_i$ of the *clean* flux from all pixels but the $i$-th. The loss compares
+# with the *noisy* flux $y_i$, whose error $\sigma_i$ is known,
 #
 # $$ \mathcal{L} = -\sum_i \log \mathcal{N}\left(y_i;\; \mu_i,\; s_i^2 + \sigma_i^2\right) . $$
 #
-# Since the noise of a pixel says nothing about its neighbours, the best answer is the clean flux; repeating $y_i$ is impossible. This is the log's architecture with nine layers, 48 channels, kernels of
-# 25 pixels, the error as second input and BatchNorm. Its parameters, and its latents for one spectrum:
+# Since the noise of a pixel says nothing about its neighbours, the best answer is the clean flux;
+# repeating $y_i$ is impossible. This is the log's architecture with nine layers, 48 channels,
+# kernels of 25 pixels, the error as second input and BatchNorm. Its parameters, and its latents for
+# one spectrum:
 
 # %% tags=["hide-input"]
 source_network = BlindSpotUNet(n=9, e=48, k=25).eval()
@@ -167,12 +182,15 @@ n_features = probes.pool(shown[0][1], "seg_mean_K8").shape[1]
 print("\n".join(f"{layer}: {tuple(z.shape)}" for layer, z in shown), "->", n_features, "features")
 
 # %% [markdown]
-# The log's "about 500K frozen" parameters are those of the encoder alone; its heads never touch the two decoders. Eight means over segments of the 16 latent positions, in 48 channels, give
-# its 384 features. A checkpoint in the log's format, a Lightning file whose keys begin with `model.`, loads without running any code that the file may hold (parameter `checkpoint`);
-# the library's tests save and load one, and list what does not fit.
+# The log's "about 500K frozen" parameters are those of the encoder alone; its heads never touch the
+# two decoders. Eight means over segments of the 16 latent positions, in 48 channels, give its 384
+# features. A checkpoint in the log's format, a Lightning file whose keys begin with `model.`, loads
+# without running any code that the file may hold (parameter `checkpoint`); the library's tests save
+# and load one, and list what does not fit.
 #
-# Three encoders are compared. *With sigma* sees the flux and its error, as in the log. *Without sigma* sees the flux alone; the loss still knows the error. *Untrained* is
-# the first with its initial weights.
+# Three encoders are compared. *With sigma* sees the flux and its error, as in the log. *Without
+# sigma* sees the flux alone; the loss still knows the error. *Untrained* is the first with its
+# initial weights.
 
 # %%
 ENCODERS = {"with sigma": True, "without sigma": False, "untrained": True}
@@ -186,8 +204,10 @@ def network(name):
 
 
 # %% [markdown]
-# A network of this kind starts at $0 \pm 1$ and would spend its first thousand updates on walking to a continuum of $0.5 \pm 0.1$. It is told mean and spread of the spectra instead, and
-# learns scale and offset of its output at a higher rate. Fresh noise is drawn for every spectrum at every update. The weights kept are those of least loss on validation spectra.
+# A network of this kind starts at $0 \pm 1$ and would spend its first thousand updates on walking
+# to a continuum of $0.5 \pm 0.1$. It is told mean and spread of the spectra instead, and learns
+# scale and offset of its output at a higher rate. Fresh noise is drawn for every spectrum at every
+# update. The weights kept are those of least loss on validation spectra.
 
 
 # %%
@@ -208,7 +228,8 @@ def pretraining():
 
 
 # %% [markdown]
-# While it trains, the network is watched on a few validation spectra: the loss, which needs no clean flux, and the gain in signal-to-noise, which does and therefore decides nothing.
+# While it trains, the network is watched on a few validation spectra: the loss, which needs no
+# clean flux, and the gain in signal-to-noise, which does and therefore decides nothing.
 
 # %%
 WATCHED = 64  # validation spectra during training
@@ -240,12 +261,21 @@ def pretrain(name, folder):
     blindspot.start_at(model, *(part.to(device) for part in spectra_of("train", n=256)))
     data = sets["train"][: par.n_pretrain]
     objective = losses.denoising_loss(par.loss, data.rows, par.noise_level)
-    options = {"evaluate": validate, "checkpoint": folder, "progress": False}
-    return training.fit(model, objective, len(data), pretraining(), **options).history
+    fit = training.fit(
+        model,
+        objective,
+        len(data),
+        pretraining(),
+        evaluate=validate,
+        checkpoint=folder,
+        progress=False,
+    )
+    return fit.history
 
 
 # %% [markdown]
-# The untrained encoder keeps its weights, but its BatchNorm is given the means and variances of train spectra, as every network has them that has seen some.
+# The untrained encoder keeps its weights, but its BatchNorm is given the means and variances of
+# train spectra, as every network has them that has seen some.
 
 
 # %%
@@ -282,11 +312,15 @@ def restored(name, file):
 # %% [markdown]
 # ## Features
 #
-# The log takes what enters the last layer of the encoder, `enc_pre_latent`; `enc_last` is what leaves it. How the log joins the two directions of its network is not said: `forward` takes one,
-# `mean` averages, `concat` doubles the features. A fourth source of features, *sigma alone*, is the trained encoder when the flux is replaced by a constant.
+# The log takes what enters the last layer of the encoder, `enc_pre_latent`; `enc_last` is what
+# leaves it. How the log joins the two directions of its network is not said: `forward` takes one,
+# `mean` averages, `concat` doubles the features. A fourth source of features, *sigma alone*, is the
+# trained encoder when the flux is replaced by a constant.
 #
-# Pooling turns channels × positions into a vector: `global_mean` over all positions, `mean_max` with the maxima beside it, and `seg_mean_K8` with means over eight segments of the spectrum, which
-# keeps track of where in the spectrum something was seen. All views of an encoder are computed in one pass and kept in a file, since a frozen encoder gives the same features at every epoch.
+# Pooling turns channels × positions into a vector: `global_mean` over all positions, `mean_max`
+# with the maxima beside it, and `seg_mean_K8` with means over eight segments of the spectrum, which
+# keeps track of where in the spectrum something was seen. All views of an encoder are computed in
+# one pass and kept in a file, since a frozen encoder gives the same features at every epoch.
 
 
 # %%
@@ -329,9 +363,12 @@ def trained(name):
 # %% [markdown]
 # ## Probes
 #
-# Heads from plain to elaborate, each trained on the same features: **ridge** regression with the penalty chosen on validation spectra, **trees**, which is LightGBM {cite}`ke2017` with 400 trees,
-# and the log's **mlp_1**, one hidden layer of 256 GELU units with dropout 0.1, or **mlp_2** with two. The networks follow the log's schedule: AdamW at $10^{-3}$, batches of 256, at
-# most 100 epochs, the rate halved after five epochs without progress, and a stop after fifteen. Unlike the log's, they see standardised features.
+# Heads from plain to elaborate, each trained on the same features: **ridge** regression with the
+# penalty chosen on validation spectra, **trees**, which is LightGBM {cite}`ke2017` with 400 trees,
+# and the log's **mlp_1**, one hidden layer of 256 GELU units with dropout 0.1, or **mlp_2** with
+# two. The networks follow the log's schedule: AdamW at $10^{-3}$, batches of 256, at most 100
+# epochs, the rate halved after five epochs without progress, and a stop after fifteen. Unlike the
+# log's, they see standardised features.
 #
 # The same heads on raw flux, and on the error without any flux, are rows of the same table.
 
@@ -366,9 +403,11 @@ def compute(job, folder):
 
 
 # %% [markdown]
-# **Fine-tuning.** Head and encoder together, starting from the head that was trained on frozen features: a random head would send arbitrary gradients
-# into good features {cite}`kumar2022`. For the same number of updates a second run keeps the encoder frozen, and a third starts from the untrained encoder. A frozen encoder is in evaluation mode without
-# gradients, and a hash of all its weights and moving averages is compared before and after.
+# **Fine-tuning.** Head and encoder together, starting from the head that was trained on frozen
+# features: a random head would send arbitrary gradients into good features {cite}`kumar2022`. For
+# the same number of updates a second run keeps the encoder frozen, and a third starts from the
+# untrained encoder. A frozen encoder is in evaluation mode without gradients, and a hash of all its
+# weights and moving averages is compared before and after.
 
 
 # %%
@@ -383,7 +422,8 @@ def started(job):
 
 
 # %% [markdown]
-# The library trains an encoder only if the recipe names it with a rate of its own; forgetting to freeze is thus an error and not a surprise.
+# The library trains an encoder only if the recipe names it with a rate of its own; forgetting to
+# freeze is thus an error and not a surprise.
 
 
 # %%
@@ -410,10 +450,10 @@ def fit_both(model, job, frozen, folder):
     """Train on spectra, watched on a part of the validation split; the history."""
     noisy, sigma = spectra_of("train", job["seed"], job["n_train"])
     watched = spectra_of("val", n=4 * WATCHED), gravity("val", 4 * WATCHED)
-    options = {"checkpoint": folder, "progress": False}
     labels = gravity("train", job["n_train"])
     how = (watched, tuning(job, frozen))
-    return probes.train(model, [noisy, sigma], labels, *how, **options).history
+    fit = probes.train(model, [noisy, sigma], labels, *how, checkpoint=folder, progress=False)
+    return fit.history
 
 
 # %%
@@ -479,8 +519,10 @@ def pretrained(job, folder):
 
 
 # %% [markdown]
-# **Blindness.** The derivative $\partial\mu_i/\partial y_j$ says what the guess for pixel $i$ owes to pixel $j$. It is taken around the calcium triplet, for the trained network, for the same weights without
-# the shift, and for the network in training mode, where BatchNorm subtracts means over the batch to which the pixel itself contributes.
+# **Blindness.** The derivative $\partial\mu_i/\partial y_j$ says what the guess for pixel $i$ owes
+# to pixel $j$. It is taken around the calcium triplet, for the trained network, for the same
+# weights without the shift, and for the network in training mode, where BatchNorm subtracts means
+# over the batch to which the pixel itself contributes.
 
 # %%
 REACH = 16
@@ -511,12 +553,14 @@ def blind_rows(job):
 
 
 # %% [markdown]
-# **Denoising.** The gain is the root-mean-square error of the noisy flux over that of the estimate, both in units of $\sigma$: how many times better the signal-to-noise ratio becomes. Beside the blind $\mu$ stands the *posterior*, which
-# adds what the own pixel says,
+# **Denoising.** The gain is the root-mean-square error of the noisy flux over that of the estimate,
+# both in units of $\sigma$: how many times better the signal-to-noise ratio becomes. Beside the
+# blind $\mu$ stands the *posterior*, which adds what the own pixel says,
 #
 # $$ \hat f_i = \frac{s_i^2\, y_i + \sigma_i^2\, \mu_i}{s_i^2 + \sigma_i^2} , $$
 #
-# and two rivals that need no network: polynomials in a moving window {cite}`savitzky1964`, and a projection on the leading principal components of noisy train spectra. Their widths and numbers of
+# and two rivals that need no network: polynomials in a moving window {cite}`savitzky1964`, and a
+# projection on the leading principal components of noisy train spectra. Their widths and numbers of
 # components are those that gain most on validation spectra.
 
 # %%
@@ -614,7 +658,8 @@ def denoised(job):
 # %% [markdown]
 # ## Training the denoisers
 #
-# Size, loss and gain on validation spectra at the end. The untrained network stands for what its architecture does by itself.
+# Size, loss and gain on validation spectra at the end. The untrained network stands for what its
+# architecture does by itself.
 
 # %%
 jobs = [{"encoder": name} for name in ENCODERS]
@@ -657,8 +702,10 @@ ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 1.32))
 run.figure(figure, "blindspot")
 
 # %% [markdown]
-# In evaluation mode the derivative by the own pixel is zero to the last bit, and those by its neighbours are not. BatchNorm opens a small leak in training, the smaller the larger the batch; this does
-# not help the loss noticeably, but a test in training mode would fail. The library's tests check every pixel of small networks, for all sizes of kernel and depth.
+# In evaluation mode the derivative by the own pixel is zero to the last bit, and those by its
+# neighbours are not. BatchNorm opens a small leak in training, the smaller the larger the batch;
+# this does not help the loss noticeably, but a test in training mode would fail. The library's
+# tests check every pixel of small networks, for all sizes of kernel and depth.
 #
 # (probe-gain)=
 # ## How much noise is removed
@@ -686,8 +733,11 @@ figure.supylabel("flux")
 run.figure(figure, "spectrum")
 
 # %% [markdown]
-# Black is the clean flux, which no method was shown. The window smooths the lines together with the noise. Principal components find the lines but smear them over all velocities that occur, since a shift is no linear change of a spectrum, and keep noise
-# under the sky lines. The network puts lines where they belong and makes their cores too shallow: at this noise a cautious guess is the better one, and it has not been trained for long.
+# Black is the clean flux, which no method was shown. The window smooths the lines together with the
+# noise. Principal components find the lines but smear them over all velocities that occur, since a
+# shift is no linear change of a spectrum, and keep noise under the sky lines. The network puts
+# lines where they belong and makes their cores too shallow: at this noise a cautious guess is the
+# better one, and it has not been trained for long.
 
 # %% mystnb={"image": {"alt": "Gain in signal to noise of the methods in bins of signal to noise"}} tags=["hide-input"]
 MARKS = {
@@ -709,12 +759,18 @@ ax.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.3))
 run.figure(figure, "gain")
 
 # %% [markdown]
-# Bars are two standard errors over test spectra; there is one training run of each network. All gains fall where the noise is small, since what a method gets wrong by itself stays. That the network with
-# $\sigma$ gains more from faint stars has an honest reason, as it can give less weight to neighbours under a sky line, and a doubtful one: the errors are computed from the *clean* flux and thus repeat it. The last section returns to this.
+# Bars are two standard errors over test spectra; there is one training run of each network. All
+# gains fall where the noise is small, since what a method gets wrong by itself stays. That the
+# network with $\sigma$ gains more from faint stars has an honest reason, as it can give less weight
+# to neighbours under a sky line, and a doubtful one: the errors are computed from the *clean* flux
+# and thus repeat it. The last section returns to this.
 #
-# **Calibration.** Reduced $\chi^2$ is one, and 68.3 and 95.4 % of pixels fall within one and two standard deviations, if the predicted variances $s^2 + \sigma^2$ are right. Around noisy pixels this can be tested on observed spectra,
-# but $s$ hides under a $\sigma$ that is several times larger. Around the clean flux $s$ stands alone. There the loss has nearly no opinion on pixels where $s \ll \sigma$, the network lets some of them sink to zero, and a few of those make $\chi^2$ arbitrarily
-# large; the coverages are what to look at.
+# **Calibration.** Reduced $\chi^2$ is one, and 68.3 and 95.4 % of pixels fall within one and two
+# standard deviations, if the predicted variances $s^2 + \sigma^2$ are right. Around noisy pixels
+# this can be tested on observed spectra, but $s$ hides under a $\sigma$ that is several times
+# larger. Around the clean flux $s$ stands alone. There the loss has nearly no opinion on pixels
+# where $s \ll \sigma$, the network lets some of them sink to zero, and a few of those make $\chi^2$
+# arbitrarily large; the coverages are what to look at.
 
 # %% tags=["hide-input"]
 calibrated.style.format("{:.3g}", subset=list(calibrated.columns[2:])).hide()
@@ -741,8 +797,9 @@ extracted.groupby("encoder", sort=False).encoder_hash.unique().map(", ".join).to
 # (probe-table)=
 # ## Layers, poolings and heads
 #
-# All rows of the sweep, at the full number of labels: the grid of layer, pooling and head for the encoder with sigma; the directions; the other encoders, raw flux and error at one pooling; fine-tuning. Then the
-# same against the number of labels.
+# All rows of the sweep, at the full number of labels: the grid of layer, pooling and head for the
+# encoder with sigma; the directions; the other encoders, raw flux and error at one pooling;
+# fine-tuning. Then the same against the number of labels.
 
 # %%
 largest, WHERE = par.n_train[-1], blindspot.LAYERS[0]
@@ -792,8 +849,9 @@ for encoder in ("with sigma", "untrained"):
 found = run.sweep("probe", jobs, compute, cost=heaviness, reads=reads)
 
 # %% [markdown]
-# Means over seeds and their standard deviation, on test spectra; errors in dex. The last columns hold the log's values at 100,000 stars of one magnitude where it has them, which are validation scores for its network and
-# test scores for the rest.
+# Means over seeds and their standard deviation, on test spectra; errors in dex. The last columns
+# hold the log's values at 100,000 stars of one magnitude where it has them, which are validation
+# scores for its network and test scores for the rest.
 
 # %% tags=["hide-input"]
 LOG = {
@@ -868,8 +926,11 @@ figures.letter_panels([left, right])
 run.figure(figure, "views")
 
 # %% [markdown]
-# The finer the pooling, the more is left: a mean over the whole spectrum forgets which line was deep, and gravity is a matter of which line. The two directions know different things, since each latent pixel is informed
-# about one side only; the log uses one of them, or both mixed in a way it does not tell. At the size of *laptop* the small networks are ahead of ridge regression at every pooling, and not behind as in the log: what the latents know is not laid out along straight lines.
+# The finer the pooling, the more is left: a mean over the whole spectrum forgets which line was
+# deep, and gravity is a matter of which line. The two directions know different things, since each
+# latent pixel is informed about one side only; the log uses one of them, or both mixed in a way it
+# does not tell. At the size of *laptop* the small networks are ahead of ridge regression at every
+# pooling, and not behind as in the log: what the latents know is not laid out along straight lines.
 #
 # (probe-tuning)=
 # ## Frozen and fine-tuned
@@ -888,7 +949,10 @@ ax.legend(fontsize=6)
 run.figure(figure, "finetuning")
 
 # %% [markdown]
-# Bands span the seeds. Where the frozen curve moves too it is the head that has changed, so that fine-tuning is to be judged by the distance between the two. The weights kept are those that validate best, which may be those at the start. The hash over the encoder's weights and moving averages, before and after each run:
+# Bands span the seeds. Where the frozen curve moves too it is the head that has changed, so that
+# fine-tuning is to be judged by the distance between the two. The weights kept are those that
+# validate best, which may be those at the start. The hash over the encoder's weights and moving
+# averages, before and after each run:
 
 # %%
 checked = run.frame("hashes")
@@ -897,8 +961,10 @@ checked.set_index(["run", "seed"])
 # %% [markdown]
 # ## Guards
 #
-# The log's first run ended with a negative $R^2$: the labels were not in the batch. Such mistakes are cheap to make, and a training loop that goes on regardless hides them. Each is made here on purpose, on random numbers, and
-# what the library says is shown. The tests of the library hold it to that.
+# The log's first run ended with a negative $R^2$: the labels were not in the batch. Such mistakes
+# are cheap to make, and a training loop that goes on regardless hides them. Each is made here on
+# purpose, on random numbers, and what the library says is shown. The tests of the library hold it
+# to that.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -952,8 +1018,12 @@ pd.Series(said, name="what the library says").to_frame().style.set_properties(
 # (probe-flux)=
 # ## Latents against raw flux
 #
-# Do latents add anything to the flux that they are computed from? By the data-processing inequality they cannot hold more information; they can make it easier to find. The comparison is of ridge regression with ridge regression, on the same
-# stars with the same noise, and the fair encoder is the one that is not shown the error. The ceiling is the best estimator's, from the Fisher information of the flux {cite}`vantrees1968`, as in chapter *spectra_vit*.
+# Do latents add anything to the flux that they are computed from? By the data-processing inequality
+# they cannot hold more information; they can make it easier to find. The comparison is of ridge
+# regression with ridge regression, on the same stars with the same noise, and the fair encoder is
+# the one that is not shown the error. The ceiling is the best estimator's, from the Fisher
+# information of the flux {cite}`vantrees1968`, as in chapter *spectra_vit*.
+
 
 # %%
 def limit_rows(job):
@@ -989,8 +1059,10 @@ ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=2)
 run.figure(figure, "labels")
 
 # %% [markdown]
-# Latents are fewer than pixels and hold less noise, which is what a linear model may gain from them; pooling costs detail, and which of the two weighs more depends on the number of labels.
-# The untrained encoder shows that a gain is not due to convolutions and pooling as such. Below, the share of the ceiling that each source of features reaches with the best of the heads it was given:
+# Latents are fewer than pixels and hold less noise, which is what a linear model may gain from
+# them; pooling costs detail, and which of the two weighs more depends on the number of labels. The
+# untrained encoder shows that a gain is not due to convolutions and pooling as such. Below, the
+# share of the ceiling that each source of features reaches with the best of the heads it was given:
 
 # %% tags=["hide-input"]
 best = sources.r2.groupby("source", sort=False).max()
@@ -1001,8 +1073,9 @@ share.round(3)
 # (probe-leak)=
 # ## The leak
 #
-# The error of a pixel contains the photon noise of its own clean flux, and it comes without noise of its own. An encoder that is shown it, as in the log, is shown a faint but perfect copy of the star. Four rows separate what an encoder reads
-# from the flux and what from the error.
+# The error of a pixel contains the photon noise of its own clean flux, and it comes without noise
+# of its own. An encoder that is shown it, as in the log, is shown a faint but perfect copy of the
+# star. Four rows separate what an encoder reads from the flux and what from the error.
 
 # %% mystnb={"image": {"alt": "Test R2 of features from flux and error, flux alone, error alone through the encoder, and the error itself"}} tags=["hide-input"]
 ROWS = {
@@ -1030,21 +1103,27 @@ ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 run.figure(figure, "leak")
 
 # %% [markdown]
-# The difference between the first two rows is what the error adds, in a network that was never told to look for a star in it. The third row is a lower bound: a constant flux is unlike anything that this encoder was trained on.
-# A few test stars land far from all latents seen in training, where a linear head extrapolates without limit; the root-mean-square error, and with it $R^2$, is then made by them alone. The mean absolute error shows what
-# that head knows about the others:
+# The difference between the first two rows is what the error adds, in a network that was never told
+# to look for a star in it. The third row is a lower bound: a constant flux is unlike anything that
+# this encoder was trained on. A few test stars land far from all latents seen in training, where a
+# linear head extrapolates without limit; the root-mean-square error, and with it $R^2$, is then
+# made by them alone. The mean absolute error shows what that head knows about the others:
 
 # %% tags=["hide-input"]
 WIDE = ["sigma alone", "with sigma", "no encoder, flux"]
 sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 
 # %% [markdown]
-# The last row needs no encoder and no flux. Its score may exceed the ceiling, which bounds what the noisy flux can tell and does not hold for data without noise. A result obtained with the error as an input is
-# therefore no evidence about what can be learnt from observed spectra; an observer's error is estimated from the noisy counts.
+# The last row needs no encoder and no flux. Its score may exceed the ceiling, which bounds what the
+# noisy flux can tell and does not hold for data without noise. A result obtained with the error as
+# an input is therefore no evidence about what can be learnt from observed spectra; an observer's
+# error is estimated from the noisy counts.
 #
 # ## Claims
 #
-# Claims about representations are tested on the full range of stars with thousands of labels, from the profile *laptop* on. A difference between two groups of rows counts when it exceeds twice its standard error over seeds, and 0.01 in $R^2$.
+# Claims about representations are tested on the full range of stars with thousands of labels, from
+# the profile *laptop* on. A difference between two groups of rows counts when it exceeds twice its
+# standard error over seeds, and 0.01 in $R^2$.
 
 # %% tags=["hide-input"]
 tested = par.grid == "full" and largest >= 2048
@@ -1066,7 +1145,8 @@ def exceeds(a, b):
 
 
 # %% [markdown]
-# First what holds by construction: the blind spot, the sizes of the log's network, and the frozen weights.
+# First what holds by construction: the blind spot, the sizes of the log's network, and the frozen
+# weights.
 
 # %% tags=["hide-input"]
 text = "the derivative of a blind prediction by its own pixel is exactly 0"
@@ -1108,7 +1188,8 @@ ours = ", ".join(f"{row.encoder} {row.chi2:.3f}" for row in fits.itertuples())
 run.claim(text, "theory: 1", ours, (fits.chi2 - 1).abs().max() < 0.05, tested)
 
 # %% [markdown]
-# Then the features of the encoder with sigma, as in the log: which layer, which pooling, which head. Each claim changes one thing and keeps the others.
+# Then the features of the encoder with sigma, as in the log: which layer, which pooling, which
+# head. Each claim changes one thing and keeps the others.
 
 # %% tags=["hide-input"]
 grid_rows = tried[tried.direction == "forward"]
@@ -1153,7 +1234,8 @@ ours = f"{tuned_rows.mean():.3f} vs {scratch.mean():.3f}"
 run.claim(text, "not asked", ours, exceeds(tuned_rows, scratch), tested)
 
 # %% [markdown]
-# Then the question of this chapter, for the encoder that does not see the error: is it the training that makes the features, and do they beat the flux?
+# Then the question of this chapter, for the encoder that does not see the error: is it the training
+# that makes the features, and do they beat the flux?
 
 # %% tags=["hide-input"]
 linear = {name: scores_of(alike, encoder=name, n_train=largest) for name in CURVES}
@@ -1197,21 +1279,38 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the log gets wrong
 #
-# - **The comparison of heads.** It sets the validation score of a network after four epochs of a run that had not stopped against the test score of a finished ridge regression, and reads a gap of 0.08 from it. Its LightGBM of 0.283 sits on another layer and
-#   another pooling than its ridge of 0.552. Nothing follows about heads; the table above gives all of them the same features.
-# - **The missing row.** A ridge regression on raw flux at the same 100,000 stars, $0.475$ in a related log, is not shown beside $0.552$. It is the number that tells whether the encoder does anything.
-# - **The error as an input**, as above. Whatever part of $0.552$ comes from it would not be there in an observation.
-# - **The negative $R^2$** of its first run was found by looking, and its cause fixed in one place. Here an absent label stops the run, and an $R^2$ below zero after three epochs is a warning that says what to look for.
-# - **`encode_flux`** runs the whole network, both decoders included, to get at the encoder, and returns without a word a feature map for twice as many spectra, one per direction, or an unknown mixture of both.
-# - **The splits.** Its training file lies in a folder *test*, its validation file is called *train_1k* and its test file *val_1k*. Which of them the denoiser was trained on is not said, so that an overlap cannot be ruled out.
+# - **The comparison of heads.** It sets the validation score of a network after four epochs of a
+#   run that had not stopped against the test score of a finished ridge regression, and reads a gap
+#   of 0.08 from it. Its LightGBM of 0.283 sits on another layer and another pooling than its ridge
+#   of 0.552. Nothing follows about heads; the table above gives all of them the same features.
+# - **The missing row.** A ridge regression on raw flux at the same 100,000 stars, $0.475$ in a
+#   related log, is not shown beside $0.552$. It is the number that tells whether the encoder does
+#   anything.
+# - **The error as an input**, as above. Whatever part of $0.552$ comes from it would not be there
+#   in an observation.
+# - **The negative $R^2$** of its first run was found by looking, and its cause fixed in one place.
+#   Here an absent label stops the run, and an $R^2$ below zero after three epochs is a warning that
+#   says what to look for.
+# - **`encode_flux`** runs the whole network, both decoders included, to get at the encoder, and
+#   returns without a word a feature map for twice as many spectra, one per direction, or an unknown
+#   mixture of both.
+# - **The splits.** Its training file lies in a folder *test*, its validation file is called
+#   *train_1k* and its test file *val_1k*. Which of them the denoiser was trained on is not said, so
+#   that an overlap cannot be ruled out.
 #
 # ## Limits
 #
-# The spectra are synthetic, of magnitudes 20.5 to 22.5 and with radial velocities, where the log's are of magnitude 21.5 and at rest: no score carries over, and the comparison with the log is of signs and orders. At the size of *laptop* the denoiser is 36 times
-# smaller than the log's and has seen fewer than five thousand spectra, once each. It was trained from one seed, so that bands over seeds cover the noise of the train split, the heads and the trees, not the encoder. Its latents are narrower and finer than the log's, 16 channels at 128
-# positions against 48 at 16, which is why the comparisons use more segments there than the log's eight.
+# The spectra are synthetic, of magnitudes 20.5 to 22.5 and with radial velocities, where the log's
+# are of magnitude 21.5 and at rest: no score carries over, and the comparison with the log is of
+# signs and orders. At the size of *laptop* the denoiser is 36 times smaller than the log's and has
+# seen fewer than five thousand spectra, once each. It was trained from one seed, so that bands over
+# seeds cover the noise of the train split, the heads and the trees, not the encoder. Its latents
+# are narrower and finer than the log's, 16 channels at 128 positions against 48 at 16, which is why
+# the comparisons use more segments there than the log's eight.
 #
-# Fine-tuning is short, and one choice of rates was tried. Principal components and windows are simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile *paper* holds the log's network and schedule and has not been run.
+# Fine-tuning is short, and one choice of rates was tried. Principal components and windows are
+# simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile
+# *paper* holds the log's network and schedule and has not been run.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))

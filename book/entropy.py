@@ -15,28 +15,32 @@
 # %% [markdown]
 # # Entropy: how much room there is at each loss
 #
-# Read the parameters of a network as the degrees of freedom of a physical system and its training loss $E$ as the
-# energy. Then a number tells how many networks there are at each loss: the **Boltzmann entropy** $S(\log_{10} E)$, the
-# logarithm of the volume of parameter space there. Zhang et al. {cite}`zhang2025` sample it by *Wang-Landau molecular
-# dynamics* and conclude that grokking {cite}`power2022` is the slow relaxation of a glass: no entropy barrier lies between memorising
-# and generalising, and at equal loss the roomier states generalise better.
+# Read the parameters of a network as the degrees of freedom of a physical system and its training
+# loss $E$ as the energy. Then a number tells how many networks there are at each loss: the
+# **Boltzmann entropy** $S(\log_{10} E)$, the logarithm of the volume of parameter space there.
+# Zhang et al. {cite}`zhang2025` sample it by *Wang-Landau molecular dynamics* and conclude that
+# grokking {cite}`power2022` is the slow relaxation of a glass: no entropy barrier lies between
+# memorising and generalising, and at equal loss the roomier states generalise better.
 #
-# This chapter builds that sampler, proves it on potentials with a known entropy, and asks the same two questions of
-# small transformers. It also shows what cannot be had instead: a histogram of the losses along a training run is cheap,
-# looks similar, and is no entropy.
+# This chapter builds that sampler, proves it on potentials with a known entropy, and asks the same
+# two questions of small transformers. It also shows what cannot be had instead: a histogram of the
+# losses along a training run is cheap, looks similar, and is no entropy.
 #
-# *What you will see:* {ref}`estimate against truth <entropy-truth>`, {ref}`the entropy of trained networks' landscapes
-# <entropy-landscape>`, {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
+# *What you will see:* {ref}`estimate against truth <entropy-truth>`,
+# {ref}`the entropy of trained networks' landscapes <entropy-landscape>`,
+# {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
 # {ref}`the offline histogram beside the sampled curve <entropy-offline>`.
 #
-# *In the library:* {mod}`samplers.landscape <fieldbook.samplers.landscape>`, {mod}`grokking.networks <fieldbook.grokking.networks>`,
-# {mod}`samplers.potentials <fieldbook.samplers.potentials>`, {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
+# *In the library:* {mod}`samplers.landscape <fieldbook.samplers.landscape>`,
+# {mod}`grokking.networks <fieldbook.grokking.networks>`,
+# {mod}`samplers.potentials <fieldbook.samplers.potentials>`,
+# {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# Every parameter with its unit and accepted values. The defaults are the *quick* profile, which trains its one network
-# itself if chapter *agop* has not left it.
+# Every parameter with its unit and accepted values. The defaults are the *quick* profile, which
+# trains its one network itself if chapter *agop* has not left it.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -80,38 +84,46 @@ par, device, run = start("entropy")
 # %% [markdown]
 # ## The method
 #
-# Let $z$ be the parameters, $w(z)$ a prior density, and $x = \log_{10} E(z)$. The entropy is that of $x$,
+# Let $z$ be the parameters, $w(z)$ a prior density, and $x = \log_{10} E(z)$. The entropy is that
+# of $x$,
 #
 # $$ S(x) = \ln \int w(z)\, \delta\bigl(x - \log_{10} E(z)\bigr)\, dz . $$
 #
-# It differs from the entropy of $E$ by a Jacobian, $S_x = S_E + \ln E + \mathrm{const}$. For $E = |z|^2/2$ in $d$ dimensions
-# $S_E = (d/2 - 1) \ln E$, while $S_x = (d/2) \ln E$: the choice matters where $d$ is small, and is forgotten easily.
+# It differs from the entropy of $E$ by a Jacobian, $S_x = S_E + \ln E + \mathrm{const}$. For $E =
+# |z|^2/2$ in $d$ dimensions $S_E = (d/2 - 1) \ln E$, while $S_x = (d/2) \ln E$: the choice matters
+# where $d$ is small, and is forgotten easily.
 #
-# **Walkers.** A walker moves under Langevin dynamics in the potential $\hat S(x(z)) - \ln w(z)$. If $\hat S = S$, it visits all $x$
-# alike. For a step of length $h$ part of the momentum is refreshed, the force kicks, the prior's own motion is followed exactly, and
-# the force kicks again; a Metropolis test accepts the move or reverses the momentum {cite}`horowitz1991`. It removes
-# the bias of a finite step. Proposals beyond the range of $x$ are refused, so that both ends are reflecting walls.
+# **Walkers.** A walker moves under Langevin dynamics in the potential $\hat S(x(z)) - \ln w(z)$. If
+# $\hat S = S$, it visits all $x$ alike. For a step of length $h$ part of the momentum is refreshed,
+# the force kicks, the prior's own motion is followed exactly, and the force kicks again; a
+# Metropolis test accepts the move or reverses the momentum {cite}`horowitz1991`. It removes the
+# bias of a finite step. Proposals beyond the range of $x$ are refused, so that both ends are
+# reflecting walls.
 #
-# **Histogram.** Where a walker is, $\hat S$ grows by $f$ times a smooth kernel {cite}`wang2001`. The factor $f$ is halved whenever all bins have
-# been visited, and is $1/t$ once that is larger, $t$ being the visits per bin; without that last rule the error stops falling
+# **Histogram.** Where a walker is, $\hat S$ grows by $f$ times a smooth kernel {cite}`wang2001`.
+# The factor $f$ is halved whenever all bins have been visited, and is $1/t$ once that is larger,
+# $t$ being the visits per bin; without that last rule the error stops falling
 # {cite}`belardinelli2007`.
 #
-# **Mean force.** A loss landscape with $10^4$ parameters has hundreds of nats of entropy to climb, and a walker that
-# diffuses crosses it slowly. A second estimate needs no crossing. For any vector field $y$ with $y \cdot \nabla x = 1$,
+# **Mean force.** A loss landscape with $10^4$ parameters has hundreds of nats of entropy to climb,
+# and a walker that diffuses crosses it slowly. A second estimate needs no crossing. For any vector
+# field $y$ with $y \cdot \nabla x = 1$,
 #
 # $$ \frac{dS}{dx} = \bigl\langle \nabla \cdot y + y \cdot \nabla \ln w \bigr\rangle_x , \qquad y = \frac{\nabla x}{|\nabla x|^2} . $$
 #
-# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of $p \cdot (y' - y)/h$ with $y'$ at the next
-# proposal: the walker itself probes the curvature, and only gradients are needed {cite}`darve2008`. The momentum must be taken *before*
-# the kick; after it, $|p|^2$ is too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases the slope by percents.
+# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of $p \cdot (y'
+# - y)/h$ with $y'$ at the next proposal: the walker itself probes the curvature, and only gradients
+#   are needed {cite}`darve2008`. The momentum must be taken *before* the kick; after it, $|p|^2$ is
+#   too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases the slope by percents.
 
 # %% [markdown]
 # (entropy-truth)=
 # ## Known potentials first
 #
-# The harmonic potential in 4, 10 and 30 dimensions has a straight line as its entropy. The second potential has two wells of unequal depth
-# with a ridge between them, and harmonic walls in three further dimensions; its entropy follows from a quadrature. No prior is used here, and
-# $\hat S$ starts from zero. Each potential is sampled by several independent seeds of eight walkers.
+# The harmonic potential in 4, 10 and 30 dimensions has a straight line as its entropy. The second
+# potential has two wells of unequal depth with a ridge between them, and harmonic walls in three
+# further dimensions; its entropy follows from a quadrature. No prior is used here, and $\hat S$
+# starts from zero. Each potential is sampled by several independent seeds of eight walkers.
 
 # %% tags=["hide-input"]
 TRUTH_SEEDS, D_WELLS = 8, 4
@@ -120,7 +132,8 @@ POTENTIALS["two wells"] = (potentials.two_wells, D_WELLS, 0.12)
 TRUTH_GRID = wl.Grid(-0.5, 1.0, 15)
 
 # %% [markdown]
-# All walkers start in the lower well of the last potential, at several energies: of the other well they know nothing.
+# All walkers start in the lower well of the last potential, at several energies: of the other well
+# they know nothing.
 
 
 # %%
@@ -145,7 +158,8 @@ def sample_potential(job):
 
 
 # %% [markdown]
-# Each row holds the curve of one seed and the exact entropy, all with mean zero, since an entropy has no origin.
+# Each row holds the curve of one seed and the exact entropy, all with mean zero, since an entropy
+# has no origin.
 
 
 # %% tags=["hide-input"]
@@ -186,20 +200,25 @@ def truth_summary(found):
 # %% [markdown]
 # ## The networks
 #
-# Each network is a two-layer transformer that chapter *agop* has trained on $a \circ b \bmod p$ until it grokked. Its
-# parameters are *whitened*: $z = \theta / s$, with $s$ the root mean square of each tensor of the trained network. The prior on
-# $z$ is standard normal, which keeps the norm of every tensor near the trained one. In so many dimensions
-# that is a fixed norm in all but name, and it is what makes volumes finite: without it a network could lower its loss
-# for ever by scaling up its logits, and rescaling symmetries would make every volume infinite.
+# Each network is a two-layer transformer that chapter *agop* has trained on $a \circ b \bmod p$
+# until it grokked. Its parameters are *whitened*: $z = \theta / s$, with $s$ the root mean square
+# of each tensor of the trained network. The prior on $z$ is standard normal, which keeps the norm
+# of every tensor near the trained one. In so many dimensions that is a fixed norm in all but name,
+# and it is what makes volumes finite: without it a network could lower its loss for ever by scaling
+# up its logits, and rescaling symmetries would make every volume infinite.
 #
 # A trained network is no typical state of its loss. Three stages lead to one that is closer:
 #
-# 1. *Heat*: mix the trained network with noise, $z = \cos a\, z^\ast + \sin a\, \xi$, until its loss is near the upper wall, and let it move there.
-# 2. *Cool*: draw it down through the range by a spring, measuring the mean force on the way. Its integral is the first $\hat S$.
-# 3. *Wang-Landau* from there, with several walkers per seed, taken from all heights of the way down.
+# 1. *Heat*: mix the trained network with noise, $z = \cos a\, z^\ast + \sin a\, \xi$, until its
+#    loss is near the upper wall, and let it move there.
+# 2. *Cool*: draw it down through the range by a spring, measuring the mean force on the way. Its
+#    integral is the first $\hat S$.
+# 3. *Wang-Landau* from there, with several walkers per seed, taken from all heights of the way
+#    down.
 #
-# The upper wall lies below $E = \ln p$, the loss of a network that answers nothing. There the gradient vanishes, the mean force
-# grows beyond bounds, and walkers that reach this plateau do not come back. Test accuracy is the *strict* one of chapter *agop*, without mirrored pairs and zeros.
+# The upper wall lies below $E = \ln p$, the loss of a network that answers nothing. There the
+# gradient vanishes, the mean force grows beyond bounds, and walkers that reach this plateau do not
+# come back. Test accuracy is the *strict* one of chapter *agop*, without mirrored pairs and zeros.
 
 # %%
 settings = parameters.of_profile("agop", par.networks)
@@ -261,10 +280,11 @@ def release(job):
 # %% [markdown]
 # ### Estimate against truth
 #
-# The table gives for each potential the slope $dS/d\ln E$ (for the harmonic ones, $d/2$ is exact), the largest error of the mean curve over the
-# seeds, the mean of (error / standard error)² over the bins, and the flatness of the joint histogram: its smallest count
-# over its mean. If the spread over seeds is an honest error bar, that mean square is about
-# $(n-1)/(n-3) = 1.4$ for $n = 8$ seeds.
+# The table gives for each potential the slope $dS/d\ln E$ (for the harmonic ones, $d/2$ is exact),
+# the largest error of the mean curve over the seeds, the mean of (error / standard error)² over the
+# bins, and the flatness of the joint histogram: its smallest count over its mean. If the spread
+# over seeds is an honest error bar, that mean square is about $(n-1)/(n-3) = 1.4$ for $n = 8$
+# seeds.
 
 # %%
 known = run.sweep("truth_runs", [{"potential": p} for p in POTENTIALS], sample_potential)
@@ -320,13 +340,14 @@ figures.letter_panels(axes)
 run.figure(figure, "truth")
 
 # %% [markdown]
-# Marks are the mean of the seeds, lines are exact, and the bands of panel (c) span the seeds. The two wells show their structure as a bend, where
-# the second well opens below the ridge: a walker cannot know of it without having crossed.
+# Marks are the mean of the seeds, lines are exact, and the bands of panel (c) span the seeds. The
+# two wells show their structure as a bend, where the second well opens below the ridge: a walker
+# cannot know of it without having crossed.
 #
 # ### Without the bias potential
 #
-# The same walkers without $\hat S$ stay where the volume is. In thirty dimensions the lowest bin has $10^{-22}$ of the volume
-# of the highest, so that no run of any length gets there.
+# The same walkers without $\hat S$ stay where the volume is. In thirty dimensions the lowest bin
+# has $10^{-22}$ of the volume of the highest, so that no run of any length gets there.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -342,8 +363,9 @@ print(f"bins never visited: {empty} of {TRUTH_GRID.count} without, {left_out} wi
 # (entropy-landscape)=
 # ## The entropy of the landscapes
 #
-# What was sampled, and how well. *Overlap* is the cosine between the trained network and the walkers, after melting and after cooling: 1 for the trained
-# network itself, 0 for an unrelated one. *Flatness* is 0 when a bin was never visited in the final stage.
+# What was sampled, and how well. *Overlap* is the cosine between the trained network and the
+# walkers, after melting and after cooling: 1 for the trained network itself, 0 for an unrelated
+# one. *Flatness* is 0 when a bin was never visited in the final stage.
 
 # %%
 trajectory = run.sweep("trajectory", jobs, record)
@@ -356,9 +378,10 @@ relaxation = run.sweep("relaxation", jobs, release)
 runs.round(3)
 
 # %% [markdown]
-# The tables in the results folder are `landscape.csv`, a row per operation, seed and bin, and `landscape_mean.csv`, where the seeds
-# are combined: the standard error is a property of several seeds, so that it has no place in a row of one. Before averaging, each seed's
-# curve is shifted to mean zero, and at the end all are shifted so that the upper wall has $S = 0$.
+# The tables in the results folder are `landscape.csv`, a row per operation, seed and bin, and
+# `landscape_mean.csv`, where the seeds are combined: the standard error is a property of several
+# seeds, so that it has no place in a row of one. Before averaging, each seed's curve is shifted to
+# mean zero, and at the end all are shifted so that the upper wall has $S = 0$.
 
 
 # %% tags=["hide-input"]
@@ -390,12 +413,14 @@ fall = averaged.groupby("op", sort=False).agg(
 fall.round(0)
 
 # %% [markdown]
-# The fall of $S$ over the range, in nats, by three estimates: the Wang-Landau histogram, the mean force along the same walkers, and the mean force while cooling, from which
-# the histogram started; the last column is the largest standard error over the seeds.
+# The fall of $S$ over the range, in nats, by three estimates: the Wang-Landau histogram, the mean
+# force along the same walkers, and the mean force while cooling, from which the histogram started;
+# the last column is the largest standard error over the seeds.
 #
-# In the figure each panel is an operation. The smoothed curve and its band, one standard error over the seeds, lie over the faint curves of
-# the seeds; colour on the curve is the strict test accuracy of the states visited there. Crosses are the training path, placed at the height of the curve for its loss, in
-# the colours of *its* accuracy: the path has no entropy of its own, only a loss.
+# In the figure each panel is an operation. The smoothed curve and its band, one standard error over
+# the seeds, lie over the faint curves of the seeds; colour on the curve is the strict test accuracy
+# of the states visited there. Crosses are the training path, placed at the height of the curve for
+# its loss, in the colours of *its* accuracy: the path has no entropy of its own, only a loss.
 
 # %% mystnb={"image": {"alt": "Sampled entropy against training loss per operation, coloured by strict test accuracy, with the training path"}} tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
@@ -455,17 +480,22 @@ figures.letter_panels(axes.flat)
 run.figure(figure, "landscape")
 
 # %% [markdown]
-# The entropy rises by hundreds of nats within the range of losses, and by how many differs from seed to seed. Per unit of $\ln E$ the slope at low losses is of the size of a learning coefficient, tens to hundreds,
-# and far below half the number of parameters: nearly all directions are free.
+# The entropy rises by hundreds of nats within the range of losses, and by how many differs from
+# seed to seed. Per unit of $\ln E$ the slope at low losses is of the size of a learning
+# coefficient, tens to hundreds, and far below half the number of parameters: nearly all directions
+# are free.
 
 # %% [markdown]
 # (entropy-relaxation)=
 # ## Memorised networks let loose
 #
-# If a barrier of entropy separated memorising from generalising, a memorised network that moves freely *at the loss it has* would stay as it is until a rare
-# event takes it across. Take the training path at its first record with a train accuracy above 99 %, hold $\log_{10} E$ there by a spring, and let the
-# walker move under the same prior. Panel (a) shows its strict test accuracy; the dashed line is the accuracy of the sampled states at
-# this loss, or at the upper wall if that is lower. Panel (b) shows the mean of $z^2$, which is 1 for typical states of the prior and large for the memorised network, whose weights are far larger than those of the trained one.
+# If a barrier of entropy separated memorising from generalising, a memorised network that moves
+# freely *at the loss it has* would stay as it is until a rare event takes it across. Take the
+# training path at its first record with a train accuracy above 99 %, hold $\log_{10} E$ there by a
+# spring, and let the walker move under the same prior. Panel (a) shows its strict test accuracy;
+# the dashed line is the accuracy of the sampled states at this loss, or at the upper wall if that
+# is lower. Panel (b) shows the mean of $z^2$, which is 1 for typical states of the prior and large
+# for the memorised network, whose weights are far larger than those of the trained one.
 
 # %% mystnb={"image": {"alt": "Strict test accuracy and norm of memorised networks that move at fixed loss"}} tags=["hide-input"]
 OP_COLOR = {"add": "test", "sub": "headline", "mul": "second", "div": "control"}
@@ -491,10 +521,13 @@ run.figure(figure, "relaxation")
 # (entropy-offline)=
 # ## The offline histogram is not an entropy
 #
-# Where only the checkpoints of a training run are at hand, as in the research log that this book follows, a shortcut offers itself: count how many lie in each bin of
-# $\log_{10} E$ and take the logarithm. This *offline* variant looks like the result of Wang-Landau, but the weights it sees were placed by an optimiser, and no rule
-# links how long AdamW stays at a loss to how many networks have it. Two recordings of one and the same training run show it: at
-# even intervals, and at logarithmic ones, as checkpoints often are kept. If the count measured a property of the landscape, both would agree.
+# Where only the checkpoints of a training run are at hand, as in the research log that this book
+# follows, a shortcut offers itself: count how many lie in each bin of $\log_{10} E$ and take the
+# logarithm. This *offline* variant looks like the result of Wang-Landau, but the weights it sees
+# were placed by an optimiser, and no rule links how long AdamW stays at a loss to how many networks
+# have it. Two recordings of one and the same training run show it: at even intervals, and at
+# logarithmic ones, as checkpoints often are kept. If the count measured a property of the
+# landscape, both would agree.
 
 
 # %%
@@ -535,14 +568,17 @@ figures.letter_panels(axes.flat)
 run.figure(figure, "offline")
 
 # %% [markdown]
-# The upper panels span a few units, whatever the landscape, for the logarithm of a count cannot exceed that of the number of checkpoints. The
-# sampled entropy below spans hundreds. Where an offline curve is highest depends on when the run was recorded: at low losses, where training ends and waits, or at
-# high ones, where a logarithmic schedule looks most often. The sampled entropy is lowest where training ends.
+# The upper panels span a few units, whatever the landscape, for the logarithm of a count cannot
+# exceed that of the number of checkpoints. The sampled entropy below spans hundreds. Where an
+# offline curve is highest depends on when the run was recorded: at low losses, where training ends
+# and waits, or at high ones, where a logarithmic schedule looks most often. The sampled entropy is
+# lowest where training ends.
 
 # %% [markdown]
 # ## Claims
 #
-# Claims about networks are tested where training memorises before it generalises and where the sampler had some time, from the profile *laptop* on.
+# Claims about networks are tested where training memorises before it generalises and where the
+# sampler had some time, from the profile *laptop* on.
 
 # %% tags=["hide-input"]
 tested = len(par.operations) > 1 and par.steps >= 100
@@ -574,7 +610,8 @@ ours = f"{empty} of {TRUTH_GRID.count} bins"
 run.claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
 
 # %% [markdown]
-# Then its result on networks. The two estimates share the walkers and nothing else: one counts visits, the other measures forces.
+# Then its result on networks. The two estimates share the walkers and nothing else: one counts
+# visits, the other measures forces.
 
 # %% tags=["hide-input"]
 gap = (fall.histogram / fall.force - 1).abs()
@@ -595,9 +632,10 @@ text = "the histogram of losses is flat (smallest over mean count above 0.5)"
 run.claim(text, f"{PAPER}converged", each(flat), flat.min() > 0.5, tested)
 
 # %% [markdown]
-# *No entropy barrier*, in two forms. At fixed loss: the accuracy of released memorised networks grows, without a time of waiting. And in the loss
-# itself: where two phases coexist, $S_E(E)$ is not concave. With $\sigma = dS_x/d\ln E$ concavity means
-# $d\ln(\sigma - 1)/d\ln E < 1$, and a steeper rise is a *convex intruder*, the mark of a first-order transition.
+# *No entropy barrier*, in two forms. At fixed loss: the accuracy of released memorised networks
+# grows, without a time of waiting. And in the loss itself: where two phases coexist, $S_E(E)$ is
+# not concave. With $\sigma = dS_x/d\ln E$ concavity means $d\ln(\sigma - 1)/d\ln E < 1$, and a
+# steeper rise is a *convex intruder*, the mark of a first-order transition.
 
 # %% tags=["hide-input"]
 thirds = relaxation.assign(third=relaxation.step * 3 // (relaxation.step.max() + 1))
@@ -624,8 +662,9 @@ ours = f"largest exponent {each(bends)}"
 run.claim(text, f"{PAPER}no first-order transition", ours, max(bends.values()) < 1, tested)
 
 # %% [markdown]
-# *High-entropy states generalise better*: at equal loss, the sampled states are compared with the training path at the moment when its loss first comes
-# down to that value. The sampled states are those of highest entropy at this loss, and the path is one that an optimiser found.
+# *High-entropy states generalise better*: at equal loss, the sampled states are compared with the
+# training path at the moment when its loss first comes down to that value. The sampled states are
+# those of highest entropy at this loss, and the path is one that an optimiser found.
 
 
 # %% tags=["hide-input"]
@@ -677,28 +716,39 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the offline way gets wrong
 #
-# - **A histogram over checkpoints is no entropy.** Wang-Landau counts visits of walkers that would be uniform in volume but for $\hat S$, and $\hat S$ is corrected until
-#   the count is flat. A training run has neither property. Its count changes by units when the same run is recorded at other intervals, and its order is the
-#   wrong way round: an optimiser waits where the loss is low, which is where there is least room.
-# - **Its scale is wrong by orders of magnitude.** With $n$ checkpoints the logarithm of a count is at most $\ln n$, a handful of nats, where the landscape spans hundreds.
-# - **Smoothing and error bands do not help.** A soft band over several training seeds shows how alike the runs are, not how well an entropy is known.
+# - **A histogram over checkpoints is no entropy.** Wang-Landau counts visits of walkers that would
+#   be uniform in volume but for $\hat S$, and $\hat S$ is corrected until the count is flat. A
+#   training run has neither property. Its count changes by units when the same run is recorded at
+#   other intervals, and its order is the wrong way round: an optimiser waits where the loss is low,
+#   which is where there is least room.
+# - **Its scale is wrong by orders of magnitude.** With $n$ checkpoints the logarithm of a count is
+#   at most $\ln n$, a handful of nats, where the landscape spans hundreds.
+# - **Smoothing and error bands do not help.** A soft band over several training seeds shows how
+#   alike the runs are, not how well an entropy is known.
 #
 # ## Limits
 #
-# The numbers for networks are estimates from short runs, and the failed claims above say how short. In the final stage a walker
-# diffuses over a part of the range only, so that the histogram of one run is not flat; what fixes $S$ is then mostly the mean force, and the gap between the two estimates
-# is the honest error, larger than the band over the seeds where all seeds share a bias. The runs of the profile *paper*
-# are hundreds of times longer for that reason.
+# The numbers for networks are estimates from short runs, and the failed claims above say how short.
+# In the final stage a walker diffuses over a part of the range only, so that the histogram of one
+# run is not flat; what fixes $S$ is then mostly the mean force, and the gap between the two
+# estimates is the honest error, larger than the band over the seeds where all seeds share a bias.
+# The runs of the profile *paper* are hundreds of times longer for that reason.
 #
-# All walkers descend from one trained network, and the overlap shows that they still resemble it: heating stops below the plateau on which a network answers nothing, and what is
-# sampled is the entropy of that network's own region. Other solutions, permuted copies among them, would add a constant if they are alike, and more if they are not.
-# Seeds need not agree either: one that takes a steeper branch near the top, with lower accuracy, shifts the mean by more than the band of the others, and may
-# bend the averaged curve as two phases would. Where the accuracy of a released memorised network grows, some way leads down from one kind of state to the other; that does not
-# prove it free of small barriers, and where it does not grow, the run may just be too short: most of the way lies beyond
-# the end of the run. Part of it is the decay of the norm, which the prior imposes as weight decay does in training.
+# All walkers descend from one trained network, and the overlap shows that they still resemble it:
+# heating stops below the plateau on which a network answers nothing, and what is sampled is the
+# entropy of that network's own region. Other solutions, permuted copies among them, would add a
+# constant if they are alike, and more if they are not. Seeds need not agree either: one that takes
+# a steeper branch near the top, with lower accuracy, shifts the mean by more than the band of the
+# others, and may bend the averaged curve as two phases would. Where the accuracy of a released
+# memorised network grows, some way leads down from one kind of state to the other; that does not
+# prove it free of small barriers, and where it does not grow, the run may just be too short: most
+# of the way lies beyond the end of the run. Part of it is the decay of the norm, which the prior
+# imposes as weight decay does in training.
 #
-# The prior matters. Another one, for instance that of the initial weights, weighs the same networks differently, and its $S$ is another function. The strict test sets are small, a few dozen pairs, so
-# that one accuracy is uncertain by several percent. At low losses the training path has grokked itself, so that little advantage is left there.
+# The prior matters. Another one, for instance that of the initial weights, weighs the same networks
+# differently, and its $S$ is another function. The strict test sets are small, a few dozen pairs,
+# so that one accuracy is uncertain by several percent. At low losses the training path has grokked
+# itself, so that little advantage is left there.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish()

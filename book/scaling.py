@@ -15,30 +15,38 @@
 # %% [markdown]
 # # Scaling: does a patch transformer want more parameters or more data?
 #
-# A transformer that reads order-book ticks in patches of sixty can be made wider, or be shown more instruments and more
-# days. Which of the two pays? The research log behind this chapter prepared that experiment on market data: four
-# feature transforms, models from 87 thousand to 17 million parameters, three amounts of data, sixteen configurations. It
-# did not get to run it. Here the experiment is run on a synthetic order book whose best possible forecast is *known*, so that
-# what a model has yet to learn can be measured without the noise of the returns, which otherwise drowns everything.
+# A transformer that reads order-book ticks in patches of sixty can be made wider, or be shown more
+# instruments and more days. Which of the two pays? The research log behind this chapter prepared
+# that experiment on market data: four feature transforms, models from 87 thousand to 17 million
+# parameters, three amounts of data, sixteen configurations. It did not get to run it. Here the
+# experiment is run on a synthetic order book whose best possible forecast is *known*, so that what
+# a model has yet to learn can be measured without the noise of the returns, which otherwise drowns
+# everything.
 #
-# The law $L = E + A/N^a + B/D^b$ of Hoffmann et al. {cite}`hoffmann2022` is fitted to small models, and then asked to
-# predict a model larger than all of them before that one is looked at.
+# The law $L = E + A/N^a + B/D^b$ of Hoffmann et al. {cite}`hoffmann2022` is fitted to small models,
+# and then asked to predict a model larger than all of them before that one is looked at.
 #
-# *What you will see:* {ref}`what the models see <scaling-world>`, {ref}`learning curves <scaling-curves>`, {ref}`excess
-# risk against parameters and data <scaling-law>`, {ref}`the best size for a given compute <scaling-compute>`, {ref}`the largest model,
-# predicted <scaling-heldout>`, {ref}`instruments against days <scaling-design>`, and {ref}`two levels against
-# simpler ways <scaling-compare>`.
+# *What you will see:* {ref}`what the models see <scaling-world>`,
+# {ref}`learning curves <scaling-curves>`,
+# {ref}`excess risk against parameters and data <scaling-law>`,
+# {ref}`the best size for a given compute <scaling-compute>`,
+# {ref}`the largest model, predicted <scaling-heldout>`,
+# {ref}`instruments against days <scaling-design>`, and
+# {ref}`two levels against simpler ways <scaling-compare>`.
 #
-# *In the library:* {mod}`scaling.configs <fieldbook.scaling.configs>`, {mod}`scaling.runs <fieldbook.scaling.runs>`,
-# {mod}`scaling.patches <fieldbook.scaling.patches>`, {mod}`scaling.market <fieldbook.scaling.market>`, {mod}`scaling.transforms <fieldbook.scaling.transforms>`,
-# {mod}`scaling.law <fieldbook.scaling.law>`, {mod}`scaling.transformer <fieldbook.scaling.transformer>`.
+# *In the library:* {mod}`scaling.configs <fieldbook.scaling.configs>`,
+# {mod}`scaling.runs <fieldbook.scaling.runs>`, {mod}`scaling.patches <fieldbook.scaling.patches>`,
+# {mod}`scaling.market <fieldbook.scaling.market>`,
+# {mod}`scaling.transforms <fieldbook.scaling.transforms>`,
+# {mod}`scaling.law <fieldbook.scaling.law>`,
+# {mod}`scaling.transformer <fieldbook.scaling.transformer>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# The defaults are the *quick* profile, which only shows that the page works. Correlations of 0.30 and 0.07, as in
-# markets, need the data of the profile *paper*; the smaller profiles set them higher, so that something can be learned
-# from a few thousand patches.
+# The defaults are the *quick* profile, which only shows that the page works. Correlations of 0.30
+# and 0.07, as in markets, need the data of the profile *paper*; the smaller profiles set them
+# higher, so that something can be learned from a few thousand patches.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -104,14 +112,16 @@ precision = machine.resolve_precision(par.precision, device)
 # %% [markdown]
 # ## Models and configurations
 #
-# **Level 1** reads the 60 ticks of a patch: a linear map, learned positions, pre-norm encoder layers with causal attention and a
-# feed-forward part twice as wide; its last token forecasts returns over 2 to 30 ticks. **Level 2** reads the embeddings
-# of 60 such patches, an hour at one tick per second, and forecasts 60 to 1800 ticks. Level 1 is trained first and then
-# frozen (*pretrain*, *finetune*), or both are trained at once (*end2end*).
+# **Level 1** reads the 60 ticks of a patch: a linear map, learned positions, pre-norm encoder
+# layers with causal attention and a feed-forward part twice as wide; its last token forecasts
+# returns over 2 to 30 ticks. **Level 2** reads the embeddings of 60 such patches, an hour at one
+# tick per second, and forecasts 60 to 1800 ticks. Level 1 is trained first and then frozen
+# (*pretrain*, *finetune*), or both are trained at once (*end2end*).
 #
-# The source gives parameter counts and no architecture. The one described reproduces every count exactly, and the page stops here if it
-# does not. End to end there are 17,415 fewer: the pretraining head is gone, and where both levels are equally wide the
-# projection between them is the identity. The source expected 307 thousand and found 304,902 for this reason.
+# The source gives parameter counts and no architecture. The one described reproduces every count
+# exactly, and the page stops here if it does not. End to end there are 17,415 fewer: the
+# pretraining head is gone, and where both levels are equally wide the projection between them is
+# the identity. The source expected 307 thousand and found 304,902 for this reason.
 
 # %%
 SOURCE = {16: 8_045, 32: 25_293, 64: 87_437, 128: 322_317, 256: 2_288_653, 512: 17_444_877}
@@ -135,10 +145,11 @@ table = pd.DataFrame(
 table.style.format(thousands=",")
 
 # %% [markdown]
-# Sixteen YAML files in `parameters/scaling/configs/` hold the runs of the source: eleven for scaling (models MS1, MS3, MS4
-# and data DS1, DS2, in two stages each, and the large factor model FS1) and five to start from, of which the first two
-# are MS2 and DS3 at once. `python -m fieldbook.scaling.configs FOLDER` writes them, byte for byte the same each time. A file is
-# refused if it has an unknown key, a wrong type, or a parameter count that is not its network's.
+# Sixteen YAML files in `parameters/scaling/configs/` hold the runs of the source: eleven for
+# scaling (models MS1, MS3, MS4 and data DS1, DS2, in two stages each, and the large factor model
+# FS1) and five to start from, of which the first two are MS2 and DS3 at once. `python -m
+# fieldbook.scaling.configs FOLDER` writes them, byte for byte the same each time. A file is refused
+# if it has an unknown key, a wrong type, or a parameter count that is not its network's.
 
 # %%
 generated = {config.name: patch_configs.text(config) for config in patch_configs.generate()}
@@ -150,19 +161,21 @@ print(f"{len(configs)} valid, {identical} identical")
 # (scaling-world)=
 # ## A market with a known answer
 #
-# Five latent signals $s_k$ (half-lives of 5 to 1200 ticks) drive the order book and, through a linear part, a
-# $\tanh$ and a product, the next return: $r_{t+1} = \sigma_t\,(g(s_t) + \text{noise})$, with a slow volatility $\sigma$. Each instrument has its own weights,
-# $w_i = w_0 (1 + \tau\, \varepsilon_i)$. The thirteen channels determine the signals, so that the conditional mean
-# $f^*(t, h)$ of the return over $h$ ticks, in units of trailing volatility, is exact. Then
+# Five latent signals $s_k$ (half-lives of 5 to 1200 ticks) drive the order book and, through a
+# linear part, a $\tanh$ and a product, the next return: $r_{t+1} = \sigma_t\,(g(s_t) +
+# \text{noise})$, with a slow volatility $\sigma$. Each instrument has its own weights, $w_i = w_0
+# (1 + \tau\, \varepsilon_i)$. The thirteen channels determine the signals, so that the conditional
+# mean $f^*(t, h)$ of the return over $h$ ticks, in units of trailing volatility, is exact. Then
 #
 # $$ \mathbb{E}\,(f - y)^2 = \underbrace{\mathbb{E}\,(f^* - y)^2}_{\text{noise, the same for all}} + \underbrace{\mathbb{E}\,(f - f^*)^2}_{\text{excess risk}} , $$
 #
-# and the *excess risk* is what a model could still learn. It is reported beside the squared error and the
-# correlations that practitioners read (IC and rank IC).
+# and the *excess risk* is what a model could still learn. It is reported beside the squared error
+# and the correlations that practitioners read (IC and rank IC).
 #
-# Channels become 52 columns: signed logarithms of volumes, then for each channel the z-scores of its value (`norm`) and of its rolling
-# standard deviation, mean and skewness, against the 1800 ticks *before*. All are causal, there is no NaN, and a sample never crosses a day.
-# Training, validation and test are days in that order. The source removed a fifth transform, `bias_norm`.
+# Channels become 52 columns: signed logarithms of volumes, then for each channel the z-scores of
+# its value (`norm`) and of its rolling standard deviation, mean and skewness, against the 1800
+# ticks *before*. All are causal, there is no NaN, and a sample never crosses a day. Training,
+# validation and test are days in that order. The source removed a fifth transform, `bias_norm`.
 
 # %%
 world = order_book.World(best_short=par.best_short, best_long=par.best_long, tau=par.tau)
@@ -175,8 +188,8 @@ features = transforms.transform(day.raw)
 print(f"{day.raw.shape} -> {features.shape}, {np.isnan(features).mean():.0%} NaN")
 
 # %% [markdown]
-# The days are written once and read by every run, through memory maps. The weights of level 1 are kept, for level 2 to
-# start from.
+# The days are written once and read by every run, through memory maps. The weights of level 1 are
+# kept, for level 2 to start from.
 
 # %%
 stored = run.place("days", patches.write_patches, world, layout)
@@ -185,10 +198,10 @@ if not paths.frozen():
     patches.write_patches(stored, world, layout)
 
 # %% [markdown]
-# A run is named by a hash of all that determines its weights, hence a run that several questions ask for is trained
-# once. Runs come in stages, since a learning rate has to be found before it can be used; each stage has a table of
-# scores (one row per split and horizon, checked against a schema when it is written and when it is read), one of
-# learning curves and one of test days.
+# A run is named by a hash of all that determines its weights, hence a run that several questions
+# ask for is trained once. Runs come in stages, since a learning rate has to be found before it can
+# be used; each stage has a table of scores (one row per split and horizon, checked against a schema
+# when it is written and when it is read), one of learning curves and one of test days.
 
 
 # %%
@@ -239,10 +252,12 @@ def scored():
 # %% [markdown]
 # ## Training
 #
-# Runs for the law train level 1: AdamW {cite}`loshchilov2019`, linear warm-up, a cosine down to a twentieth, gradients clipped at norm 1. There is
-# one pass over fresh patches, no early stopping and no choice of the best epoch: each would make the loss a minimum over
-# something that grows with the run. A non-finite update is skipped and counted; a run that diverges keeps its rows, without
-# scores and with its status. Where memory runs out, the micro-batch is halved and the effective batch kept; both are recorded.
+# Runs for the law train level 1: AdamW {cite}`loshchilov2019`, linear warm-up, a cosine down to a
+# twentieth, gradients clipped at norm 1. There is one pass over fresh patches, no early stopping
+# and no choice of the best epoch: each would make the loss a minimum over something that grows with
+# the run. A non-finite update is skipped and counted; a run that diverges keeps its rows, without
+# scores and with its status. Where memory runs out, the micro-batch is halved and the effective
+# batch kept; both are recorded.
 
 
 # %%
@@ -256,8 +271,9 @@ def pretraining(d, days, seed, factor=1.0, group="law", **other):
 
 
 # %% [markdown]
-# **Learning rate.** It is tuned per width, on validation days: a common rate would favour the width that it suits. The model
-# held out takes the factor of the largest width that was tuned, as one would in earnest.
+# **Learning rate.** It is tuned per width, on validation days: a common rate would favour the width
+# that it suits. The model held out takes the factor of the largest width that was tuned, as one
+# would in earnest.
 
 
 # %%
@@ -277,8 +293,8 @@ for width in (par.held_out, par.design_width):
 print({d: f"{factor * par.rate / d:.2g}" for d, factor in factors.items()})
 
 # %% [markdown]
-# Now all runs of level 1 are known: those of the law, of the model held out, of the design with instruments and days,
-# and those that a level 2 starts from.
+# Now all runs of level 1 are known: those of the law, of the model held out, of the design with
+# instruments and days, and those that a level 2 starts from.
 
 # %%
 law_runs = {
@@ -310,11 +326,18 @@ def downstream(name, seed, factor=1.0, limit=None, group="compare"):
     config = configs[name]
     width = par.compare_width if par.compare_width and config.n_l2 else config.d_model
     days = config.years * par.days_per_year
-    options = {"instruments": min(config.instruments, par.instruments), "precision": precision}
-    options |= {"batch_size": par.compare_batch, "epochs": par.compare_epochs}
-    config = patch_configs.resized(config, width, lr=factor * par.rate / width, **options)
-    other = {"limit": limit, "stride": par.stride, "parent": parent_of(config, days, seed)}
-    return patch_runs.Training(config, group, seed, days, data_key, **other)
+    config = patch_configs.resized(
+        config,
+        width,
+        lr=factor * par.rate / width,
+        instruments=min(config.instruments, par.instruments),
+        precision=precision,
+        batch_size=par.compare_batch,
+        epochs=par.compare_epochs,
+    )
+    parent = parent_of(config, days, seed)
+    common = (config, group, seed, days, data_key)
+    return patch_runs.Training(*common, limit=limit, stride=par.stride, parent=parent)
 
 
 # %%
@@ -340,9 +363,11 @@ least = par.sizes[0]
 twin = pretraining(least, par.law_days[-1], 0, factors[least], "precision", **other)
 
 # %% [markdown]
-# Beside the networks there are four forecasts that are none: zero, the oracle $f^*$, ridge regression and boosted trees on 62 hand-made
-# statistics of a patch (for level 2 also on their means over the last 10 and 60 patches). The penalty of ridge regression is chosen as the learning rates of the networks are, by excess risk on validation days: the
-# squared error there is mostly the luck of a few long returns, and a penalty chosen by it can double the excess risk.
+# Beside the networks there are four forecasts that are none: zero, the oracle $f^*$, ridge
+# regression and boosted trees on 62 hand-made statistics of a patch (for level 2 also on their
+# means over the last 10 and 60 patches). The penalty of ridge regression is chosen as the learning
+# rates of the networks are, by excess risk on validation days: the squared error there is mostly
+# the luck of a few long returns, and a penalty chosen by it can double the excess risk.
 
 # %%
 short = {name: patch_runs.Baseline(name, 1, data_key) for name in ("zero", "oracle", "ridge")}
@@ -355,8 +380,9 @@ compute("scaling", [*networks, *short.values(), *far.values()])
 # %% [markdown]
 # ### The world and its features
 #
-# Panel (a) shows the best possible correlation at each horizon: the line follows from an expansion in Hermite
-# functions at constant volatility, the marks are measured on test days (they scatter: these hold few independent long returns). Panel (b) is one patch as level 1 sees it: ticks from
+# Panel (a) shows the best possible correlation at each horizon: the line follows from an expansion
+# in Hermite functions at constant volatility, the marks are measured on test days (they scatter:
+# these hold few independent long returns). Panel (b) is one patch as level 1 sees it: ticks from
 # left to right, the 52 columns from top to bottom.
 
 
@@ -392,9 +418,11 @@ run.figure(figure, "world")
 # (scaling-curves)=
 # ## Learning curves
 #
-# Excess risk on validation days during the longest run of each width, all on the same data: the dashed line is ridge regression on
-# hand-made statistics of the patch, the dotted one the zero forecast, which every network starts from. The last decay of the
-# learning rate bends all curves down, so that the middle of a long run says nothing about the end of a shorter one: each amount of data needs its own run.
+# Excess risk on validation days during the longest run of each width, all on the same data: the
+# dashed line is ridge regression on hand-made statistics of the patch, the dotted one the zero
+# forecast, which every network starts from. The last decay of the learning rate bends all curves
+# down, so that the middle of a long run says nothing about the end of a shorter one: each amount of
+# data needs its own run.
 
 
 # %% tags=["hide-input"]
@@ -437,10 +465,12 @@ run.figure(figure, "curves")
 # (scaling-law)=
 # ## Parameters and data
 #
-# The law is fitted to the test excess risk of level 1, averaged over its seven horizons. $N$ is the number of parameters of level
-# 1 and $D$ the number of patches, each seen once. For given exponents the law is linear in $(E, A, B) \ge 0$, so that the fit searches for $a$ and $b$ alone and
-# solves a non-negative least squares problem inside; the deviations are of the logarithm, in Huber's loss. Intervals come from runs
-# drawn with replacement. First the fitter itself, on a law that is known, with 0.05 % noise.
+# The law is fitted to the test excess risk of level 1, averaged over its seven horizons. $N$ is the
+# number of parameters of level 1 and $D$ the number of patches, each seen once. For given exponents
+# the law is linear in $(E, A, B) \ge 0$, so that the fit searches for $a$ and $b$ alone and solves
+# a non-negative least squares problem inside; the deviations are of the logarithm, in Huber's loss.
+# Intervals come from runs drawn with replacement. First the fitter itself, on a law that is known,
+# with 0.05 % noise.
 
 # %%
 truth = scaling_law.Law(1.8, 480.0, 2100.0, 0.348, 0.366)
@@ -491,12 +521,14 @@ DEFINITIONS = {"all": "N", "without embedding": "n_params_nonemb", "by operation
 pd.DataFrame({f"N: {label}": fit_row(column) for label, column in DEFINITIONS.items()}).T
 
 # %% [markdown]
-# The table shows how much the exponents owe to the definition of $N$: all parameters of level 1, those without the input projection and
-# positions, or the operations of a pass divided by $2D$, which counts attention as well. Where an interval reaches from near zero to the limit of 3, the runs do
-# not determine that exponent.
+# The table shows how much the exponents owe to the definition of $N$: all parameters of level 1,
+# those without the input projection and positions, or the operations of a pass divided by $2D$,
+# which counts attention as well. Where an interval reaches from near zero to the limit of 3, the
+# runs do not determine that exponent.
 #
-# In the figure every mark is a run. Lines are the fitted law, bands its 95 % bootstrap interval. In panel (a) a line that falls says that
-# parameters help; in panel (b), that data do. The dashed line is ridge regression on hand-made statistics with all the data.
+# In the figure every mark is a run. Lines are the fitted law, bands its 95 % bootstrap interval. In
+# panel (a) a line that falls says that parameters help; in panel (b), that data do. The dashed line
+# is ridge regression on hand-made statistics with all the data.
 
 
 # %% tags=["hide-input"]
@@ -531,10 +563,12 @@ figures.letter_panels((left, right))
 run.figure(figure, "law")
 
 # %% [markdown]
-# **Is it a power at all?** Whatever its parameters, the law lets the local exponent $-d\ln L / d\ln D$ only fall as data grow, for $E$ and $A/N^a$ weigh more and more. The table
-# gives it between neighbouring amounts of data. Where it rises, networks find parts of $g$ one after the other: a linear
-# forecast stays near the dashed line, a network that has learned as much lingers there, and falls again when it finds the product of two signals. No sum of powers does that,
-# and an extrapolation from one side of such a bend says little about the other.
+# **Is it a power at all?** Whatever its parameters, the law lets the local exponent $-d\ln L / d\ln
+# D$ only fall as data grow, for $E$ and $A/N^a$ weigh more and more. The table gives it between
+# neighbouring amounts of data. Where it rises, networks find parts of $g$ one after the other: a
+# linear forecast stays near the dashed line, a network that has learned as much lingers there, and
+# falls again when it finds the product of two signals. No sum of powers does that, and an
+# extrapolation from one side of such a bend says little about the other.
 
 # %%
 by_data = fitted.groupby(["d_model", "D"]).excess_risk.mean().unstack("D")
@@ -547,9 +581,11 @@ local.round(2)
 # (scaling-compute)=
 # ## The best size for a given compute
 #
-# The rule $C = 6 N D$ leaves out attention, which is 18.6 % on top for MS1 and 2.9 % for MS4, and overcounts positions, which are added and not multiplied.
-# Compute here counts each matrix product of a pass through all layers, three times for an update. (What this library really computes is less: of the
-# last layer only the last token is needed. The comparison would be kinder still to models of one layer.)
+# The rule $C = 6 N D$ leaves out attention, which is 18.6 % on top for MS1 and 2.9 % for MS4, and
+# overcounts positions, which are added and not multiplied. Compute here counts each matrix product
+# of a pass through all layers, three times for an update. (What this library really computes is
+# less: of the last layer only the last token is needed. The comparison would be kinder still to
+# models of one layer.)
 
 # %%
 exact = {d: pt.flops("pretrain", d, *patch_configs.SIZES[d]) for d in SOURCE}
@@ -559,9 +595,11 @@ print({patch_configs.NAMES.get(d, f"d = {d}"): f"{share:.1%}" for d, share in ex
 
 
 # %% [markdown]
-# An *IsoFLOP* curve joins the losses of all widths at one compute $C$. Each width's loss at $D = C / \text{cost}$ is interpolated between
-# its own runs, never extrapolated, so that small budgets lack the wide models and large ones the narrow. Where the best width is the
-# widest or the narrowest that has a value, the optimum is at the *edge*, its mark is hollow, and it is only a bound. Panels (b) and (c) compare these optima with the frontier of the fitted law.
+# An *IsoFLOP* curve joins the losses of all widths at one compute $C$. Each width's loss at $D = C
+# / \text{cost}$ is interpolated between its own runs, never extrapolated, so that small budgets
+# lack the wide models and large ones the narrow. Where the best width is the widest or the
+# narrowest that has a value, the optimum is at the *edge*, its mark is hollow, and it is only a
+# bound. Panels (b) and (c) compare these optima with the frontier of the fitted law.
 
 
 # %% tags=["hide-input"]
@@ -626,9 +664,10 @@ run.figure(figure, "compute")
 # (scaling-heldout)=
 # ## The largest model, predicted
 #
-# A law is worth what it predicts. The fit above has not seen the widest model. The band is where the law
-# expects a single run of it, the bootstrap of the law and the scatter of runs together; the marks are what its runs came to.
-# The table says by how much a run misses, beside the simplest forecast: that it will be as good as the widest model in the fit.
+# A law is worth what it predicts. The fit above has not seen the widest model. The band is where
+# the law expects a single run of it, the bootstrap of the law and the scatter of runs together; the
+# marks are what its runs came to. The table says by how much a run misses, beside the simplest
+# forecast: that it will be as good as the widest model in the fit.
 
 # %%
 observed = losses(held_runs.values())
@@ -676,10 +715,12 @@ run.figure(figure, "heldout")
 # (scaling-design)=
 # ## Instruments against days
 #
-# More data can mean more days of the same instruments, or more instruments. The source's three amounts, DS1 (2 instruments, 2 years), DS2 (5, 4)
-# and DS3 (10, 8), lie on the diagonal of a design with both, and cannot tell the two apart. All models of the design have one width, and are tested
-# on the first two instruments, which all have seen, and on new ones, which none has. Other instruments' days help only if what they teach carries over; $\tau$ sets how
-# much does. In the figure, at equal patches, the line that lies lower names the kind of data that is worth more.
+# More data can mean more days of the same instruments, or more instruments. The source's three
+# amounts, DS1 (2 instruments, 2 years), DS2 (5, 4) and DS3 (10, 8), lie on the diagonal of a design
+# with both, and cannot tell the two apart. All models of the design have one width, and are tested
+# on the first two instruments, which all have seen, and on new ones, which none has. Other
+# instruments' days help only if what they teach carries over; $\tau$ sets how much does. In the
+# figure, at equal patches, the line that lies lower names the kind of data that is worth more.
 
 # %%
 design = {split: losses(design_runs, split) for split in ("test", "unseen")}
@@ -710,11 +751,13 @@ run.figure(figure, "design")
 # (scaling-compare)=
 # ## Two levels against simpler ways
 #
-# Now the forecasts over 60 to 1800 ticks. Each way reads the same windows of 60 patches, as often, and takes the best of the tried learning rates on a quarter of the
-# windows: level 2 on the frozen embeddings of a level 1 that was pretrained on all patches (*pretrain + finetune*); both levels at
-# once (*end to end*); level 2 on 62 hand-made statistics of each patch (*factor*); one linear map of the 60 patch means (*patch mean*); beside
-# them ridge regression and boosted trees. Widths and passes are those of the parameters above, and the two-level way alone has seen
-# the short horizons, which is its point.
+# Now the forecasts over 60 to 1800 ticks. Each way reads the same windows of 60 patches, as often,
+# and takes the best of the tried learning rates on a quarter of the windows: level 2 on the frozen
+# embeddings of a level 1 that was pretrained on all patches (*pretrain + finetune*); both levels at
+# once (*end to end*); level 2 on 62 hand-made statistics of each patch (*factor*); one linear map
+# of the 60 patch means (*patch mean*); beside them ridge regression and boosted trees. Widths and
+# passes are those of the parameters above, and the two-level way alone has seen the short horizons,
+# which is its point.
 
 
 # %% [markdown]
@@ -752,8 +795,9 @@ del daily["oracle"]
 
 
 # %% [markdown]
-# The table gives the share of the signal that is missed: excess risk over that of the zero forecast, 0 for the oracle, above 1 for a
-# forecast that does harm. The figure adds intervals from a bootstrap of whole test days, paired, since all forecasts share a day's luck.
+# The table gives the share of the signal that is missed: excess risk over that of the zero
+# forecast, 0 for the oracle, above 1 for a forecast that does harm. The figure adds intervals from
+# a bootstrap of whole test days, paired, since all forecasts share a day's luck.
 
 
 # %% tags=["hide-input"]
@@ -791,8 +835,10 @@ figures.legend_once(ax, above=figure)
 run.figure(figure, "compare")
 
 # %% [markdown]
-# Squared error, IC and rank IC of the same forecasts, averaged over the horizons. All three carry the luck of the test days' returns, of which the long horizons have few that are independent:
-# at *laptop* they put boosted trees ahead of networks whose excess risk is little more than half as large. That is why a known $f^*$ is worth having.
+# Squared error, IC and rank IC of the same forecasts, averaged over the horizons. All three carry
+# the luck of the test days' returns, of which the long horizons have few that are independent: at
+# *laptop* they put boosted trees ahead of networks whose excess risk is little more than half as
+# large. That is why a known $f^*$ is worth having.
 
 # %% tags=["hide-input"]
 everything = pd.concat(
@@ -804,8 +850,9 @@ everything.groupby("way", sort=False)[columns].mean().round(4)
 # %% [markdown]
 # ## Half precision
 #
-# The source trains under bf16 autocast: forward pass and loss inside, the backward pass outside, no scaling of the loss, which bf16 does not need, and predictions
-# turned to float32 before NumPy sees them. One run is repeated in the other precision; everything else is the same.
+# The source trains under bf16 autocast: forward pass and loss inside, the backward pass outside, no
+# scaling of the loss, which bf16 does not need, and predictions turned to float32 before NumPy sees
+# them. One run is repeated in the other precision; everything else is the same.
 
 # %%
 twins = {one.config.precision: of([one], "val") for one in (full, twin)}
@@ -815,8 +862,10 @@ means.round(4)
 # %% [markdown]
 # ## Claims
 #
-# Verdicts on the law need at least four widths, two seeds and a thousand patches at the least, and those on the ways of level 2 two seeds and eight test days: from the profile *laptop* on.
-# *Flat* is never said because a difference is not significant: the 95 % interval of the ratio must lie within the margin.
+# Verdicts on the law need at least four widths, two seeds and a thousand patches at the least, and
+# those on the ways of level 2 two seeds and eight test days: from the profile *laptop* on. *Flat*
+# is never said because a difference is not significant: the 95 % interval of the ratio must lie
+# within the margin.
 
 # %% tags=["hide-input"]
 law_tested = len(par.sizes) >= 4 and par.seeds >= 2 and fitted.D.min() > 1000
@@ -853,8 +902,8 @@ ours = ", ".join(f"{share_:.1%}" for share_ in exact_shares)
 run.claim(text, "arithmetic", ours, exact_shares == [0.186, 0.029])
 
 # %% [markdown]
-# Then the law. *Wanting more data* means that doubling the patches lowers the loss by more than doubling the parameters, at the
-# largest model and amount of data in the fit.
+# Then the law. *Wanting more data* means that doubling the patches lowers the loss by more than
+# doubling the parameters, at the largest model and amount of data in the fit.
 
 # %% tags=["hide-input"]
 off = max(abs(recovered.a - truth.a), abs(recovered.b - truth.b))
@@ -965,21 +1014,27 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## Limits
 #
-# The market is made up. Its signals are few, stationary and shared, and its noise is Gaussian; what carries over to real ticks is the method, not the
-# exponents. At the correlations of markets (0.30 at 10 ticks, 0.07 at 1800) the noise per patch is an order of magnitude larger than here, and as
-# many more patches are needed to see the same curves: that is what the profile *paper* is for, with the models MS1 to MS4 and FS1, the data DS1 to DS3, three
-# seeds and MS4 held out. It has not been run yet. Nor has the question that the source left open, whether MS4 fits into memory at a batch of 32,768; the halving
-# of the micro-batch answers it without a crash.
+# The market is made up. Its signals are few, stationary and shared, and its noise is Gaussian; what
+# carries over to real ticks is the method, not the exponents. At the correlations of markets (0.30
+# at 10 ticks, 0.07 at 1800) the noise per patch is an order of magnitude larger than here, and as
+# many more patches are needed to see the same curves: that is what the profile *paper* is for, with
+# the models MS1 to MS4 and FS1, the data DS1 to DS3, three seeds and MS4 held out. It has not been
+# run yet. Nor has the question that the source left open, whether MS4 fits into memory at a batch
+# of 32,768; the halving of the micro-batch answers it without a crash.
 #
-# Few sizes on a small range determine an exponent badly, as the intervals say, and $E$, $A$ and $B$ trade off against each other. The lowest excess risk that any model of this
-# kind can reach is not zero: instruments differ and are not named to the model, and z-scores forget levels. The law's $E$ stands for both. Bootstrap intervals know the scatter of runs,
-# not whether the law has the right form; only the held-out model tests that. It also has two layers per level where the fitted ones have one, as the source has
-# it, so that width and depth grow at once.
+# Few sizes on a small range determine an exponent badly, as the intervals say, and $E$, $A$ and $B$
+# trade off against each other. The lowest excess risk that any model of this kind can reach is not
+# zero: instruments differ and are not named to the model, and z-scores forget levels. The law's $E$
+# stands for both. Bootstrap intervals know the scatter of runs, not whether the law has the right
+# form; only the held-out model tests that. It also has two layers per level where the fitted ones
+# have one, as the source has it, so that width and depth grow at once.
 #
-# The learning rate is tuned at one amount of data, over three values, on one seed. Every model of a width has the same batch size at all amounts of data, so that runs
-# on few patches make few updates: part of what the law calls data is training time, as in every study with one pass. Windows of level 2 overlap, and long horizons hold few
-# independent returns per day, which is why the intervals there are wide. The comparison of ways gives all of them the width and the passes of the smallest common budget, and says nothing
-# about what each could do with more.
+# The learning rate is tuned at one amount of data, over three values, on one seed. Every model of a
+# width has the same batch size at all amounts of data, so that runs on few patches make few
+# updates: part of what the law calls data is training time, as in every study with one pass.
+# Windows of level 2 overlap, and long horizons hold few independent returns per day, which is why
+# the intervals there are wide. The comparison of ways gives all of them the width and the passes of
+# the smallest common budget, and says nothing about what each could do with more.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=precision)

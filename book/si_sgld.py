@@ -15,31 +15,38 @@
 # %% [markdown]
 # # SI-SGLD: which sampler survives a rescaling?
 #
-# A transformer with ReLU and layer norms has directions in which its parameters can change by orders of magnitude while
-# its function does not change at all {cite}`dinh2017`. A measure of how complex a trained network is should not notice.
-# The **local learning coefficient** (LLC) is such a measure {cite}`lau2023`, but it is *estimated* by Langevin sampling
-# {cite}`welling2011`, and samplers take steps in parameters, not in functions. This chapter rescales grokked
-# transformers exactly and asks four samplers for the LLC in every cell of a grid. Plain SGLD is off by orders of
-# magnitude within a few cells, pSGLD by the square root of that, and two samplers do not notice: Langevin dynamics in
-# the metric of the Fisher information, and **SI-SGLD**, whose steps stretch with the size of the weights.
+# A transformer with ReLU and layer norms has directions in which its parameters can change by
+# orders of magnitude while its function does not change at all {cite}`dinh2017`. A measure of how
+# complex a trained network is should not notice. The **local learning coefficient** (LLC) is such a
+# measure {cite}`lau2023`, but it is *estimated* by Langevin sampling {cite}`welling2011`, and
+# samplers take steps in parameters, not in functions. This chapter rescales grokked transformers
+# exactly and asks four samplers for the LLC in every cell of a grid. Plain SGLD is off by orders of
+# magnitude within a few cells, pSGLD by the square root of that, and two samplers do not notice:
+# Langevin dynamics in the metric of the Fisher information, and **SI-SGLD**, whose steps stretch
+# with the size of the weights.
 #
-# The research log that proposed SI-SGLD wrote the rule the wrong way round, called a mean loss over twenty steps an LLC,
-# and rescaled networks that were not invariant. Each of these is shown here with its numbers.
+# The research log that proposed SI-SGLD wrote the rule the wrong way round, called a mean loss over
+# twenty steps an LLC, and rescaled networks that were not invariant. Each of these is shown here
+# with its numbers.
 #
-# *What you will see:* {ref}`what breaks a rescaling <sgld-exact>`, {ref}`how localisation sets the estimate
-# <sgld-localization>`, {ref}`the sixteen heat maps <sgld-maps>`, {ref}`how much each sampler spreads <sgld-spread>`,
-# {ref}`identical traces <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and {ref}`estimates
-# against exact values <sgld-truth>`.
+# *What you will see:* {ref}`what breaks a rescaling <sgld-exact>`,
+# {ref}`how localisation sets the estimate <sgld-localization>`,
+# {ref}`the sixteen heat maps <sgld-maps>`, {ref}`how much each sampler spreads <sgld-spread>`,
+# {ref}`identical traces <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and
+# {ref}`estimates against exact values <sgld-truth>`.
 #
-# *In the library:* {mod}`grokking.networks <fieldbook.grokking.networks>`, {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
-# {mod}`samplers.llc <fieldbook.samplers.llc>`, {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
-# {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`, {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
+# *In the library:* {mod}`grokking.networks <fieldbook.grokking.networks>`,
+# {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
+# {mod}`samplers.llc <fieldbook.samplers.llc>`,
+# {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
+# {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`,
+# {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# The defaults are the *quick* profile. The networks are those of chapter `agop`; opened alone, this page trains them
-# itself, with that chapter's parameters.
+# The defaults are the *quick* profile. The networks are those of chapter `agop`; opened alone, this
+# page trains them itself, with that chapter's parameters.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -108,11 +115,11 @@ all_samplers = [*par.samplers, *par.controls]
 # %% [markdown]
 # ## Networks at a minimum
 #
-# One grokked network per operation. Training ended at weight decay 1, where the pull of the decay balances the gradient:
-# that is not a minimum of the loss $L$, and the coefficient is defined at one. Each network is therefore *polished*:
-# full batches, no weight decay, a learning rate that falls to zero. The table shows loss and gradient norm on the train
-# split before and after; $w^*$ is the polished network, and its test accuracy tells that polishing did not undo the
-# grokking.
+# One grokked network per operation. Training ended at weight decay 1, where the pull of the decay
+# balances the gradient: that is not a minimum of the loss $L$, and the coefficient is defined at
+# one. Each network is therefore *polished*: full batches, no weight decay, a learning rate that
+# falls to zero. The table shows loss and gradient norm on the train split before and after; $w^*$
+# is the polished network, and its test accuracy tells that polishing did not undo the grokking.
 
 # %%
 settings = parameters.of_profile("agop", par.networks)
@@ -167,10 +174,11 @@ for job in [] if paths.frozen() else jobs:
 polished.set_index("operation").map("{:.3g}".format)
 
 # %% [markdown]
-# Two things of a polished network are needed again and again: its train split, and the diagonal of its **Fisher
-# information** $F$, with labels drawn from the network itself. It is the Gauss-Newton part of the curvature; the squared
-# gradients of the true labels, which often stand in for it, vanish faster than the curvature once all examples are
-# fitted. It is estimated without bias from random sign vectors, four per example.
+# Two things of a polished network are needed again and again: its train split, and the diagonal of
+# its **Fisher information** $F$, with labels drawn from the network itself. It is the Gauss-Newton
+# part of the curvature; the squared gradients of the true labels, which often stand in for it,
+# vanish faster than the curvature once all examples are fitted. It is estimated without bias from
+# random sign vectors, four per example.
 
 
 # %%
@@ -193,9 +201,10 @@ def minimum(operation):
 # | $\alpha$ | all that writes into the residual stream: embeddings, attention outputs, feed-forward outputs | the $\epsilon$ of each layer norm is multiplied by $\alpha^2$ |
 # | $\beta$ | the inputs of the feed-forward ReLU; its output weights are divided by it | the activation is positively homogeneous |
 #
-# The grid is spaced evenly in $\log_{10}$ and must contain the unscaled network $(1, 1)$, hence have an odd number of
-# points on each axis: the thirty of the log skip it. Before a cell is sampled its logits are compared with those of the
-# unscaled network on all train pairs; a difference above $10^{-4}$ stops the run.
+# The grid is spaced evenly in $\log_{10}$ and must contain the unscaled network $(1, 1)$, hence
+# have an odd number of points on each axis: the thirty of the log skip it. Before a cell is sampled
+# its logits are compared with those of the unscaled network on all train pairs; a difference above
+# $10^{-4}$ stops the run.
 
 # %%
 factors = symmetry.log_grid(par.grid, par.decades, reference=par.reference).tolist()
@@ -204,9 +213,10 @@ everywhere = Sampling(par.steps, par.burn_in, par.chains, par.batch_size, par.se
 brief = Sampling(par.check_steps, 0, 1, par.batch_size, par.seed)
 
 # %% [markdown]
-# The log met neither condition. It left the $\epsilon$ of the layer norms at $10^{-5}$, but weight decay has shrunk the
-# residual stream until its variance is not much larger than that; and its feed-forward layers had GELU, which is not
-# homogeneous. Both failures are measured, the second on a network trained with GELU for this purpose.
+# The log met neither condition. It left the $\epsilon$ of the layer norms at $10^{-5}$, but weight
+# decay has shrunk the residual stream until its variance is not much larger than that; and its
+# feed-forward layers had GELU, which is not homogeneous. Both failures are measured, the second on
+# a network trained with GELU for this purpose.
 
 
 # %%
@@ -233,8 +243,8 @@ def break_symmetry(job):
 # %% [markdown]
 # ## Samplers
 #
-# All samplers share one step, with the gradient $g$ of the mean loss on a minibatch, standard normal $\xi$, a
-# preconditioner $P$ and a metric $A$ that ties the chain to $w^*$ {cite}`ma2015`:
+# All samplers share one step, with the gradient $g$ of the mean loss on a minibatch, standard
+# normal $\xi$, a preconditioner $P$ and a metric $A$ that ties the chain to $w^*$ {cite}`ma2015`:
 #
 # $$ w \leftarrow w - \tfrac{\varepsilon}{2} P \left( n\beta\, g + \gamma A (w - w^*) \right)
 #    + \tfrac{\varepsilon}{2}\, \Gamma + \sqrt{\varepsilon P}\, \xi . $$
@@ -248,34 +258,38 @@ def break_symmetry(job):
 # | `si_adaptive` | $\lVert W_l \rVert^2 / d_l$, current | $1/P(w^*)$ | $2 W_l / d_l$ | $c^{0}$ |
 # | `si_div`, the log's rule | $1 / (\lVert W_l \rVert^2 + 10^{-8})$ | $1$ | none | $c^{-4}$ |
 #
-# The last column follows from transforming the step: if a tensor is scaled by $c$, its gradient is divided by $c$, and
-# seen from the unscaled network the preconditioner is $P/c^2$. A sampler does not notice exactly if $P$ itself scales
-# as $c^2$. The squared norm $\lVert W_l \rVert^2$ of a group of weights that scale together does, and so does $1/F$.
-# The log divides by the norm where it should multiply: its step depends on the scale as $c^{-4}$, worse than no
-# preconditioner at all. pSGLD divides by one power of the gradient, which leaves $c^{-1}$: it halves the sensitivity on
-# a logarithmic scale and does not remove it, whatever $\lambda$. The metric $A$ matters as much as $P$: with $A = 1$ the
-# *density* that is sampled differs from cell to cell, so that even infinitely small steps would not agree.
+# The last column follows from transforming the step: if a tensor is scaled by $c$, its gradient is
+# divided by $c$, and seen from the unscaled network the preconditioner is $P/c^2$. A sampler does
+# not notice exactly if $P$ itself scales as $c^2$. The squared norm $\lVert W_l \rVert^2$ of a
+# group of weights that scale together does, and so does $1/F$. The log divides by the norm where it
+# should multiply: its step depends on the scale as $c^{-4}$, worse than no preconditioner at all.
+# pSGLD divides by one power of the gradient, which leaves $c^{-1}$: it halves the sensitivity on a
+# logarithmic scale and does not remove it, whatever $\lambda$. The metric $A$ matters as much as
+# $P$: with $A = 1$ the *density* that is sampled differs from cell to cell, so that even infinitely
+# small steps would not agree.
 #
-# In the damping of `rsgld`, the mean of $F$ over the group, it also matters that it scales like $F$. pSGLD started at a
-# minimum has vanishing gradients, hence huge first steps: with the customary $\lambda = 10^{-5}$ they leave the
-# minimum at once, and $10^{-3}$ is used here.
+# In the damping of `rsgld`, the mean of $F$ over the group, it also matters that it scales like
+# $F$. pSGLD started at a minimum has vanishing gradients, hence huge first steps: with the
+# customary $\lambda = 10^{-5}$ they leave the minimum at once, and $10^{-3}$ is used here.
 
 # %% [markdown]
 # ## The estimate
 #
 # $$ \hat\lambda = n\beta \left( \mathbb{E}[L(w)] - L(w^*) \right), \qquad n\beta = \frac{n}{\log n}, $$
 #
-# with $n$ train examples {cite}`lau2023`. $L(w)$ and $L(w^*)$ are taken on the same minibatch, which leaves the mean and
-# removes most of the noise. A burn-in is dropped; the standard error comes from the spread over chains. Cells that did
-# not measure what they should are flagged, never hidden: values that are not finite, estimates beyond half of $n\beta
-# \log p$ (the loss of guessing: the chain *left the basin*), drift between the last two quarters, negative estimates,
+# with $n$ train examples {cite}`lau2023`. $L(w)$ and $L(w^*)$ are taken on the same minibatch,
+# which leaves the mean and removes most of the noise. A burn-in is dropped; the standard error
+# comes from the spread over chains. Cells that did not measure what they should are flagged, never
+# hidden: values that are not finite, estimates beyond half of $n\beta \log p$ (the loss of
+# guessing: the chain *left the basin*), drift between the last two quarters, negative estimates,
 # estimates above $d/2$.
 #
-# How far a chain may stray is set by the localisation $\gamma$, and short chains measure $\varepsilon T$ before they
-# measure anything else. A comparison needs both fixed by one rule. Here $\gamma$ is chosen for each sampler and network
-# such that all samplers give the *same estimate at* $(1, 1)$, a fixed share of $n\beta \log p$; and $\varepsilon$ such
-# that localisation takes back the same share of a deviation per step. What differs afterwards is how the estimate
-# changes *away* from $(1, 1)$, which is the question.
+# How far a chain may stray is set by the localisation $\gamma$, and short chains measure
+# $\varepsilon T$ before they measure anything else. A comparison needs both fixed by one rule. Here
+# $\gamma$ is chosen for each sampler and network such that all samplers give the *same estimate at*
+# $(1, 1)$, a fixed share of $n\beta \log p$; and $\varepsilon$ such that localisation takes back
+# the same share of a deviation per step. What differs afterwards is how the estimate changes *away*
+# from $(1, 1)$, which is the question.
 
 
 # %%
@@ -298,8 +312,9 @@ def calibrate(job):
 
 
 # %% [markdown]
-# All cells of a stack run as one batch of chains, on the unscaled network with a metric per cell. Noise and minibatches
-# are the same in every cell (*common random numbers*), so that cells differ by nothing but their metric.
+# All cells of a stack run as one batch of chains, on the unscaled network with a metric per cell.
+# Noise and minibatches are the same in every cell (*common random numbers*), so that cells differ
+# by nothing but their metric.
 
 
 # %%
@@ -315,9 +330,10 @@ def sample(job):
 
 
 # %% [markdown]
-# Two more things are measured at the first operation. Whether the traces of cells are *identical*: this is checked on a grid of its own, in double precision, and in the rescaled
-# network itself rather than in the unscaled network's frame. And what the log called an LLC, in all cells, for several
-# step sizes.
+# Two more things are measured at the first operation. Whether the traces of cells are *identical*:
+# this is checked on a grid of its own, in double precision, and in the rescaled network itself
+# rather than in the unscaled network's frame. And what the log called an LLC, in all cells, for
+# several step sizes.
 
 
 # %%
@@ -382,9 +398,9 @@ broken = run.sweep("broken", [{"case": c, "factor": f} for c, f in cases], break
 
 # %% [markdown]
 # (sgld-exact)=
-# (a) With $\epsilon$ fixed the loss of every network explodes for small $\alpha$; multiplied by $\alpha^2$ it would stay
-# on the dotted line. (b) With GELU a factor $\beta$ changes the logits by as much as the logits themselves; the shaded
-# region is what the gate accepts.
+# (a) With $\epsilon$ fixed the loss of every network explodes for small $\alpha$; multiplied by
+# $\alpha^2$ it would stay on the dotted line. (b) With GELU a factor $\beta$ changes the logits by
+# as much as the logits themselves; the shaded region is what the gate accepts.
 
 
 # %% tags=["hide-input"]
@@ -423,13 +439,14 @@ run.figure(figure, "exact")
 # (sgld-localization)=
 # ## Localisation sets the estimate
 #
-# (a) The estimate at $(1, 1)$ falls over orders of magnitude as the localisation tightens; nothing in these curves
-# singles out a $\gamma$, which is why an absolute LLC from a localised chain says little and a comparison needs the same
-# starting point. The dotted line is the common target. On the left end the chain has left the basin and the estimate is
-# that of a network that guesses. (b) With $\gamma$ fixed, the estimate grows with the length of the chain until
-# localisation holds it; against the relaxation, $\varepsilon\gamma T$ times the largest $PA$, curves of different step
-# sizes (thin to thick) fall together wherever the step is small enough. A chain stopped on the slope measures
-# $\varepsilon T$ and no coefficient.
+# (a) The estimate at $(1, 1)$ falls over orders of magnitude as the localisation tightens; nothing
+# in these curves singles out a $\gamma$, which is why an absolute LLC from a localised chain says
+# little and a comparison needs the same starting point. The dotted line is the common target. On
+# the left end the chain has left the basin and the estimate is that of a network that guesses. (b)
+# With $\gamma$ fixed, the estimate grows with the length of the chain until localisation holds it;
+# against the relaxation, $\varepsilon\gamma T$ times the largest $PA$, curves of different step
+# sizes (thin to thick) fall together wherever the step is small enough. A chain stopped on the
+# slope measures $\varepsilon T$ and no coefficient.
 
 # %%
 pairs = [*product(par.operations, par.samplers), *product([first], par.controls)]
@@ -481,10 +498,11 @@ run.figure(figure, "localization")
 # (sgld-maps)=
 # ## The heat maps
 #
-# One panel per operation and sampler, $\alpha$ across, $\beta$ up, both from $10^{-1}$ to $10^{1}$ in all published
-# profiles. Brighter is larger; the colour scale is logarithmic and shared by the four samplers of an operation. Hatched
-# cells are flagged. A sampler that does not see the rescaling has a panel of one colour. That alone proves nothing, since
-# a sampler that has destroyed the network everywhere has one too: here all panels have about the same value in the middle, far
+# One panel per operation and sampler, $\alpha$ across, $\beta$ up, both from $10^{-1}$ to $10^{1}$
+# in all published profiles. Brighter is larger; the colour scale is logarithmic and shared by the
+# four samplers of an operation. Hatched cells are flagged. A sampler that does not see the
+# rescaling has a panel of one colour. That alone proves nothing, since a sampler that has destroyed
+# the network everywhere has one too: here all panels have about the same value in the middle, far
 # from the loss of guessing.
 
 # %%
@@ -519,8 +537,8 @@ for top, bottom, sampler in zip(axes[0], axes[-1], par.samplers, strict=True):
 run.figure(figure, "maps")
 
 # %% [markdown]
-# The two controls, at the first operation: the metric that follows the chain is as blind to the rescaling as the frozen
-# one, and the rule of the log leaves the fewest healthy cells.
+# The two controls, at the first operation: the metric that follows the chain is as blind to the
+# rescaling as the frozen one, and the rule of the log leaves the fewest healthy cells.
 
 # %% mystnb={"image": {"alt": "Heat maps of the two controls"}} tags=["hide-input"]
 if par.controls:
@@ -537,9 +555,10 @@ if par.controls:
 # (sgld-spread)=
 # ## How much each sampler spreads
 #
-# The coefficient of variation and the ratio of the largest to the smallest estimate, over the healthy cells of each map:
-# a sampler whose estimates are wrong by orders of magnitude loses its worst cells to the flags, so that these numbers
-# are kind to it; the number of healthy cells stands beside them.
+# The coefficient of variation and the ratio of the largest to the smallest estimate, over the
+# healthy cells of each map: a sampler whose estimates are wrong by orders of magnitude loses its
+# worst cells to the flags, so that these numbers are kind to it; the number of healthy cells stands
+# beside them.
 
 # %%
 healthy = rows[rows.health == "ok"]
@@ -555,9 +574,9 @@ spread["healthy"] = spread.healthy.fillna(0).astype(int).astype(str) + f" of {le
 spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 # %% [markdown]
-# The same as cuts through the maps, at $\beta = 1$ and at $\alpha = 1$, for the first operation. The grey region is
-# where a chain has left the basin. The curve of pSGLD is about half as steep as that of SGLD, and that of the log's
-# rule ends up the steepest. Bars are two standard errors.
+# The same as cuts through the maps, at $\beta = 1$ and at $\alpha = 1$, for the first operation.
+# The grey region is where a chain has left the basin. The curve of pSGLD is about half as steep as
+# that of SGLD, and that of the log's rule ends up the steepest. Bars are two standard errors.
 
 
 # %% tags=["hide-input"]
@@ -590,9 +609,10 @@ run.figure(figure, "cuts")
 # (sgld-traces)=
 # ## Identical traces
 #
-# Why a panel is of one colour: with common random numbers the chains of SI-SGLD do not merely agree on average, they see
-# the same loss at every step, in every cell. Each panel overlays the traces of `check_grid` x `check_grid` cells over the
-# same range, in double precision, sampled in the rescaled networks themselves. For three samplers there is one line to be seen.
+# Why a panel is of one colour: with common random numbers the chains of SI-SGLD do not merely agree
+# on average, they see the same loss at every step, in every cell. Each panel overlays the traces of
+# `check_grid` x `check_grid` cells over the same range, in double precision, sampled in the
+# rescaled networks themselves. For three samplers there is one line to be seen.
 
 # %%
 axis = symmetry.log_grid(par.check_grid, par.decades).tolist()
@@ -638,11 +658,13 @@ run.figure(figure, "traces")
 # (sgld-naive)=
 # ## What the log measured
 #
-# Its "LLC" is the mean loss over twenty steps: no inverse temperature, no $L(w^*)$, no localisation, no burn-in. Panel
-# (a) shows it for a range of step sizes, from the smallest to the largest value over the cells. For small steps it is the
-# loss of the trained network; for large ones the noise has destroyed the network and it is that of guessing, or worse.
-# Panel (b) shows its coefficient of variation over the cells: the map becomes uniform not because the sampler is
-# invariant but because every cell is equally destroyed, and it does so for the rule that is *not* invariant as well.
+# Its "LLC" is the mean loss over twenty steps: no inverse temperature, no $L(w^*)$, no
+# localisation, no burn-in. Panel (a) shows it for a range of step sizes, from the smallest to the
+# largest value over the cells. For small steps it is the loss of the trained network; for large
+# ones the noise has destroyed the network and it is that of guessing, or worse. Panel (b) shows its
+# coefficient of variation over the cells: the map becomes uniform not because the sampler is
+# invariant but because every cell is equally destroyed, and it does so for the rule that is *not*
+# invariant as well.
 
 # %%
 sizes = np.logspace(-7, -1, 7).tolist()
@@ -679,22 +701,27 @@ run.figure(figure, "naive")
 # ## Estimates against exact values
 #
 # Maps of one colour would be worth nothing if the colour were wrong. Each sampler states a density,
-# $\pi(w) \propto \exp(-n\beta L(w) - \tfrac{\gamma}{2} \lVert w - w^* \rVert_A^2)$, and for some losses
-# $n\beta\, \mathbb{E}_\pi[L]$ is known at finite $n\beta$; it approaches $\lambda - (m - 1) / \log n\beta$ with
-# the learning coefficient $\lambda$ and its multiplicity $m$ {cite}`watanabe2009`.
+# $\pi(w) \propto \exp(-n\beta L(w) - \tfrac{\gamma}{2} \lVert w - w^* \rVert_A^2)$, and for some
+# losses $n\beta\, \mathbb{E}_\pi[L]$ is known at finite $n\beta$; it approaches $\lambda - (m - 1)
+# / \log n\beta$ with the learning coefficient $\lambda$ and its multiplicity $m$
+# {cite}`watanabe2009`.
 #
-# - *Quadratic*, four coordinates, $\lambda = 2$: each coordinate is an autoregressive process, solved exactly at finite
-#   step size and length, $\tfrac12 \sum_i \frac{n\beta h_i}{a_i (1 - \varepsilon P_i a_i / 4)} \overline{(1 - r_i^{2t})}$
-#   with $a_i = n\beta h_i + \gamma A_i$ and $r_i = 1 - \varepsilon P_i a_i / 2$.
-# - *Monomials*, $\sum |w_i|^{p_i}$ about their minimum: $\lambda = \sum 1/p_i$, exact at every $n\beta$ without
-#   localisation.
-# - *Normal crossing*, $x^2 y^4 + z^2/2$: quadrature. The approach to $\lambda$ goes as $(n\beta)^{-1/4}$.
-# - *Reduced rank* (3-2-2) and *deep linear* (3-2-2-3) networks at a map of rank one, at the deepest singularity:
-#   $\lambda = 5/2$ and $3$ {cite}`aoyagi2005,aoyagi2024`. At finite $n\beta$ each layer is Gaussian given the others, so
-#   that Gibbs sampling gives the reference without any step size.
+# - *Quadratic*, four coordinates, $\lambda = 2$: each coordinate is an autoregressive process,
+#   solved exactly at finite step size and length, $\tfrac12 \sum_i \frac{n\beta h_i}{a_i (1 -
+#   \varepsilon P_i a_i / 4)} \overline{(1 - r_i^{2t})}$ with $a_i = n\beta h_i + \gamma A_i$ and
+#   $r_i = 1 - \varepsilon P_i a_i / 2$.
+# - *Monomials*, $\sum |w_i|^{p_i}$ about their minimum: $\lambda = \sum 1/p_i$, exact at every
+#   $n\beta$ without localisation.
+# - *Normal crossing*, $x^2 y^4 + z^2/2$: quadrature. The approach to $\lambda$ goes as
+#   $(n\beta)^{-1/4}$.
+# - *Reduced rank* (3-2-2) and *deep linear* (3-2-2-3) networks at a map of rank one, at the deepest
+#   singularity: $\lambda = 5/2$ and $3$ {cite}`aoyagi2005,aoyagi2024`. At finite $n\beta$ each
+#   layer is Gaussian given the others, so that Gibbs sampling gives the reference without any step
+#   size.
 #
-# The tolerance is three standard errors, at most a tenth of the truth, plus the bias of a finite step, a quarter of
-# `truth_step`. The truth differs between samplers on one loss since the localisation's metric is part of the target.
+# The tolerance is three standard errors, at most a tenth of the truth, plus the bias of a finite
+# step, a quarter of `truth_step`. The truth differs between samplers on one loss since the
+# localisation's metric is part of the target.
 
 # %%
 problems = list(PROBLEMS)
@@ -703,10 +730,11 @@ truth = run.sweep("ground_truth", truths, known)
 truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "within"]].round(3)
 
 # %% [markdown]
-# The four samplers that need no divergence term $\Gamma$, or carry it, agree with the truth. The two that drop it do not
-# sample the density that they state, but about $\pi / P$. pSGLD, whose $P$ falls with the gradient, then counts
-# coordinates more than it measures singularities. The rule of the log adds a factor $\lVert w \rVert^2$ to the density, an
-# excess that depends on how far the draws stray compared with the size of the weights; near $w = 0$ its $P$ diverges.
+# The four samplers that need no divergence term $\Gamma$, or carry it, agree with the truth. The
+# two that drop it do not sample the density that they state, but about $\pi / P$. pSGLD, whose $P$
+# falls with the gradient, then counts coordinates more than it measures singularities. The rule of
+# the log adds a factor $\lVert w \rVert^2$ to the density, an excess that depends on how far the
+# draws stray compared with the size of the weights; near $w = 0$ its $P$ diverges.
 
 # %% mystnb={"image": {"alt": "Estimate over truth for each sampler on five losses with known coefficients"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
@@ -724,8 +752,9 @@ run.figure(figure, "ground_truth")
 # %% [markdown]
 # ## Claims
 #
-# A claim holds for every operation, or it does not hold. *Invariant* means that no cell of any map is lost, that is not
-# finite or out of the basin, and that the coefficient of variation over all of them is below 5 %.
+# A claim holds for every operation, or it does not hold. *Invariant* means that no cell of any map
+# is lost, that is not finite or out of the basin, and that the coefficient of variation over all of
+# them is below 5 %.
 
 # %% tags=["hide-input"]
 tested = par.grid % 2 == 1
@@ -776,8 +805,8 @@ for name in all_samplers:
     run.claim(text, source, ours, verdict, tested)
 
 # %% [markdown]
-# The slope of the estimate against the size of the rescaling, on a logarithmic scale, over the cells that are healthy
-# for both samplers.
+# The slope of the estimate against the size of the rescaling, on a logarithmic scale, over the
+# cells that are healthy for both samplers.
 
 
 # %% tags=["hide-input"]
@@ -859,23 +888,28 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the log had wrong
 #
-# - **Its rule** divides the step by the squared norm. Its own description, a step that stretches with the norm, asks for
-#   the product. Divided, the effective step goes as the inverse fourth power of the scale.
-# - **Its rescaling** changes the function: GELU is not homogeneous, and a fixed $\epsilon$ in the layer norms is not
-#   small beside a residual stream that weight decay has shrunk.
-# - **Its LLC** is a mean training loss of a network that noise has destroyed; uniform maps follow from that alone.
+# - **Its rule** divides the step by the squared norm. Its own description, a step that stretches
+#   with the norm, asks for the product. Divided, the effective step goes as the inverse fourth
+#   power of the scale.
+# - **Its rescaling** changes the function: GELU is not homogeneous, and a fixed $\epsilon$ in the
+#   layer norms is not small beside a residual stream that weight decay has shrunk.
+# - **Its LLC** is a mean training loss of a network that noise has destroyed; uniform maps follow
+#   from that alone.
 # - **Its grid** of thirty points does not contain the network that it rescales.
-# - **Its expectation of pSGLD**: dividing by a root mean square of gradients makes up for one of two powers.
+# - **Its expectation of pSGLD**: dividing by a root mean square of gradients makes up for one of
+#   two powers.
 #
 # ## Limits
 #
-# The coefficients are those of strongly localised chains: their absolute value follows from the localisation that was
-# chosen, and the chapter claims nothing about it. Step size and localisation are calibrated at $(1, 1)$ for each sampler
-# and network; a user who tunes them at another cell would find another map, centred there. Frozen metrics are exact only
-# because the rescaling moves $w^*$ with everything else: with `si_adaptive` the metric follows the chain and the
-# invariance stays, at the price of a drift term. The Fisher information of a polished network is small and uneven, so
-# that `rsgld` takes long steps in flat directions, and in single precision its cells agree to a few digits only. Estimates
-# of few short chains fluctuate; their standard errors are columns of the tables.
+# The coefficients are those of strongly localised chains: their absolute value follows from the
+# localisation that was chosen, and the chapter claims nothing about it. Step size and localisation
+# are calibrated at $(1, 1)$ for each sampler and network; a user who tunes them at another cell
+# would find another map, centred there. Frozen metrics are exact only because the rescaling moves
+# $w^*$ with everything else: with `si_adaptive` the metric follows the chain and the invariance
+# stays, at the price of a drift term. The Fisher information of a polished network is small and
+# uneven, so that `rsgld` takes long steps in flat directions, and in single precision its cells
+# agree to a few digits only. Estimates of few short chains fluctuate; their standard errors are
+# columns of the tables.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish()

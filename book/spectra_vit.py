@@ -15,26 +15,33 @@
 # %% [markdown]
 # # Spectra: a vision transformer reads stellar gravity
 #
-# The surface gravity of a star, $\log g$, tells a giant from a dwarf. It is written into the spectrum faintly: in the wings of
-# strong lines, in the balance of ions and atoms, in molecular bands. The research log that this chapter follows trains a vision transformer
-# {cite}`dosovitskiy2021` on a million noisy spectra, reports $R^2 = 0.713$, and leaves open whether that is much, whether a linear model
-# or boosted trees would do as well, and which of its choices matter.
+# The surface gravity of a star, $\log g$, tells a giant from a dwarf. It is written into the
+# spectrum faintly: in the wings of strong lines, in the balance of ions and atoms, in molecular
+# bands. The research log that this chapter follows trains a vision transformer
+# {cite}`dosovitskiy2021` on a million noisy spectra, reports $R^2 = 0.713$, and leaves open whether
+# that is much, whether a linear model or boosted trees would do as well, and which of its choices
+# matter.
 #
-# Here the spectra are computed from physics, so that one more question can be answered: how well *can* gravity be known from such data? The noise sets
-# a ceiling which no method passes, and every model is drawn below it.
+# Here the spectra are computed from physics, so that one more question can be answered: how well
+# *can* gravity be known from such data? The noise sets a ceiling which no method passes, and every
+# model is drawn below it.
 #
-# *What you will see:* {ref}`where gravity is written <vit-density>`, {ref}`the ceiling by magnitude <vit-ceiling>`, {ref}`three models against the number of
-# spectra <vit-scaling>`, {ref}`what the options do <vit-options>`, and {ref}`what the transformer looks at <vit-attention>`.
+# *What you will see:* {ref}`where gravity is written <vit-density>`,
+# {ref}`the ceiling by magnitude <vit-ceiling>`,
+# {ref}`three models against the number of spectra <vit-scaling>`,
+# {ref}`what the options do <vit-options>`, and
+# {ref}`what the transformer looks at <vit-attention>`.
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`, {mod}`stars.noise <fieldbook.stars.noise>`,
-# {mod}`stars.dataset <fieldbook.stars.dataset>`, {mod}`spectra.information <fieldbook.spectra.information>`,
+# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
+# {mod}`stars.noise <fieldbook.stars.noise>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
+# {mod}`spectra.information <fieldbook.spectra.information>`,
 # {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.vit <fieldbook.spectra.vit>`.
 
 # %% [markdown]
 # ## Parameters
 #
-# Every parameter with its unit and accepted values. The defaults are the *quick* profile: few spectra of a narrow range of stars, a small
-# transformer, and no claim about any of them.
+# Every parameter with its unit and accepted values. The defaults are the *quick* profile: few
+# spectra of a narrow range of stars, a small transformer, and no claim about any of them.
 
 # %% tags=["parameters"]
 profile: str = "quick"  # names the output folder
@@ -99,22 +106,29 @@ par, device, run = start("spectra_vit")
 # %% [markdown]
 # ## The data
 #
-# The log's spectra come from the BOSZ grid of model atmospheres, as the Subaru Prime Focus Spectrograph would see them, and cannot be shipped. A folder
-# of such files is one parameter, `data_dir`. Without it the spectra are synthesised here and written in exactly the same layout: arrays
-# `spectrumdataset/wave`, `dataset/arrays/flux/value`, `dataset/arrays/error/value`, and a table of labels.
+# The log's spectra come from the BOSZ grid of model atmospheres, as the Subaru Prime Focus
+# Spectrograph would see them, and cannot be shipped. A folder of such files is one parameter,
+# `data_dir`. Without it the spectra are synthesised here and written in exactly the same layout:
+# arrays `spectrumdataset/wave`, `dataset/arrays/flux/value`, `dataset/arrays/error/value`, and a
+# table of labels.
 #
-# **Synthesis.** A star is given by effective temperature, gravity, metallicity and the abundance of $\alpha$ elements. Two dozen layers follow a
-# solar temperature law scaled to $T_\mathrm{eff}$; pressure follows from hydrostatic equilibrium,
+# **Synthesis.** A star is given by effective temperature, gravity, metallicity and the abundance of
+# $\alpha$ elements. Two dozen layers follow a solar temperature law scaled to $T_\mathrm{eff}$;
+# pressure follows from hydrostatic equilibrium,
 #
 # $$ \frac{dP}{d\tau} = \frac{g}{\kappa} , $$
 #
-# where the opacity $\kappa$ is mostly that of H⁻ {cite}`john1988` and depends in turn on the electrons that metals set free. Saha's and Boltzmann's laws
-# give the populations, 160 atomic lines and the Paschen series become Voigt profiles, and two rays give the flux. Gravity thus enters through the
-# pressure alone, as it does in a star. TiO and CN absorb in the right amounts but with a stylised shape, from which no physics should be drawn.
+# where the opacity $\kappa$ is mostly that of H⁻ {cite}`john1988` and depends in turn on the
+# electrons that metals set free. Saha's and Boltzmann's laws give the populations, 160 atomic lines
+# and the Paschen series become Voigt profiles, and two rays give the flux. Gravity thus enters
+# through the pressure alone, as it does in a star. TiO and CN absorb in the right amounts but with
+# a stylised shape, from which no physics should be drawn.
 #
-# A grid of such spectra is compressed by principal components and interpolated by cubic splines, which makes thousands of spectra per second and exact derivatives.
+# A grid of such spectra is compressed by principal components and interpolated by cubic splines,
+# which makes thousands of spectra per second and exact derivatives.
 #
-# The files are converted once to memory maps, whatever their number type, chunks and compression, and checked on the way.
+# The files are converted once to memory maps, whatever their number type, chunks and compression,
+# and checked on the way.
 
 # %%
 sizes = {"train": max(*par.n_train, par.ablation_n), "val": par.n_val, "test": par.n_test}
@@ -127,8 +141,9 @@ if not paths.frozen():
 reads = spectroscopy.files_of(par.data_dir)
 
 # %% [markdown]
-# Validation and test spectra get their noise once, from a fixed seed, so that every model answers the same questions. Training spectra get fresh noise
-# each time they are used: flux + error × level × a standard normal.
+# Validation and test spectra get their noise once, from a fixed seed, so that every model answers
+# the same questions. Training spectra get fresh noise each time they are used: flux + error × level
+# × a standard normal.
 
 
 # %%
@@ -146,8 +161,9 @@ def seen(split, level, n=None):
 # %% [markdown]
 # ### A tour
 #
-# A dwarf and a giant of one temperature and composition, without noise, and one of them as it is observed at magnitude 21.5. The table `tour.csv` holds these
-# and what each pixel says about gravity, explained below.
+# A dwarf and a giant of one temperature and composition, without noise, and one of them as it is
+# observed at magnitude 21.5. The table `tour.csv` holds these and what each pixel says about
+# gravity, explained below.
 
 # %%
 CASES = {"giant": 1.5, "dwarf": 4.5} if par.grid == "full" else {"giant": 2.5, "dwarf": 4.0}
@@ -167,13 +183,18 @@ def tour_rows(job):
 # %% [markdown]
 # ## The models
 #
-# **Transformer** {cite}`dosovitskiy2021`. The spectrum is cut into patches; each is projected to a token, a position is added, pre-norm blocks of
-# attention and feed-forward layers exchange information, and a linear head reads the answer off an extra token. The log's two runs differ in three choices at once:
-# convolution, squared error and standardised labels in run 1, a sliding window, absolute error and labels scaled to $[0, 1]$ in run 2. Both tokenizers
-# are the same linear map; what sets them apart are the log's initial weights, which these two runs have as well: positions of unit variance, and small patch projections in run 2 alone. Run 3 is ours: run 1 with rotary positions {cite}`su2021` and
-# one initialisation for all tokenizers. It is the one that is scaled and looked into.
+# **Transformer** {cite}`dosovitskiy2021`. The spectrum is cut into patches; each is projected to a
+# token, a position is added, pre-norm blocks of attention and feed-forward layers exchange
+# information, and a linear head reads the answer off an extra token. The log's two runs differ in
+# three choices at once: convolution, squared error and standardised labels in run 1, a sliding
+# window, absolute error and labels scaled to $[0, 1]$ in run 2. Both tokenizers are the same linear
+# map; what sets them apart are the log's initial weights, which these two runs have as well:
+# positions of unit variance, and small patch projections in run 2 alone. Run 3 is ours: run 1 with
+# rotary positions {cite}`su2021` and one initialisation for all tokenizers. It is the one that is
+# scaled and looked into.
 #
-# Weights are those that validate best by mean absolute error, as in the log. Here the flux is standardised pixel by pixel first, which the log does not do; the ablation shows why.
+# Weights are those that validate best by mean absolute error, as in the log. Here the flux is
+# standardised pixel by pixel first, which the log does not do; the ablation shows why.
 
 # %%
 RUNS = {"run 1": {"start": "source"}}
@@ -211,17 +232,27 @@ def train_vit(n, seed, options, steps, folder):
     data = sets | {"train": sets["train"][:n]}
     norm = spectroscopy.norm_of(options, gravity("train", n))
     model = spectroscopy.network_of(par, options, data["train"], norm, seed).to(device)
-    how = {"loss": options["loss"], "noise_level": par.noise_level, "checkpoint": folder}
-    fit = spectroscopy.train(model, data, norm, recipe(seed, steps), **how)
+    fit = spectroscopy.train(
+        model,
+        data,
+        norm,
+        recipe(seed, steps),
+        loss=options["loss"],
+        noise_level=par.noise_level,
+        checkpoint=folder,
+    )
     return model.eval(), norm, fit.history
 
 
 # %% [markdown]
-# **Ridge regression** on standardised pixels, its penalty chosen on the validation split; **LightGBM** {cite}`ke2017`, 31 leaves and a random share of the pixels per tree;
-# and a **template fit**, which knows the errors and gives each star the gravity of the train star, free of noise, that fits it best.
+# **Ridge regression** on standardised pixels, its penalty chosen on the validation split;
+# **LightGBM** {cite}`ke2017`, 31 leaves and a random share of the pixels per tree; and a **template
+# fit**, which knows the errors and gives each star the gravity of the train star, free of noise,
+# that fits it best.
 #
-# Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training, the transformer fresh noise at every use; at the
-# smallest size both baselines are also fitted to several draws of every star, to tell the model from the noise that it was tour.
+# Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training,
+# the transformer fresh noise at every use; at the smallest size both baselines are also fitted to
+# several draws of every star, to tell the model from the noise that it was tour.
 
 
 # %%
@@ -266,8 +297,8 @@ def template_guess(job):
 
 
 # %% [markdown]
-# One job is one row of `results.csv`. Errors are given in dex and, for the transformer, in units of the norm as well: the log quotes $0.38$ for both, but in
-# dex its error is $0.44$.
+# One job is one row of `results.csv`. Errors are given in dex and, for the transformer, in units of
+# the norm as well: the log quotes $0.38$ for both, but in dex its error is $0.44$.
 
 
 # %%
@@ -357,8 +388,10 @@ def described(job):
 
 
 # %% [markdown]
-# The log's test spectra have a mean S/N of 9.2 and a median of 8.2. Its range of metallicities is not given. The lines of the most metal-poor stars are so weak
-# that their gravity drowns in the noise whatever the method; `lowest_M_H` leaves them out, which brings the ceiling and the ridge regression near those known of the log's spectra.
+# The log's test spectra have a mean S/N of 9.2 and a median of 8.2. Its range of metallicities is
+# not given. The lines of the most metal-poor stars are so weak that their gravity drowns in the
+# noise whatever the method; `lowest_M_H` leaves them out, which brings the ceiling and the ridge
+# regression near those known of the log's spectra.
 
 # %%
 tour = run.sweep("tour", [{}], tour_rows, reads=reads)
@@ -410,15 +443,19 @@ figures.letter_panels([axes[0, 0], axes[0, 1], axes[1, 0], axes[1, 1]])
 run.figure(figure, "tour")
 
 # %% [markdown]
-# Both stars have the temperature of an orange dwarf and the same composition. In the dwarf the higher pressure broadens the wings of the lines and
-# strengthens Na I; in the giant the cores of Ca II are deeper. The grey curve is the dwarf as observed: most pixels carry no visible sign.
+# Both stars have the temperature of an orange dwarf and the same composition. In the dwarf the
+# higher pressure broadens the wings of the lines and strengthens Na I; in the giant the cores of Ca
+# II are deeper. The grey curve is the dwarf as observed: most pixels carry no visible sign.
 #
 # (vit-density)=
 # ## Where gravity is written
 #
-# With known Gaussian errors $\sigma$ the Fisher information of the labels $\theta$ is $I = J^\top \mathrm{diag}(\sigma^{-2}) J$, $J = \partial f/\partial\theta$. The emulator gives
-# $J$ exactly. A pixel that changes with gravity is of use only if no other label could cause the same change. Projecting the derivative by gravity on those by temperature, metallicity, $\alpha$
-# abundance and velocity, and keeping the rest, leaves a density over pixels that adds up to $1/(I^{-1})_{gg}$, the inverse variance with which gravity can be known.
+# With known Gaussian errors $\sigma$ the Fisher information of the labels $\theta$ is $I = J^\top
+# \mathrm{diag}(\sigma^{-2}) J$, $J = \partial f/\partial\theta$. The emulator gives $J$ exactly. A
+# pixel that changes with gravity is of use only if no other label could cause the same change.
+# Projecting the derivative by gravity on those by temperature, metallicity, $\alpha$ abundance and
+# velocity, and keeping the rest, leaves a density over pixels that adds up to $1/(I^{-1})_{gg}$,
+# the inverse variance with which gravity can be known.
 
 # %% mystnb={"image": {"alt": "Share of the information on gravity per Angstrom, along the spectrum"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 1.9))
@@ -439,15 +476,19 @@ share_pixels = near.mean()
 print(f"information within 15 Å of the named lines: {share_lines:.2f}, pixels: {share_pixels:.2f}")
 
 # %% [markdown]
-# The calcium triplet stands out, with the sodium doublet next; the rest is spread thinly over many weak lines and bands. So little in so many places is what
-# makes the task hard for a model that has to find the places first.
+# The calcium triplet stands out, with the sodium doublet next; the rest is spread thinly over many
+# weak lines and bands. So little in so many places is what makes the task hard for a model that has
+# to find the places first.
 #
 # (vit-ceiling)=
 # ## The ceiling
 #
-# The Cramér-Rao bound $(I^{-1})_{gg}$ holds for unbiased estimators. At low S/N it exceeds the variance of the labels themselves, and an estimator that knows their distribution does better by leaning towards
-# the middle; van Trees's inequality {cite}`vantrees1968` covers it. Three ceilings on $R^2 = 1 - \mathrm{MSE}/\mathrm{Var}$ follow: from the
-# Cramér-Rao bound of the median star; from the best *linear* estimator that knows the labels' variances; and from the *least*, that of the best estimator, which knows that gravity is uniform between its limits.
+# The Cramér-Rao bound $(I^{-1})_{gg}$ holds for unbiased estimators. At low S/N it exceeds the
+# variance of the labels themselves, and an estimator that knows their distribution does better by
+# leaning towards the middle; van Trees's inequality {cite}`vantrees1968` covers it. Three ceilings
+# on $R^2 = 1 - \mathrm{MSE}/\mathrm{Var}$ follow: from the Cramér-Rao bound of the median star;
+# from the best *linear* estimator that knows the labels' variances; and from the *least*, that of
+# the best estimator, which knows that gravity is uniform between its limits.
 
 
 # %%
@@ -462,9 +503,9 @@ velocities = [{"rv_kms": rv} for rv in sorted({par.rv_kms, 0.0})]
 limits = run.sweep("ceiling", velocities, limit_rows)
 
 # %% [markdown]
-# A bound is a statement about estimators that may not exist. Maximum likelihood is one that reaches it at high S/N: bright stars are fitted by damped Gauss-Newton steps in all labels
-# and the velocity, and the squared error over the bound should be one on average.
-
+# A bound is a statement about estimators that may not exist. Maximum likelihood is one that reaches
+# it at high S/N: bright stars are fitted by damped Gauss-Newton steps in all labels and the
+# velocity, and the squared error over the bound should be one on average.
 
 
 # %%
@@ -502,8 +543,8 @@ table.rename_axis(["rv_kms", "magnitude"]).round(2)
 # %% [markdown]
 # ## Computing
 #
-# All networks and baselines are rows of one sweep: what a killed run has finished is kept. Every size of the train split gets the same number of updates, so that a smaller
-# one is seen more often.
+# All networks and baselines are rows of one sweep: what a killed run has finished is kept. Every
+# size of the train split gets the same number of updates, so that a smaller one is seen more often.
 
 # %%
 JOB = ("model", "run", "n_train", "noise_level", "seed")
@@ -528,7 +569,6 @@ jobs += [job("template", "flux")]
 heaviness = {"ViT": 1e9, "LightGBM": 1e6}  # transformers first, then trees on many spectra
 
 
-
 def cost(job):
     """Of a row, in any unit."""
     return heaviness.get(job["model"], 1) * job["n_train"]
@@ -543,8 +583,10 @@ found[columns].round(3)
 # %% [markdown]
 # ## What the noise costs a linear model
 #
-# Without noise the spectra hold gravity almost perfectly, and a linear map finds it. The table sets the log's ridge regression on 100,000 BOSZ spectra beside ours,
-# at its noise levels. The physics is not the same, nor is the number of stars; the decline should be, and it tells whether these spectra are a fair stand-in.
+# Without noise the spectra hold gravity almost perfectly, and a linear map finds it. The table sets
+# the log's ridge regression on 100,000 BOSZ spectra beside ours, at its noise levels. The physics
+# is not the same, nor is the number of stars; the decline should be, and it tells whether these
+# spectra are a fair stand-in.
 
 # %% tags=["hide-input"]
 LOG_RIDGE = {0.0: 0.9994, 0.1: 0.917, 0.2: 0.841, 0.5: 0.667, 1.0: 0.469, 2.0: 0.254}
@@ -555,9 +597,11 @@ pd.DataFrame({"log, 100,000 stars": LOG_RIDGE, f"ours, {middle:,} stars": ridges
 # %% [markdown]
 # ## The transformer's size
 #
-# The log's table of parameters adds up to 4,810,753 and is quoted as about 4.9 million. Its feed-forward row exceeds its own formula by 1,024, the biases of query, key and value and the final norm
-# are missing. The network it describes has the terms below; about 4.9 million is the same network with the pooling layer that the library brings along and nothing uses. The log also sketches blocks that normalise
-# after each sum, where the model it ran normalises before.
+# The log's table of parameters adds up to 4,810,753 and is quoted as about 4.9 million. Its
+# feed-forward row exceeds its own formula by 1,024, the biases of query, key and value and the
+# final norm are missing. The network it describes has the terms below; about 4.9 million is the
+# same network with the pooling layer that the library brings along and nothing uses. The log also
+# sketches blocks that normalise after each sum, where the model it ran normalises before.
 
 # %% tags=["hide-input"]
 LOG_TABLE = {"patch projection": 4352, "CLS token": 256, "positions": 65_792, "head": 257}
@@ -573,8 +617,9 @@ terms.style.format({"total": "{:,.0f}", "the log": "{:,.0f}"}, na_rep="")
 # (vit-scaling)=
 # ## More spectra
 #
-# Validation during training on the left, the mean in a band over the seeds. On the right the test $R^2$ against the number of train stars: ours, the log's table, and the ceiling for a whole sample of
-# magnitudes 20.5 to 22.5.
+# Validation during training on the left, the mean in a band over the seeds. On the right the test
+# $R^2$ against the number of train stars: ours, the log's table, and the ceiling for a whole sample
+# of magnitudes 20.5 to 22.5.
 
 # %% mystnb={"image": {"alt": "Validation during training; test R2 against the number of train spectra for three models, with the log's values and the ceiling"}} tags=["hide-input"]
 LOOK = {"ViT": ("headline", "o"), "LightGBM": ("second", "s"), "Ridge": ("test", "^")}
@@ -593,8 +638,8 @@ def draw_history(ax):
     looks = zip(history.items(), ("null", "control", "headline"), (":", "--", "-"), strict=True)
     for (name, rows), color, style in looks:
         last = rows[rows.n_train == largest].pivot(index="seed", columns="step", values="val_r2")
-        look = {"label": name, "ls": style}
-        figures.band(ax, last.columns, last.clip(lower=0), figures.COLORS[color], **look)
+        values = last.clip(lower=0)
+        figures.band(ax, last.columns, values, figures.COLORS[color], label=name, ls=style)
 
 
 # %% tags=["hide-input"]
@@ -631,15 +676,19 @@ figures.letter_panels(axes)
 run.figure(figure, "scaling")
 
 # %% [markdown]
-# Filled marks are ours, open ones the log's; our curve of the transformer is run 3. In the log the transformer passes the other two near 100,000 spectra, after 80 epochs or more. Here it has
-# a few thousand times less computation, and the number of updates is the same at every size: a flat curve says that computation, not data, is what it lacks.
+# Filled marks are ours, open ones the log's; our curve of the transformer is run 3. In the log the
+# transformer passes the other two near 100,000 spectra, after 80 epochs or more. Here it has a few
+# thousand times less computation, and the number of updates is the same at every size: a flat curve
+# says that computation, not data, is what it lacks.
 #
 # (vit-options)=
 # ## Which choices matter
 #
-# Each option is changed alone against run 3, at a small size, with a few seeds. *Classes* predicts one of sixteen classes of gravity and answers with the
-# expected class centre. *Log's start* draws the weights as the log's code does: positions and CLS token with unit variance, linear maps with a standard deviation of $0.02$, while its convolution
-# keeps a larger one. The log reports trouble with its sliding window, which as a map is the same as its convolution.
+# Each option is changed alone against run 3, at a small size, with a few seeds. *Classes* predicts
+# one of sixteen classes of gravity and answers with the expected class centre. *Log's start* draws
+# the weights as the log's code does: positions and CLS token with unit variance, linear maps with a
+# standard deviation of $0.02$, while its convolution keeps a larger one. The log reports trouble
+# with its sliding window, which as a map is the same as its convolution.
 
 # %%
 START = {"position": "learned", "start": "source"}
@@ -691,19 +740,27 @@ ax.invert_yaxis()
 run.figure(figure, "options")
 
 # %% [markdown]
-# One dot per seed, a bar at their mean, the dashed line at run 3. What differs by less than the dots scatter cannot be told apart at this size.
+# One dot per seed, a bar at their mean, the dashed line at run 3. What differs by less than the
+# dots scatter cannot be told apart at this size.
 #
-# The weights at the start matter more than any other choice, next to the scale of the flux. Positions tell a patch that it holds the calcium triplet; ours start at $0.02$, as is the custom, beside patches
-# of standardised flux that are fifty times larger, and have to grow before they can be seen. The log's have unit variance and are seen from the first update. Rotary positions need not grow either. On raw flux, whose patches are all alike but
-# for a few percent, nothing is learned in so few updates from any start.
+# The weights at the start matter more than any other choice, next to the scale of the flux.
+# Positions tell a patch that it holds the calcium triplet; ours start at $0.02$, as is the custom,
+# beside patches of standardised flux that are fifty times larger, and have to grow before they can
+# be seen. The log's have unit variance and are seen from the first update. Rotary positions need
+# not grow either. On raw flux, whose patches are all alike but for a few percent, nothing is
+# learned in so few updates from any start.
 #
-# **Losses weighted by the error of the flux.** The log tried to divide the residual of $\log g$ by the error of the spectrum and dropped it, rightly. Weights are optimal when they are inverse variances of the *residuals*
-# that are fitted. The flux has an error per pixel, the label has none; a star is no less of a dwarf for being faint. The library's heteroscedastic losses take the label's error,
-# refuse anything of another shape, and a test shows that weighting by an unrelated error is worse than not weighting.
+# **Losses weighted by the error of the flux.** The log tried to divide the residual of $\log g$ by
+# the error of the spectrum and dropped it, rightly. Weights are optimal when they are inverse
+# variances of the *residuals* that are fitted. The flux has an error per pixel, the label has none;
+# a star is no less of a dwarf for being faint. The library's heteroscedastic losses take the
+# label's error, refuse anything of another shape, and a test shows that weighting by an unrelated
+# error is worse than not weighting.
 #
 # ## Bright and faint stars
 #
-# $R^2$ within bins of magnitude and of S/N, each relative to the variance of the whole sample. The black line is the ceiling of the best estimator.
+# $R^2$ within bins of magnitude and of S/N, each relative to the variance of the whole sample. The
+# black line is the ceiling of the best estimator.
 
 # %% mystnb={"image": {"alt": "R2 of the models by magnitude and by signal to noise, below the ceiling"}} tags=["hide-input"]
 binned = run.frame("by_snr")
@@ -726,13 +783,16 @@ figures.letter_panels(axes)
 run.figure(figure, "by_snr")
 
 # %% [markdown]
-# All three stay well below the ceiling at every magnitude, and gain from bright stars, trees and transformer more than the ridge regression.
+# All three stay well below the ceiling at every magnitude, and gain from bright stars, trees and
+# transformer more than the ridge regression.
 #
 # (vit-attention)=
 # ## What the transformer looks at
 #
-# *Rollout* {cite}`abnar2020` follows attention from the answer back to the patches. *Saliency* is the share of each patch in the variance that noise causes in the answer, the mean of
-# (gradient × error)². *Information* is the density from above, summed over patches: an efficient estimator weights pixels so that its saliency equals it.
+# *Rollout* {cite}`abnar2020` follows attention from the answer back to the patches. *Saliency* is
+# the share of each patch in the variance that noise causes in the answer, the mean of (gradient ×
+# error)². *Information* is the density from above, summed over patches: an efficient estimator
+# weights pixels so that its saliency equals it.
 
 # %% mystnb={"image": {"alt": "Attention rollout, saliency and information along wavelength"}} tags=["hide-input"]
 CURVES = {"information": "second", "saliency": "headline", "rollout": "test"}
@@ -760,7 +820,8 @@ ranks.rename("rank correlation with the information").to_frame().round(2)
 #
 # ## The error knows the star
 #
-# The files hold the error of each pixel without noise. It is computed from the star's own flux: photon noise. Whoever feeds it to a model feeds a noise-free copy of the spectrum. The control
+# The files hold the error of each pixel without noise. It is computed from the star's own flux:
+# photon noise. Whoever feeds it to a model feeds a noise-free copy of the spectrum. The control
 # sees the error alone, no flux at all.
 
 # %% tags=["hide-input"]
@@ -772,7 +833,8 @@ leak.round(3)
 # %% [markdown]
 # ## Claims
 #
-# Claims about models are tested on the full range of stars with thousands of them, from the profile *laptop* on. The first are about the yardstick.
+# Claims about models are tested on the full range of stars with thousands of them, from the profile
+# *laptop* on. The first are about the yardstick.
 
 # %% tags=["hide-input"]
 tested = par.grid == "full" and largest >= 4096
@@ -808,7 +870,8 @@ ours = f"{n_source:,} as described"
 run.claim(text, f"{LOG}~4.9M", ours, abs(n_source / 4.9e6 - 1) < 0.01)
 
 # %% [markdown]
-# Then the transformer against its rivals, and against more data. A difference counts when it exceeds the standard error over seeds twice, where there are several.
+# Then the transformer against its rivals, and against more data. A difference counts when it
+# exceeds the standard error over seeds twice, where there are several.
 
 # %% tags=["hide-input"]
 at_level = found[found.noise_level == level]
@@ -901,23 +964,34 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # %% [markdown]
 # ## What the log gets wrong
 #
-# - **An error of 0.38 dex.** That is in units of the normalised label; in dex it is 0.44. $R^2$ has no unit, which is why it can be compared with the baselines, and the
-#   absolute error cannot.
-# - **The parameter table** leaves out biases and the final norm and has a row that exceeds its own formula; "about 4.9 million" counts a layer that is not used.
+# - **An error of 0.38 dex.** That is in units of the normalised label; in dex it is 0.44. $R^2$ has
+#   no unit, which is why it can be compared with the baselines, and the absolute error cannot.
+# - **The parameter table** leaves out biases and the final norm and has a row that exceeds its own
+#   formula; "about 4.9 million" counts a layer that is not used.
 # - **The pseudo-code** normalises after the sum; the model that ran does so before.
-# - **The sliding window** is not another model. Its trouble can come from the initial weights alone: positions of unit variance drown patches whose projection starts at $0.02$, as the
-#   log's library starts every `Linear` layer but no `Conv1d`. Standardising the flux mends it.
-# - **A baseline was missing** where it says "to be compared". $R^2 = 0.71$ means something only next to a linear model, and next to what the noise allows.
+# - **The sliding window** is not another model. Its trouble can come from the initial weights
+#   alone: positions of unit variance drown patches whose projection starts at $0.02$, as the log's
+#   library starts every `Linear` layer but no `Conv1d`. Standardising the flux mends it.
+# - **A baseline was missing** where it says "to be compared". $R^2 = 0.71$ means something only
+#   next to a linear model, and next to what the noise allows.
 #
 # ## Limits
 #
-# The synthesiser is a sketch of a star: local thermodynamic equilibrium, one temperature law, 160 lines where a real list has millions, stylised molecular bands. It has the right kind of difficulty, not the right spectra, and no number here carries over to BOSZ
-# without running it there. Radial velocities of up to ±100 km/s are drawn, unlike in the log, whose stars are at rest; at rest the spectra are easier for a linear model and the ceiling is nearly the same, as the table shows.
+# The synthesiser is a sketch of a star: local thermodynamic equilibrium, one temperature law, 160
+# lines where a real list has millions, stylised molecular bands. It has the right kind of
+# difficulty, not the right spectra, and no number here carries over to BOSZ without running it
+# there. Radial velocities of up to ±100 km/s are drawn, unlike in the log, whose stars are at rest;
+# at rest the spectra are easier for a linear model and the ceiling is nearly the same, as the table
+# shows.
 #
-# At the size of the profile *laptop* the transformer makes a few hundred updates, on two processor cores. How it compares with the baselines there says nothing about a million stars and two hundred epochs; the profile *paper* holds the
-# log's settings for a GPU and has not been run. The baselines' gain from several draws of the noise shows how much of the comparison is about the noise that a model is tour, not about the model.
-# The ceilings of the linear and of the best estimator are exact for a spectrum that is linear in its labels within the error, which fails for the faintest stars. One validation split
-# selects both the weights and the penalty, so that the validation scores are slightly too good; those reported are of the test split.
+# At the size of the profile *laptop* the transformer makes a few hundred updates, on two processor
+# cores. How it compares with the baselines there says nothing about a million stars and two hundred
+# epochs; the profile *paper* holds the log's settings for a GPU and has not been run. The
+# baselines' gain from several draws of the noise shows how much of the comparison is about the
+# noise that a model is tour, not about the model. The ceilings of the linear and of the best
+# estimator are exact for a spectrum that is linear in its labels within the error, which fails for
+# the faintest stars. One validation split selects both the weights and the penalty, so that the
+# validation scores are slightly too good; those reported are of the test split.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))

@@ -1,7 +1,8 @@
-"""No test run reuses results: notebooks under nbval write to a fresh folder, which their kernels inherit.
+"""No test run reuses results: notebooks under nbval write to a fresh folder, which their kernels
+inherit.
 
-Every process of a test run computes with one thread, as workers of a sweep do: the order of a sum, hence its last bits,
-depends on the number of threads.
+Every process of a test run computes with one thread, as workers of a sweep do: the order of a sum,
+hence its last bits, depends on the number of threads.
 """
 
 import multiprocessing
@@ -14,7 +15,8 @@ from hypothesis import settings
 
 os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
-# What the processes that tests start have in memory from the beginning; there is one server of processes for all tests.
+# What the processes that tests start have in memory from the beginning; there is one server of
+# processes for all tests.
 IMPORTS = [
     "torch._dynamo",
     "fieldbook.grokking.experiment",

@@ -1,14 +1,18 @@
 """Compare the tables that a chapter left on a GPU with those that it left on the CPU.
 
-Weights, splits and orders are drawn on the CPU and are the same on both. What is drawn on the device is not (noise of
-spectra and chains, dropout, random signs, samples), and a float32 sum in another order sends two trainings apart after
-some hundred updates. So each kind of number has its own bound:
+Weights, splits and orders are drawn on the CPU and are the same on both. What is drawn on the
+device is not (noise of spectra and chains, dropout, random signs, samples), and a float32 sum in
+another order sends two trainings apart after some hundred updates. So each kind of number has its
+own bound:
 
 - keys, names and counts: equal, row by row;
 - tables that both compute on the CPU (`ON_CPU`): equal but for float32;
-- losses and scores of an untrained network (step 0): the same weights on the same data, perhaps in bfloat16;
-- all else is one draw of a random number on each side. Rows of a table are no independent draws (one chain, one path),
-  so that the means of a column may be apart by the spread over its rows, and by a part of its size where rows are few.
+- losses and scores of an untrained network (step 0): the same weights on the same data, perhaps in
+bfloat16;
+- all else is one draw of a random number on each side. Rows of a table are no independent draws
+(one chain, one path),
+  so that the means of a column may be apart by the spread over its rows, and by a part of its size
+  where rows are few.
 
 A number is missing on the GPU only in columns where one is missing on the CPU.
 """

@@ -1,9 +1,11 @@
-"""A second device without a second device: code runs as on a GPU, and what torch refuses there is refused.
+"""A second device without a second device: code runs as on a GPU, and what torch refuses there is
+refused.
 
-Inside `with gpu():` a tensor on `cuda` is a wrapper around a CPU tensor that computes for it. Autograd, torch.func,
-autocast and optimisers treat it as a tensor of its own device. Tensors that may not meet, and generators that draw for
-another device than their own, raise what torch raises. `gpu()` gives a `Pretended`, which counts how often the program
-would have waited for the device. Numbers are those of the CPU.
+Inside `with gpu():` a tensor on `cuda` is a wrapper around a CPU tensor that computes for it.
+Autograd, torch.func, autocast and optimisers treat it as a tensor of its own device. Tensors that
+may not meet, and generators that draw for another device than their own, raise what torch raises.
+`gpu()` gives a `Pretended`, which counts how often the program would have waited for the device.
+Numbers are those of the CPU.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""A private copy of the checkout in which the book's commands may run without touching anyone's results."""
+"""A private copy of the checkout in which the book's commands may run without touching anyone's
+results."""
 
 import os
 import shutil
@@ -17,7 +18,8 @@ FOLDERS |= {"data": ("inputs", "quick"), "figures": ("quick",)}
 
 
 def copy_checkout(target: Path) -> Path:
-    """The tracked parts that the book is made of, and this interpreter's environment as its `.venv`."""
+    """The tracked parts that the book is made of, and this interpreter's environment as its
+    `.venv`."""
     for name in FILES:
         shutil.copy2(ROOT / name, target / name)
     for name, left_out in FOLDERS.items():
@@ -35,7 +37,8 @@ def copy_checkout(target: Path) -> Path:
 
 
 def environment_of(checkout: Path) -> dict[str, str]:
-    """This process's environment, but for a copied checkout, which imports its own library and has its own results."""
+    """This process's environment, but for a copied checkout, which imports its own library and has
+    its own results."""
     private = ("FIELDBOOK_", "PYTEST", "MAKE", "MFLAGS", "PROFILE")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     inherited["PYTHONPATH"] = str(checkout / "lib")

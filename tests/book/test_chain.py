@@ -1,7 +1,7 @@
 """The chain from parameter file to page, at the quick profile, in a private copy of the checkout.
 
-The copy keeps the chapter that the front page shows and nothing else, so that this test costs the same however long the
-book grows.
+The copy keeps the chapter that the front page shows and nothing else, so that this test costs the
+same however long the book grows.
 """
 
 import re

@@ -1,4 +1,5 @@
-"""A chapter in JupyterLab, in a real browser: open, run all, see a figure, save both files of the pair."""
+"""A chapter in JupyterLab, in a real browser: open, run all, see a figure, save both files of the
+pair."""
 
 import json
 import os
@@ -22,7 +23,8 @@ SECONDS = 400  # for a run of a chapter at quick, on a machine that is busy with
 
 @pytest.fixture(scope="module")
 def lab(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab on the copied book, as `make lab` starts it, with a format string for the path."""
+    """The address of a JupyterLab on the copied book, as `make lab` starts it, with a format string
+    for the path."""
     settings = tmp_path_factory.mktemp("settings")
     (settings / TRACKER).parent.mkdir(parents=True)
     (settings / TRACKER).write_text(
@@ -73,7 +75,8 @@ def page(browser) -> Iterator[Page]:
 
 
 def wait_for_kernel(page: Page) -> None:
-    """Until the notebook is open and its kernel has started: an earlier `Run All` would ask which one to take."""
+    """Until the notebook is open and its kernel has started: an earlier `Run All` would ask which
+    one to take."""
     expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible(timeout=60_000)
     page.wait_for_function(
         "() => window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'",

@@ -26,7 +26,8 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def agrees(printed: str, expected: str, share: float = 0.4) -> bool:
-    """The same words, and the same numbers but for what another processor's rounding makes of random walks."""
+    """The same words, and the same numbers but for what another processor's rounding makes of
+    random walks."""
     if NUMBER.sub("#", printed).split() != NUMBER.sub("#", expected).split():
         return False
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True)

@@ -1,6 +1,7 @@
 """Every rendered page of the published book in a real browser, from the disk, with the network off.
 
-On a desktop in light and then dark, on a phone in dark. Screenshots are left in build/screenshots for looking at.
+On a desktop in light and then dark, on a phone in dark. Screenshots are left in build/screenshots
+for looking at.
 """
 
 import functools
@@ -104,7 +105,8 @@ def violations(page, **options) -> list[str]:
 
 
 def barriers(page, themes: tuple[str, ...]) -> list[str]:
-    """What keeps a reader from reading a page: its structure, then its colours in each theme. Takes the page apart."""
+    """What keeps a reader from reading a page: its structure, then its colours in each theme. Takes
+    the page apart."""
     page.evaluate(UNFOLD)
     problems = violations(page, rules={rule: {"enabled": False} for rule in COLOURS})
     page.evaluate(THIN)
@@ -123,7 +125,8 @@ def barriers(page, themes: tuple[str, ...]) -> list[str]:
 def visit(
     browser, address: str, width: int, themes: tuple[str, ...] = (), screenshot: Path | None = None
 ) -> list[str]:
-    """What is wrong with a page: console and network errors, formulas, images, layout, and barriers in these themes."""
+    """What is wrong with a page: console and network errors, formulas, images, layout, and barriers
+    in these themes."""
     problems = []
     offline = address.startswith("file:")  # over http, only this machine answers
     scheme = (*themes, "light")[0]

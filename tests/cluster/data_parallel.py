@@ -1,4 +1,5 @@
-"""Train a small network and save it: `python data_parallel.py FILE`, or on several ranks under `torchrun`."""
+"""Train a small network and save it: `python data_parallel.py FILE`, or on several ranks under
+`torchrun`."""
 
 import os
 import sys

@@ -1,7 +1,8 @@
-"""A SLURM of one node on this machine, from Debian's packages slurm-wlm and munge, for as long as a test needs it.
+"""A SLURM of one node on this machine, from Debian's packages slurm-wlm and munge, for as long as a
+test needs it.
 
-The node is this machine with its processors, and with two files that stand for GPUs. Everything is in a folder of its
-own: keys, sockets, logs and state.
+The node is this machine with its processors, and with two files that stand for GPUs. Everything is
+in a folder of its own: keys, sockets, logs and state.
 """
 
 import contextlib
@@ -48,7 +49,8 @@ def ask(*command: str) -> str:
 
 
 def jobs() -> list[dict[str, str]]:
-    """All jobs so far in the order of their submission, as `scontrol` describes them, and the `rule` of each."""
+    """All jobs so far in the order of their submission, as `scontrol` describes them, and the
+    `rule` of each."""
     lines = ask("scontrol", "show", "job", "--oneliner", "--detail").splitlines()
     found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.startswith("JobId")]
     found = [
@@ -111,7 +113,8 @@ def _configure(folder: Path) -> None:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """Start the daemons, with all their files in an empty folder, wait for an idle node, and end them afterwards."""
+    """Start the daemons, with all their files in an empty folder, wait for an idle node, and end
+    them afterwards."""
     _configure(folder)
     daemons: list[subprocess.Popen] = []
     munge = {

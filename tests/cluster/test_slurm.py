@@ -1,4 +1,5 @@
-"""The book on a real SLURM of one node: all chapters, killed jobs, a chapter on two GPUs, two ranks of torchrun.
+"""The book on a real SLURM of one node: all chapters, killed jobs, a chapter on two GPUs, two ranks
+of torchrun.
 
 The commands are those of book/reproduce.md, with the options that so small a cluster needs.
 """

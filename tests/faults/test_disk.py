@@ -1,4 +1,5 @@
-"""A disk that is full, and one that may not be written: what fails is named, nothing is lost, a rerun completes."""
+"""A disk that is full, and one that may not be written: what fails is named, nothing is lost, a
+rerun completes."""
 
 import errno
 import os

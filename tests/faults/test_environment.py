@@ -1,4 +1,5 @@
-"""What surrounds a run and must not show in it: backend, style, locale, variables, folders, other checkouts."""
+"""What surrounds a run and must not show in it: backend, style, locale, variables, folders, other
+checkouts."""
 
 import ast
 import os
@@ -63,7 +64,8 @@ figures.save(figure, "page", "quick", "one")
 def page(
     build: Path, style: str = "figures.use_style()", **variables: str
 ) -> tuple[list[str], bytes]:
-    """A notebook of one figure, executed by papermill into `build/book`: the images shown, and the file saved."""
+    """A notebook of one figure, executed by papermill into `build/book`: the images shown, and the
+    file saved."""
     cells = [nbformat.v4.new_code_cell(source) for source in PAGE.format(style=style).split("\n\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {

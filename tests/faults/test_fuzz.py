@@ -1,4 +1,5 @@
-"""Whatever a parameter file or an HDF5 file holds, it is read rightly or refused by name; no code in it is run."""
+"""Whatever a parameter file or an HDF5 file holds, it is read rightly or refused by name; no code
+in it is run."""
 
 import contextlib
 import faulthandler

@@ -1,4 +1,5 @@
-"""Runs of every kind, killed at random moments with all of their processes, end with the bytes of a run left alone.
+"""Runs of every kind, killed at random moments with all of their processes, end with the bytes of a
+run left alone.
 
 `FIELDBOOK_KILLS` is the number of kills in all, 30 unless given.
 """
@@ -187,7 +188,8 @@ def rescalings(folder: Path) -> None:
 
 
 def landscapes(folder: Path) -> None:
-    """Chapter entropy: a curve in one table and a summary in another, for each of several chains."""
+    """Chapter entropy: a curve in one table and a summary in another, for each of several
+    chains."""
     grid = wang_landau.Grid(-0.4, 1.2, 8)
 
     def explore(job: dict) -> dict:
@@ -205,7 +207,8 @@ def landscapes(folder: Path) -> None:
 
 
 def scaled(folder: Path) -> None:
-    """Chapter scaling: days of ticks on disk, then a network, one that starts from it, and a baseline."""
+    """Chapter scaling: days of ticks on disk, then a network, one that starts from it, and a
+    baseline."""
     layout = patches.Layout(
         instruments=1, train_days=1, val_days=1, test_days=1, ticks=6600, core=1, unseen=1
     )
@@ -233,7 +236,8 @@ def scaled(folder: Path) -> None:
 
 
 def starlit(folder: Path) -> None:
-    """Chapter spectra_vit: the emulator's grid, HDF5 files of spectra, and the arrays they are converted to."""
+    """Chapter spectra_vit: the emulator's grid, HDF5 files of spectra, and the arrays they are
+    converted to."""
     nodes = {
         "T_eff": (4500, 4800),
         "log_g": (4.0, 4.5),
@@ -262,7 +266,8 @@ SERIES = {
 
 
 def alone(go, folder: Path) -> None:
-    """In a process group of its own, which one signal ends; left at once, without waiting for idle workers."""
+    """In a process group of its own, which one signal ends; left at once, without waiting for idle
+    workers."""
     os.setsid()
     torch.set_num_threads(1)
     try:
@@ -295,7 +300,8 @@ READ = {
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """What a run is for: tables, weights and arrays, each whole; neither locks nor what is still under another name."""
+    """What a run is for: tables, weights and arrays, each whole; neither locks nor what is still
+    under another name."""
     files = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
     kept = {
         name: file
@@ -313,7 +319,8 @@ def content(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm():
-    """Let the server of processes finish its imports, which do not belong to the time that a run needs."""
+    """Let the server of processes finish its imports, which do not belong to the time that a run
+    needs."""
     process = PROCESSES.Process(target=os.getpid)
     process.start()
     process.join()

@@ -1,4 +1,5 @@
-"""A run killed at any one of its file operations, then repeated, ends as one left alone and has lost nothing."""
+"""A run killed at any one of its file operations, then repeated, ends as one left alone and has
+lost nothing."""
 
 import os
 import shutil
@@ -31,7 +32,8 @@ def go(p):
 
 
 def killed(root, p, at=None):
-    """Run to the end in a child process, or to the file operation number `at`; was it killed there?"""
+    """Run to the end in a child process, or to the file operation number `at`; was it killed
+    there?"""
     child = os.fork()
     if child == 0:
         os.environ["FIELDBOOK_RESULTS"] = str(root)

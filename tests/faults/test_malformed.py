@@ -1,7 +1,9 @@
-"""What is malformed is refused, by every reader of files: the error names the file, what is wrong and the remedy.
+"""What is malformed is refused, by every reader of files: the error names the file, what is wrong
+and the remedy.
 
-A reader has a maker of an input that is good, which it reads, and faults: what each does to that input, and words that
-the error must hold beside the path. Further faults of single readers are in tests/unit, with the reader's other tests.
+A reader has a maker of an input that is good, which it reads, and faults: what each does to that
+input, and words that the error must hold beside the path. Further faults of single readers are in
+tests/unit, with the reader's other tests.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Two processes at one thing, one of them killed: the other one completes it, and nothing is lost or doubled."""
+"""Two processes at one thing, one of them killed: the other one completes it, and nothing is lost
+or doubled."""
 
 import fcntl
 import multiprocessing

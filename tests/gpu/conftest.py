@@ -1,4 +1,5 @@
-"""What needs a GPU is skipped without one: `make test-gpu`, and `tests/pretend.py` for machines that have none."""
+"""What needs a GPU is skipped without one: `make test-gpu`, and `tests/pretend.py` for machines
+that have none."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Every chapter at quick on the GPU and, at the same time, on the CPU: the same tables with the same rows."""
+"""Every chapter at quick on the GPU and, at the same time, on the CPU: the same tables with the
+same rows."""
 
 import os
 import subprocess
@@ -46,7 +47,8 @@ def execute(device: str, chapter: str, results: Path, before: Future | None) -> 
 
 
 def share_networks(results: Path) -> None:
-    """Train the networks that two chapters sample once, on the CPU, so that both devices sample the same ones."""
+    """Train the networks that two chapters sample once, on the CPU, so that both devices sample the
+    same ones."""
     subprocess.run([sys.executable, "-c", SHARED], env=environment("cpu", results), check=True)
     for profile in ("quick", "gelu"):
         folder = Path("data/inputs/networks") / profile

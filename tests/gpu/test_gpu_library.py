@@ -110,7 +110,8 @@ def test_a_drifting_run_trains_stops_and_samples(
 
 
 def test_a_chain_samples_its_target(gpu: torch.device) -> None:
-    """L = |w|^2 / 2 and gamma = 0: n_beta E[L] = d / 2, but for a step of eps n_beta / 4 = 1 % of it."""
+    """L = |w|^2 / 2 and gamma = 0: n_beta E[L] = d / 2, but for a step of eps n_beta / 4 = 1 % of
+    it."""
     d, options = 6, {"eps": 4e-3, "n_beta": 10.0, "gamma": 0.0, "steps": 2000}
     generator = torch.Generator(gpu).manual_seed(0)
     start = torch.zeros(256, d, device=gpu)
@@ -133,7 +134,8 @@ def test_the_entropy_of_a_harmonic_well(gpu: torch.device) -> None:
 def fit(
     device: torch.device | str, precision: str = "fp32", folder: Path | None = None, last: int = 40
 ) -> training.Fit:
-    """Train a small network on a device, up to an evaluation that ends the process, and tell how it went."""
+    """Train a small network on a device, up to an evaluation that ends the process, and tell how it
+    went."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(256, 8, generator=generator).to(device)
     with torch.random.fork_rng(devices=[]):

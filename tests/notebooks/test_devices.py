@@ -1,7 +1,8 @@
-"""Every chapter's computation as on a GPU, without one: `pretend.gpu` refuses what meets across devices.
+"""Every chapter's computation as on a GPU, without one: `pretend.gpu` refuses what meets across
+devices.
 
-The cells run in this process with far smaller parameters than quick. Their claims mean nothing then; everything that
-the chapter trains, samples, evaluates and measures runs nevertheless.
+The cells run in this process with far smaller parameters than quick. Their claims mean nothing
+then; everything that the chapter trains, samples, evaluates and measures runs nevertheless.
 """
 
 import linecache
@@ -175,7 +176,8 @@ def test_the_pretended_gpu_computes_what_the_cpu_does(results: Path) -> None:
 def test_a_draw_on_another_device_is_noticed(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chapter agop ended at its first evaluation on every GPU, by a generator of the GPU and a draw on the CPU."""
+    """Chapter agop ended at its first evaluation on every GPU, by a generator of the GPU and a draw
+    on the CPU."""
 
     def on_the_cpu(generator: torch.Generator) -> Rule:
         return lambda outputs, _: (

@@ -1,4 +1,5 @@
-"""The chapters' notebooks: pairs in sync, fully executed, small, and readable by the rules of CONTRIBUTING.md.
+"""The chapters' notebooks: pairs in sync, fully executed, small, and readable by the rules of
+CONTRIBUTING.md.
 
 nbval runs them afresh in the same pytest run (`make test`).
 """

@@ -1,4 +1,5 @@
-"""What stays on the device of its inputs, and how often an update waits for it, under a pretended GPU."""
+"""What stays on the device of its inputs, and how often an update waits for it, under a pretended
+GPU."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Public samplers and measures on networks that are not ours: each gives its exact answer, or refuses by name."""
+"""Public samplers and measures on networks that are not ours: each gives its exact answer, or
+refuses by name."""
 
 import copy
 import math
@@ -417,7 +418,8 @@ def test_no_default_makes_chains_identical():
 
 
 def test_health_says_when_an_estimate_follows_its_settings():
-    """A flat direction is held by localisation alone; a soft one has not been gone through by short chains."""
+    """A flat direction is held by localisation alone; a soft one has not been gone through by short
+    chains."""
     model, x, y = linear(6)
     how = Sampling(steps=600, burn_in=100, chains=8, batch_size=600)
     assert (

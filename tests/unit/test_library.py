@@ -1,4 +1,5 @@
-"""The library's own order: imports run one way, layers are kept, and nothing public is left without a use."""
+"""The library's own order: imports run one way, layers are kept, and nothing public is left without
+a use."""
 
 import ast
 import re

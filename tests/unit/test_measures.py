@@ -1,7 +1,7 @@
 """Every public measure: what it is promised not to depend on, and what it refuses, by name.
 
-A measure without an entry in the table fails, and so does one whose promise, however the inputs are moved, scaled,
-turned, repeated or put in another order, does not hold.
+A measure without an entry in the table fails, and so does one whose promise, however the inputs are
+moved, scaled, turned, repeated or put in another order, does not hold.
 """
 
 import importlib
@@ -32,7 +32,8 @@ MODULES = [
 ]
 Inputs = dict[str, torch.Tensor]
 ELSEWHERE = {
-    "agop": "agop agop_sketch second_moments signs residuals one_hot_blocks",  # test_agop, test_foreign
+    # test_agop, test_foreign
+    "agop": "agop agop_sketch second_moments signs residuals one_hot_blocks",
     "frechet": "clean_fid fid_files inception folder_features fid",  # files: test_frechet
     "judge": "judge",  # a training: test_drifting
     "losses": "gaussian laplace huber denoising_loss",  # at their minimum: test_losses
@@ -100,7 +101,8 @@ def flipped(value: torch.Tensor, c: float) -> torch.Tensor:
 
 @dataclass
 class Measure:
-    """How a measure is called, inputs that it takes, and pairs of a change and what becomes of the value."""
+    """How a measure is called, inputs that it takes, and pairs of a change and what becomes of the
+    value."""
 
     call: Callable
     inputs: Callable[[int], Inputs]
@@ -834,7 +836,8 @@ def test_numbers_keep_their_graph_and_say_where_one_is_missing():
 
 
 def test_copies_are_found_and_covered():
-    """A nearest neighbour at rounding's distance, or a ball of radius 0 that is open, would miss them."""
+    """A nearest neighbour at rounding's distance, or a ball of radius 0 that is open, would miss
+    them."""
     x = (normal(0, 40, 6) + 3e3).float()
     assert distances.nearest(x, torch.cat([normal(1, 30, 6).float(), x])).max() == 0
     once = x[:1].repeat(9, 1)
@@ -864,7 +867,8 @@ def test_one_feature_has_a_distance():
 
 @pytest.mark.parametrize("offset", [1e3, 1e5])
 def test_single_precision_far_from_the_origin(offset):
-    """What is left of the digits is used: the same as of the rounded samples in double precision."""
+    """What is left of the digits is used: the same as of the rounded samples in double
+    precision."""
     x, y = ((z + offset).float() for z in (normal(0, 200, 16), normal(1, 150, 16) + 0.2))
     for measure in (distances.energy_distance, distances.nearest):
         torch.testing.assert_close(
@@ -888,7 +892,8 @@ def test_sets_about_the_origin_stay_as_they_are():
 
 
 def test_flux_in_small_units():
-    unit = 1e-19  # erg per second, square centimetre and angstrom; its square is no number in single precision
+    # erg per second, square centimetre and angstrom; its square is no number in single precision
+    unit = 1e-19
     x = {name: (unit * value).float() for name, value in spectra(0).items()}
     torch.testing.assert_close(
         denoising.snr_gain(**x).double(), denoising.snr_gain(**spectra(0)), rtol=1e-5, atol=0

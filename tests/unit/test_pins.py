@@ -1,4 +1,5 @@
-"""One source of truth: constraints.txt pins what pyproject.toml asks for, and conda installs the same."""
+"""One source of truth: constraints.txt pins what pyproject.toml asks for, and conda installs the
+same."""
 
 import re
 import tomllib
@@ -38,7 +39,8 @@ def test_every_requirement_has_a_pin_that_satisfies_it(requirement: Requirement)
 
 
 def test_every_pin_installs_on_the_oldest_python() -> None:
-    """Debian 12 ships 3.11.2: a release that needs a later patch version would stop `make book` there."""
+    """Debian 12 ships 3.11.2: a release that needs a later patch version would stop `make book`
+    there."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     needs = {found.metadata["Name"]: found.metadata["Requires-Python"] for found in distributions()}
     pinned = {

@@ -103,7 +103,8 @@ def residuals(target: Tensor) -> Rule:
         f"{target.dtype} {tuple(target.shape)}",
         "classes (n,) of int64",
     )
-    lowest, highest = int(target.min()), int(target.max())
+    lowest = int(target.min())
+    highest = int(target.max())
 
     def residual(outputs: Tensor, at: slice) -> Tensor:
         classes = outputs.shape[1]

@@ -16,7 +16,8 @@ from fieldbook.nn.checks import numbers, require
 def center(matrix: Tensor) -> Tensor:
     """Remove row and column means of (..., n, n), which carry no cyclic structure; float64."""
     matrix = _square(matrix, 2).double()
-    rows, columns = matrix.mean(-1, keepdim=True), matrix.mean(-2, keepdim=True)
+    rows = matrix.mean(-1, keepdim=True)
+    columns = matrix.mean(-2, keepdim=True)
     return matrix - rows - columns + rows.mean(-2, keepdim=True)
 
 
@@ -55,8 +56,11 @@ def expected_share(matrix: Tensor) -> Tensor:
     n = matrix.shape[-1]
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
     off = matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
-    rows, columns = off.sum(-1), off.sum(-2)
-    s1, s2, s2r = off.sum((-1, -2)), off.square().sum((-1, -2)), (off * off.mT).sum((-1, -2))
+    rows = off.sum(-1)
+    columns = off.sum(-2)
+    s1 = off.sum((-1, -2))
+    s2 = off.square().sum((-1, -2))
+    s2r = (off * off.mT).sum((-1, -2))
     p = (rows * columns).sum(-1) - s2r
     q = s1**2 - s2 - s2r - (rows.square().sum(-1) - s2) - (columns.square().sum(-1) - s2) - 2 * p
     energy = s2 / (n - 1) + 2 * p / ((n - 1) * (n - 2)) + q / ((n - 1) * (n - 2))
@@ -82,7 +86,8 @@ def circulant_score(matrix: Tensor) -> Tensor:
             every order, as of the identity.
     """
     matrix = _square(matrix, 4)
-    centred, share = center(matrix), "share of the energy of matrix that {} leaves"
+    centred = center(matrix)
+    share = "share of the energy of matrix that {} leaves"
     left = centred.square().sum((-1, -2)) / _energy(matrix.double())
     least = 4 * torch.finfo(matrix.dtype).eps ** 2
     accepted = "a matrix that is more than a constant and effects of single tokens"
@@ -167,7 +172,8 @@ def shift_share(logits: Tensor, target: Tensor) -> float:
     shape = tuple(target.shape)
     require(shape == (examples,), "shape of target", shape, f"({examples},), one for each example")
     centred = logits.double() - logits.double().mean(1, keepdim=True)
-    varied, size = centred.square().sum(), logits.double().square().sum()
+    varied = centred.square().sum()
+    size = logits.double().square().sum()
     least = 4 * torch.finfo(logits.dtype).eps ** 2 * size
     accepted = "logits that differ between outputs"
     _require_above(least, varied, "energy of centred logits", accepted)
@@ -179,7 +185,8 @@ def shift_share(logits: Tensor, target: Tensor) -> float:
 def _square(matrix: Tensor, least: int) -> Tensor:
     """Finite numbers (..., n, n), n >= least."""
     matrix = numbers(matrix, "matrix")
-    n, shape = matrix.shape[-1], tuple(matrix.shape)
+    n = matrix.shape[-1]
+    shape = tuple(matrix.shape)
     square = matrix.ndim >= 2 and matrix.shape[-2] == n and n >= least
     require(square, "shape of matrix", shape, f"(..., n, n) with n >= {least}")
     return matrix

@@ -51,7 +51,8 @@ def train(
         folder: of `<milestone>.safetensors`, and of what a resume needs.
         sketch: Rademacher vectors per example in the AGOP.
     """
-    device, log = model.numbers.device, Log(folder / "rows")
+    device = model.numbers.device
+    log = Log(folder / "rows")
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
         generator = torch.Generator(device).manual_seed(1_000_003 * recipe.seed + step)
@@ -98,10 +99,13 @@ def measure(
         The row, and the one-hot AGOP (2, 2, p, p) in natural token order.
     """
     device = model.numbers.device
-    pairs, target = task.pairs.to(device), task.target.to(device)
-    train, strict = task.train.to(device), task.strict.to(device)
+    pairs = task.pairs.to(device)
+    target = task.target.to(device)
+    train = task.train.to(device)
+    strict = task.strict.to(device)
     order = token_order(task.operation, task.p).to(device)
-    operands, logits = model.token(pairs).detach(), []
+    operands = model.token(pairs).detach()
+    logits = []
 
     def network(x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -110,7 +114,8 @@ def measure(
         return outputs
 
     with _frozen(model), torch.autocast(device.type, enabled=False):
-        random, share = [signs(generator)] * sketch, float(train.double().mean())
+        random = [signs(generator)] * sketch
+        share = float(train.double().mean())
         *trained, loss_gradient = second_moments(
             network, operands[train], [*random, residuals(target[train])]
         )
@@ -197,7 +202,8 @@ def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
 
     Linear between evaluations; nan for a curve that does not rise.
     """
-    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    steps = np.asarray(steps, float)
+    values = np.asarray(values, float)
     level = values[0] + share * (values.max() - values[0])
     above = np.flatnonzero(values >= level)
     if values.max() <= values[0] or not len(above):

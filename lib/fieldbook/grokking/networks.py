@@ -171,8 +171,10 @@ def train(
         evaluate: (network, step) -> metrics, `waiting`'s among them.
         written: as for `fieldbook.nn.training.fit`.
     """
-    seed, where = settings.seeds[0], device()
-    model, task = network_of(settings, seed).to(where), task_of(settings, operation, seed)
+    seed = settings.seeds[0]
+    where = device()
+    model = network_of(settings, seed).to(where)
+    task = task_of(settings, operation, seed)
     fit(
         model,
         task,
@@ -189,7 +191,8 @@ def fit(model: Grokker, task: Task, recipe: Recipe, **options: Any) -> training.
     """`fieldbook.nn.training.fit` with the cross-entropy of a task's train split, on the model's
     device."""
     where = model.numbers.device
-    pairs, target = task.pairs[task.train].to(where), task.target[task.train].to(where)
+    pairs = task.pairs[task.train].to(where)
+    target = task.target[task.train].to(where)
 
     def loss(network: Grokker, index: Tensor, _: torch.Generator) -> Tensor:
         chosen = index.to(where)
@@ -200,8 +203,10 @@ def fit(model: Grokker, task: Task, recipe: Recipe, **options: Any) -> training.
 
 def _train(settings: Settings, operation: str, file: Path) -> None:
     """Train one network, watching its test accuracy alone, and leave its weights in a file."""
-    t, where = task_of(settings, operation, settings.seeds[0]), device()
-    pairs, target = t.pairs[~t.train].to(where), t.target[~t.train].to(where)
+    t = task_of(settings, operation, settings.seeds[0])
+    where = device()
+    pairs = t.pairs[~t.train].to(where)
+    target = t.target[~t.train].to(where)
 
     def evaluate(network: Grokker, step: int) -> dict[str, float]:
         return waiting(step, float((network(pairs).argmax(1) == target).double().mean()))

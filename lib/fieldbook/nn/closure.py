@@ -94,8 +94,9 @@ def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[
     if isinstance(value, Path):
         found.parts.add(f"{name} {_place(value, within)}")
         return []
-    if isinstance(value, Mapping | list | tuple | Set) and not isinstance(value, str):
-        return _follow_items(name, value, found)
+    if isinstance(value, Mapping | list | tuple | Set):
+        of_class = [(name, type(value))] if hasattr(value, "_fields") else []
+        return of_class + _follow_items(name, value, found)
     if isinstance(value, torch.device):
         return []
     if isinstance(value, nn.Module):
@@ -130,7 +131,8 @@ def _follow_code(value: Any, found: Closure) -> list[tuple[str, Any]]:
     mentions = _mentions_of(value)
     found.words |= mentions.words
     if inspect.ismodule(value):
-        scope, closed = vars(value), {}
+        scope = vars(value)
+        closed = {}
     else:
         scope = getattr(value, "__globals__", None) or vars(sys.modules[_module_of(value)])
         closed = _closed_over(value)
@@ -176,7 +178,9 @@ def _mentions(source: str) -> _Mentions | None:
         return None
     names = set(_global_names(tree))
     members: dict[str, set[str]] = {}
-    bare, words, imported = set(), set(), []
+    bare = set()
+    words = set()
+    imported = []
     owners = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -282,7 +286,8 @@ def _stored(node: ast.AST) -> Iterator[str]:
 
 def _mentions_of_code(value: Any) -> _Mentions:
     """Of a lambda, as compiled: there globals and attributes are not told apart."""
-    names, words = set(), set()
+    names = set()
+    words = set()
     waiting = [value.__code__]
     while waiting:
         one = waiting.pop()

@@ -118,8 +118,11 @@ class Run:
             return self._published(name, jobs)
         identity = self._identity(compute, reads or {})
         parts = Parts(self.inputs / f"{name}-{identity}")
-        options = {"workers": self.par.workers, "shard": self.par.shard, "cost": cost}
-        found = list(tables.sweep(parts, jobs, compute, name=name, **options))
+        par = self.par
+        made = tables.sweep(
+            parts, jobs, compute, name=name, cost=cost, workers=par.workers, shard=par.shard
+        )
+        found = list(made)
         joined: dict[str, list[Row]] = {name: []}
         for part in found:
             for table, rows in part.items():
@@ -264,7 +267,8 @@ class Run:
 
     def _require_same(self) -> None:
         """Raise ValueError unless frozen tables are those that these parameters have made."""
-        manifest, problem = self.manifest(), None
+        manifest = self.manifest()
+        problem = None
         if not manifest:
             problem = "there is no readable manifest"
         elif manifest["parameters"] != self._chosen:

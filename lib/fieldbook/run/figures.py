@@ -153,7 +153,8 @@ def heat_map(
     """
     x, y, value = names
     grid = frame.pivot(index=y, columns=x, values=value)
-    columns, index = np.log10(grid.columns.to_numpy(float)), np.log10(grid.index.to_numpy(float))
+    columns = np.log10(grid.columns.to_numpy(float))
+    index = np.log10(grid.index.to_numpy(float))
     mesh = axes.pcolormesh(columns, index, grid.to_numpy(float), shading="nearest", **look)
     width, height = (np.ptp(edge) / max(len(edge) - 1, 1) for edge in (columns, index))
     for _, cell in np.log10(frame.loc[flagged, [x, y]].astype(float)).iterrows():

@@ -58,7 +58,8 @@ def costs(profile: str) -> pd.DataFrame:
     """
     rows = []
     for file in sorted(paths.results().glob(f"data/*/{profile}/manifest.json")):
-        manifest, chapter = read_manifest(file.parent), file.parts[-3]
+        manifest = read_manifest(file.parent)
+        chapter = file.parts[-3]
         kept = (file.with_name("benchmark.tsv"), paths.results() / "benchmark" / f"{chapter}.tsv")
         measured = next((_read_benchmark(path) for path in kept if path.exists()), None)
         row = {

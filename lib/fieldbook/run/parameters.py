@@ -294,13 +294,15 @@ def _misread_node(node: yaml.Node | None, where: str) -> Iterator[str]:
 
 
 def _entry(notebook: Path | str, node: ast.AnnAssign, comment: str) -> tuple[Any, Any, str]:
-    name, written = ast.unparse(node.target), ast.unparse(node.annotation)
+    name = ast.unparse(node.target)
+    written = ast.unparse(node.annotation)
     annotation = re.fullmatch(r"(?:(list)\[)?(int|float|str|bool)\]?", written)
     if annotation is None:
         expected = "expected int, float, str, bool or a list of one"
         raise ValueError(f"{notebook}: parameter {name} is annotated {written!r}: {expected}")
     try:
-        kind, default = _constrained(_SCALARS[annotation[2]], comment), ast.literal_eval(node.value)
+        kind = _constrained(_SCALARS[annotation[2]], comment)
+        default = ast.literal_eval(node.value)
     except (ValueError, SyntaxError) as error:
         raise ValueError(
             f"{notebook}: parameter {name}: default or comment cannot be read ({error})"

@@ -75,7 +75,8 @@ def record_training(
     Returns:
         One row per evaluation.
     """
-    t, where = networks.task_of(settings, operation, settings.seeds[0]), device()
+    t = networks.task_of(settings, operation, settings.seeds[0])
+    where = device()
     log = Log(folder / "rows")
     pairs, target, train, strict = (a.to(where) for a in (t.pairs, t.target, t.train, t.strict))
     memorised = folder / "memorised.safetensors"

@@ -97,9 +97,11 @@ def test_measure_agrees_with_the_exact_agop():
 
 
 def test_an_oracle_scores_as_one():
-    """A network whose logits and embeddings are exact characters of Z_p has every score at its upper end.
+    """A network whose logits and embeddings are exact characters of Z_p has every score at its
+    upper end.
 
-    Two frequencies of five: with all of them the AGOP is the identity, which is the same in every token order.
+    Two frequencies of five: with all of them the AGOP is the identity, which is the same in every
+    token order.
     """
     p = 11
     t = task("sub", p, 0.5, 0)

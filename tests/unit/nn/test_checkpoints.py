@@ -1,4 +1,5 @@
-"""Files that are whole or absent, weights with facts beside them, and files that are something else."""
+"""Files that are whole or absent, weights with facts beside them, and files that are something
+else."""
 
 import errno
 import os

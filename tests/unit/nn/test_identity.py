@@ -132,6 +132,7 @@ def test_a_module_of_one_s_own_counts_by_its_source(tmp_path, monkeypatch):
         (tmp_path / "mine.py").write_text(text)
         module = types.ModuleType("mine")
         module.__file__ = str(tmp_path / "mine.py")
+        monkeypatch.setitem(sys.modules, "mine", module)
         return closure.closure(module).digest
 
     base = hashed("x = 1\n")

@@ -1,4 +1,5 @@
-"""The training loop against hand formulas, torch's own schedulers, kills, full disks and a second rank."""
+"""The training loop against hand formulas, torch's own schedulers, kills, full disks and a second
+rank."""
 
 import errno
 import itertools
@@ -219,7 +220,8 @@ def test_first_step_of_adamw_by_hand():
     nn.init.constant_(model.weight, 2.0)
     r = Recipe(steps=1, batch_size=2, lr=0.1, weight_decay=0.3, clip=0.5)
     fit(model, lambda m, index, g: 3 * m.weight.sum(), 2, r, progress=False)
-    # bias-corrected moments of a first gradient g are g and g^2; clipping makes g = 0.5; the decay is decoupled
+    # bias-corrected moments of a first gradient g are g and g^2; clipping makes g = 0.5; the decay
+    # is decoupled
     assert model.weight.item() == pytest.approx(
         2 - 0.1 * 0.3 * 2 - 0.1 * 0.5 / (0.5 + 1e-8), abs=1e-12
     )
@@ -563,7 +565,8 @@ HARD = {
 
 
 def killed_worker(folder, precision, kill_at_step, kill_in_write):
-    """Trains until it kills itself with SIGKILL: inside a loss, or between writing a file and renaming it."""
+    """Trains until it kills itself with SIGKILL: inside a loss, or between writing a file and
+    renaming it."""
     rename, writes = os.replace, []
 
     def fragile_rename(*arguments):
@@ -736,7 +739,8 @@ def test_state_that_a_state_dict_leaves_out_is_continued(tmp_path):
 
 def test_global_generators_of_numpy_and_python_are_functions_of_the_step(tmp_path):
     def loss(model, index, generator):
-        return mse(model, index, generator) * (1 + np.random.rand()) * (1 + random.random())  # noqa: NPY002
+        noise = np.random.rand()  # noqa: NPY002
+        return mse(model, index, generator) * (1 + noise) * (1 + random.random())
 
     random.seed(1), np.random.seed(1)  # noqa: NPY002
     expected = random.random(), np.random.rand()  # noqa: NPY002

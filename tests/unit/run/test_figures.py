@@ -101,7 +101,8 @@ def test_panels_are_lettered_in_order():
 
 
 def test_colours_are_told_apart_in_grey():
-    """Print and most colour blindness leave lightness: neighbours in the cycle differ in it or in line style."""
+    """Print and most colour blindness leave lightness: neighbours in the cycle differ in it or in
+    line style."""
     cycle = list(mpl.rcParams["axes.prop_cycle"])
     assert len({str(entry["linestyle"]) for entry in cycle[:6]}) == 6
 

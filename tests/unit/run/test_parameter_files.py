@@ -1,4 +1,5 @@
-"""Every parameter file that is shipped fits its chapter; the quick one says what the notebook says."""
+"""Every parameter file that is shipped fits its chapter; the quick one says what the notebook
+says."""
 
 from pathlib import Path
 

@@ -309,9 +309,13 @@ def test_any_name_and_any_prose_will_do(tmp_path):
 
 def test_load_reads_a_namespace(book, monkeypatch):
     monkeypatch.setattr(parameters.paths, "notebook", lambda chapter: book)
-    assert parameters.load("agop", {"p": 23, "lr": "1e-4", "unrelated": object()}) | {} == (
-        parameters.check(book, {"p": 23, "lr": 1e-4})
-    )
+    found = parameters.load("agop", {"p": 23, "lr": "1e-4", "unrelated": object()})
+    assert found.asdict() == parameters.check(book, {"p": 23, "lr": 1e-4})
+    assert found.replace(p=29).p == 29 and found.p == 23
+    with pytest.raises(AttributeError, match=r"par\.replace\(p=\.\.\) makes a copy"):
+        found.p = 29
+    with pytest.raises(AttributeError, match="no parameter is named q; known are"):
+        found.replace(q=1)
     with pytest.raises(ValueError, match="p = 24"):
         parameters.load("agop", {"p": 24})
 

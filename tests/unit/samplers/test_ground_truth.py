@@ -56,7 +56,8 @@ def test_dividing_by_the_norm_samples_another_density(name):
 
 
 def test_without_its_divergence_p_multiplies_the_density_by_its_inverse():
-    """Drawn from exp(-U) |w|^2, a Gaussian's second moments grow by a known factor: what `si_div` returns."""
+    """Drawn from exp(-U) |w|^2, a Gaussian's second moments grow by a known factor: what `si_div`
+    returns."""
     problem = PROBLEMS["quadratic"]
     h, b = problem.curvature.numpy(), problem.w_star.numpy()
     variance = 1 / (problem.n_beta * h + problem.gamma)
@@ -66,7 +67,8 @@ def test_without_its_divergence_p_multiplies_the_density_by_its_inverse():
 
 
 def test_where_draws_come_near_zero_the_divided_step_diverges():
-    """In orbits of two coordinates the origin is within reach: chains are thrown out, and no error bar excuses it."""
+    """In orbits of two coordinates the origin is within reach: chains are thrown out, and no error
+    bar excuses it."""
     problem = replace(PROBLEMS["quadratic"], orbits=torch.arange(4).split(2))
     row = gt.compare(problem, "si_div", steps=2000)
     assert row["estimate"] > 1.15 * row["truth"]
@@ -75,7 +77,8 @@ def test_where_draws_come_near_zero_the_divided_step_diverges():
 
 
 def test_psgld_that_forgets_at_once_counts_coordinates():
-    """With P = 1 / |g| it samples |g| exp(-n_beta L) in each coordinate: n_beta E[L] is 1 there, whatever the power."""
+    """With P = 1 / |g| it samples |g| exp(-n_beta L) in each coordinate: n_beta E[L] is 1 there,
+    whatever the power."""
     problem, damping = PROBLEMS["monomials"], 0.1
     expected = 0.0
     for p in (2, 4, 2, 6):
@@ -105,7 +108,8 @@ def test_a_wrong_temperature_is_detected(name):
 
 @pytest.mark.parametrize("name", ["quadratic", "normal crossing", "reduced rank"])
 def test_a_dropped_localisation_metric_is_detected(name):
-    """Sampled in coordinates 3 w, A = 1/P there keeps the target, and A = 1 is nine times the localisation."""
+    """Sampled in coordinates 3 w, A = 1/P there keeps the target, and A = 1 is nine times the
+    localisation."""
     problem = PROBLEMS[name]
     factors = torch.full_like(problem.w_star, 3.0)
     scaled = pre.si_sgld(factors * problem.w_star, problem.orbits)
@@ -195,7 +199,8 @@ def test_gibbs_against_quadrature():
 
 @pytest.mark.parametrize("widths", [(3, 2, 2), (3, 2, 2, 3), (2, 2, 2), (2, 2, 2, 2)])
 def test_linear_networks_tend_to_aoyagis_lambda(widths):
-    """Gibbs sampling knows nothing of the theorem; multiplicities 1, 1, 2 and 3 show as (m - 1) / log n_beta."""
+    """Gibbs sampling knows nothing of the theorem; multiplicities 1, 1, 2 and 3 show as (m - 1) /
+    log n_beta."""
     values = []
     for n_beta in (1e2, 1e4, 1e6):
         problem = known.linear_network(widths, n_beta=n_beta)

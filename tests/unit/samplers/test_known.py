@@ -50,7 +50,8 @@ def test_two_layers_are_reduced_rank_regression():
 
 
 def test_multiplicity_of_reduced_rank_regression():
-    """Two in the interior of the theorem's cases when the sum of sizes is odd, else one (Aoyagi & Watanabe 2005)."""
+    """Two in the interior of the theorem's cases when the sum of sizes is odd, else one (Aoyagi &
+    Watanabe 2005)."""
     for m, h, n in itertools.product(range(1, 8), repeat=3):
         for r in range(min(m, h, n) + 1):
             interior = m + h >= n + r and n + h >= m + r and m + n >= h + r
@@ -88,7 +89,8 @@ def test_monomials_by_quadrature(powers, n_beta):
 
 
 def test_normal_crossing_by_quadrature():
-    """n beta E[L] on a box tends to lambda, from below as (m - 1)/log(n beta) when the minimum is shared."""
+    """n beta E[L] on a box tends to lambda, from below as (m - 1)/log(n beta) when the minimum is
+    shared."""
     lam, multiplicity = known.rlct_normal_crossing([1, 2])
     assert (lam, multiplicity) == (0.25, 1)
     estimates = []

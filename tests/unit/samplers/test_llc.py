@@ -106,7 +106,7 @@ def test_estimate_and_its_error():
     assert estimate.estimate(trace[..., :1], n_beta=1.0, burn_in=0)[1].isnan().all()
     with pytest.raises(ValueError, match=r"burn_in = 3 .*expected 0 \.\. 2"):
         estimate.estimate(trace, n_beta=10.0, burn_in=3)
-    with pytest.raises(ValueError, match="n_beta = 0 .*positive"):
+    with pytest.raises(ValueError, match=r"n_beta = 0 .*positive"):
         estimate.estimate(trace, n_beta=0, burn_in=0)
     assert estimate.inverse_temperature(100) == pytest.approx(100 / math.log(100))
 

@@ -43,7 +43,8 @@ def settings(tuned, name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_frame_is_the_rescaled_network(start, tuned, name):
-    """One stack on the unscaled network gives the traces of chains in the rescaled networks, for every sampler."""
+    """One stack on the unscaled network gives the traces of chains in the rescaled networks, for
+    every sampler."""
     framed = rescaled.traces(start, name, CELLS, HOW, **settings(tuned, name))
     for k, cell in enumerate(CELLS):
         direct = rescaled.direct_trace(start, name, cell, HOW, **settings(tuned, name))
@@ -145,7 +146,8 @@ def test_orbits_partition_the_parameters_and_scale_together(start):
 
 
 def test_fisher_is_the_expected_squared_score(start):
-    """Against the sum over all labels, weighted by the network's own probabilities, example by example."""
+    """Against the sum over all labels, weighted by the network's own probabilities, example by
+    example."""
     model = Grokker(7, d_model=8, n_heads=2, d_hidden=16).double()
     exact = torch.zeros_like(start.fisher)
     for pair in start.pairs:

@@ -14,7 +14,8 @@ COMMON = {"eps": 0.005, "n_beta": 20.0, "gamma": 1.0, "steps": 60}
 
 
 def quadratic(center, curvature=CURVATURE, batch_noise=0.0):
-    """Loss sum_i h_i (w_i - c_i)^2 / 2 with gradients as noisy as a minibatch's, a function of the step alone."""
+    """Loss sum_i h_i (w_i - c_i)^2 / 2 with gradients as noisy as a minibatch's, a function of the
+    step alone."""
 
     def gradient(w, t):
         jitter = batch_noise * torch.randn(
@@ -30,7 +31,8 @@ def build(name, w_star, fisher):
 
 
 def trace(name, factors, *, direct):
-    """Losses along a chain in coordinates scaled by `factors`: sampled there, or in the unscaled frame."""
+    """Losses along a chain in coordinates scaled by `factors`: sampled there, or in the unscaled
+    frame."""
     fisher, generator = CURVATURE**2 * W_STAR**2 + 0.1, torch.Generator().manual_seed(0)
     scaled = build(name, factors * W_STAR, fisher / factors**2)
     plain = quadratic(W_STAR, batch_noise=0.3)
@@ -114,7 +116,8 @@ def test_frozen_samplers_return_the_exact_finite_step_value(name):
 
 
 def test_adaptive_drift_keeps_the_target():
-    """Without Gamma = div P a state-dependent P samples another density; with it the second moment is right."""
+    """Without Gamma = div P a state-dependent P samples another density; with it the second moment
+    is right."""
     center, n_beta = torch.zeros(3000, 1, dtype=torch.float64), 1.0
 
     def gradient(w, t):
@@ -190,7 +193,8 @@ def test_bad_settings_are_named(changes, message):
 
 
 def test_sgld_is_that_of_posteriors_at_equal_noise():
-    """Runs with the extra `peers`; its learning rate is half our eps, and it draws from the global generator."""
+    """Runs with the extra `peers`; its learning rate is half our eps, and it draws from the global
+    generator."""
     sgld = pytest.importorskip("posteriors").sgmcmc.sgld
     options = {"eps": 0.004, "n_beta": 20.0, "gamma": 1.5, "steps": 40}
     ours = [

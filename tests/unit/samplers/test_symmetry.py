@@ -14,7 +14,8 @@ PAIRS = task("add", 11, 0.5, 0).pairs
 
 
 def network(activation="relu", shrink=1.0):
-    """An untrained network with random biases and gains, its residual stream as small as weight decay makes it."""
+    """An untrained network with random biases and gains, its residual stream as small as weight
+    decay makes it."""
     model = Grokker(11, d_model=16, n_heads=2, d_hidden=32, activation=activation)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -77,7 +78,8 @@ def test_gelu_breaks_beta_and_not_alpha():
 
 
 def trade_factors(model, scale):
-    """A copy with the other exact symmetries applied by one factor: norm gain, query-key and value-output.
+    """A copy with the other exact symmetries applied by one factor: norm gain, query-key and
+    value-output.
 
     A gain and the linear maps that read it, W_q against W_k, and W_v against W_o trade a factor.
     """
@@ -126,7 +128,7 @@ def test_grid_contains_one_exactly():
         and np.isclose(grid[0], 0.1)
         and np.isclose(grid[-1], 10)
     )
-    with pytest.raises(ValueError, match="n = 30 .*expected an odd number"):
+    with pytest.raises(ValueError, match=r"n = 30 .*expected an odd number"):
         symmetry.log_grid(30)
     assert 1.0 not in symmetry.log_grid(30, reference=False)
 

@@ -86,7 +86,8 @@ def test_two_wells_agree_with_quadrature():
 
 
 def test_error_bars_over_seeds_are_calibrated(ten):
-    """With n seeds error / se is Student's t with n - 1 degrees of freedom: mean square (n - 1) / (n - 3) = 1.15."""
+    """With n seeds error / se is Student's t with n - 1 degrees of freedom: mean square (n - 1) /
+    (n - 3) = 1.15."""
     grid, found = ten
     error, se = errors(found.entropy, harmonic_entropy(grid.centres(), 10))
     assert 0.3 < (error / se).square().mean() < 3
@@ -135,7 +136,8 @@ def test_a_start_from_the_mean_force_saves_the_climb():
 
 
 def test_every_move_keeps_the_target_distribution():
-    """At a fixed U = 2 ln E of a 6-d harmonic energy and the normal prior, E has a gamma distribution of shape 1."""
+    """At a fixed U = 2 ln E of a 6-d harmonic energy and the normal prior, E has a gamma
+    distribution of shape 1."""
     generator, d = torch.Generator().manual_seed(0), 6
     w = wl.start(
         harmonic, torch.randn(1, 4000, d, generator=generator, dtype=torch.float64), generator

@@ -1,4 +1,5 @@
-"""The order book's known mean against simulation, its correlations against what was asked for, splits, real files."""
+"""The order book's known mean against simulation, its correlations against what was asked for,
+splits, real files."""
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,8 @@ def test_correlations_are_those_asked_for(monkeypatch):
 
 
 def test_the_oracle_has_no_slope_left():
-    """E (y - f*) q = 0 for whatever is known at t: excess risk is the difference of the squared errors."""
+    """E (y - f*) q = 0 for whatever is known at t: excess risk is the difference of the squared
+    errors."""
     days = [
         market.generate(market.World(best_short=0.5, best_long=0.2), i, 0, 12_000) for i in range(8)
     ]

@@ -30,7 +30,8 @@ def test_counts_of_the_other_modes():
     assert pc.parameters_of("end2end", 128, 1, 1) == 304_902
     assert pc.parameters_of("factor", 128, 0, 2) == 314_758
     assert pc.parameters_of("factor", 256, 0, 4) == 2_273_542
-    # end to end lacks the pretraining head and, its widths being equal, the projection between the levels
+    # end to end lacks the pretraining head and, its widths being equal, the projection between the
+    # levels
     assert 322_317 - 304_902 == (128 * 7 + 7) + (128 * 128 + 128)
     assert isinstance(pt.EndToEnd(32, 1, 1).level2.project, torch.nn.Identity)
     with pytest.raises(ValueError, match="n_layers = 0"):

@@ -1,4 +1,5 @@
-"""Runs of every mode and what their rows say: identity, failures, memory, precision, and a schema that refuses."""
+"""Runs of every mode and what their rows say: identity, failures, memory, precision, and a schema
+that refuses."""
 
 from dataclasses import replace
 

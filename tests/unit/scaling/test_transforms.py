@@ -1,4 +1,5 @@
-"""Transforms against a two-pass pandas version, and what must not matter to them: the future, other days, units."""
+"""Transforms against a two-pass pandas version, and what must not matter to them: the future, other
+days, units."""
 
 import numpy as np
 import pandas as pd

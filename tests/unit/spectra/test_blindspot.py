@@ -1,4 +1,5 @@
-"""The blind spot in every configuration, the losses at their analytic minimum, foreign checkpoints."""
+"""The blind spot in every configuration, the losses at their analytic minimum, foreign
+checkpoints."""
 
 import copy
 import math
@@ -36,7 +37,8 @@ def small(seed=0, dtype=torch.float64, **changes):
 
 
 def jacobian(model, pixels, seed=0, output=0):
-    """(output pixel, input pixel) derivatives of mu (0) or sigma_x (1), for one spectrum of a batch of two."""
+    """(output pixel, input pixel) derivatives of mu (0) or sigma_x (1), for one spectrum of a batch
+    of two."""
     flux, sigma = spectra(2, pixels, seed, next(model.parameters()).dtype)
 
     def one(x):
@@ -46,7 +48,8 @@ def jacobian(model, pixels, seed=0, output=0):
 
 
 def reach(model, pixels):
-    """Which inputs a path of the network leads to each output: no weight negative, nothing nonlinear, no maximum."""
+    """Which inputs a path of the network leads to each output: no weight negative, nothing
+    nonlinear, no maximum."""
     positive = copy.deepcopy(model)
     with torch.no_grad():
         for name, p in positive.named_parameters():

@@ -91,7 +91,8 @@ def test_bayes_risk_of_a_gaussian_model_is_the_bound_with_a_prior():
 
 
 def test_uniform_error_is_that_of_the_posterior_mean():
-    """Against Monte Carlo, and its limits: the noise where that is small, the prior where it is large."""
+    """Against Monte Carlo, and its limits: the noise where that is small, the prior where it is
+    large."""
     rng = np.random.default_rng(0)
     grid = np.linspace(0, 4, 2001)
     for variance in (0.04, 0.5, 3.0):

@@ -69,7 +69,8 @@ def covariance(features, weights, variance):
 
 
 def test_weighting_by_the_label_error_is_best_and_by_another_error_worse_than_none():
-    """Gauss-Markov, after Aitken 1935 (Proc. R. Soc. Edinb. 55, 42): weights 1/variance of the label, or lose."""
+    """Gauss-Markov, after Aitken 1935 (Proc. R. Soc. Edinb. 55, 42): weights 1/variance of the
+    label, or lose."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 3, dtype=torch.float64, generator=generator)
     label_error, flux_error = torch.exp(

@@ -1,4 +1,5 @@
-"""Poolings by hand, probes that find what is there, frozen encoders that stay so, and the guards."""
+"""Poolings by hand, probes that find what is there, frozen encoders that stay so, and the
+guards."""
 
 import warnings
 

@@ -1,4 +1,5 @@
-"""From a grid of stars to trained networks, at the smallest size at which each step can go wrong."""
+"""From a grid of stars to trained networks, at the smallest size at which each step can go
+wrong."""
 
 from dataclasses import replace
 from types import SimpleNamespace

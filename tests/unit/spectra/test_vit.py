@@ -1,4 +1,5 @@
-"""Counts, tokenizers, positions and pooling by hand, parity with Hugging Face, rollout, and that everything trains."""
+"""Counts, tokenizers, positions and pooling by hand, parity with Hugging Face, rollout, and that
+everything trains."""
 
 import itertools
 
@@ -310,7 +311,8 @@ def test_rollout_finds_the_patch_that_is_looked_at():
 
 
 def lines(n, seed):
-    """Spectra with an absorption line, whose depth is the label, an emission line, whose height is not, and noise."""
+    """Spectra with an absorption line, whose depth is the label, an emission line, whose height is
+    not, and noise."""
     generator = torch.Generator().manual_seed(seed)
     depth = torch.rand(n, 2, generator=generator)
     pixel = torch.arange(64)
@@ -326,7 +328,8 @@ def lines(n, seed):
 
 
 def train(loss_name="mse", **changes):
-    """Losses before and after a short training, those of the best constant, and the error on unseen labels."""
+    """Losses before and after a short training, those of the best constant, and the error on unseen
+    labels."""
     classes = loss_name == "cross_entropy"
     flux, true, target, error = lines(512, 0)
     new, new_true, _, _ = lines(256, 1)

@@ -1,4 +1,5 @@
-"""Files built with plain h5py and pandas, by the description of the layout; faults by name; rows in any order."""
+"""Files built with plain h5py and pandas, by the description of the layout; faults by name; rows in
+any order."""
 
 import json
 import os

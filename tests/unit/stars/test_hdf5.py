@@ -1,4 +1,5 @@
-"""Files of spectra as other programs leave them: filters, byte orders, links, virtual data; each remedy followed."""
+"""Files of spectra as other programs leave them: filters, byte orders, links, virtual data; each
+remedy followed."""
 
 import errno
 import os

@@ -9,7 +9,7 @@ import torch
 
 from fieldbook.nn.recipe import Recipe
 from fieldbook.spectra import spectroscopy
-from fieldbook.spectra.blindspot import denoising_loss
+from fieldbook.spectra.losses import denoising_loss
 from fieldbook.stars import noise
 from fieldbook.stars.dataset import LabelNorm, Spectra
 

@@ -69,7 +69,8 @@ def equivalent_width(flux, low, high):
 
 
 def test_h_minus_free_free_is_that_of_bell_and_berrington():
-    """Their table (1987, J. Phys. B 20, 801), to which John fitted: 1e-26 cm4/dyn at theta = .5, 1, 2."""
+    """Their table (1987, J. Phys. B 20, 801), to which John fitted: 1e-26 cm4/dyn at theta = .5, 1,
+    2."""
     theta = np.array([0.5, 1.0, 2.0])
     for angstrom, expected in ((5063, (0.0965, 0.195, 0.390)), (9113, (0.293, 0.576, 1.06))):
         _, free = h_minus(np.array(float(angstrom)), 5040 / theta)
@@ -77,7 +78,8 @@ def test_h_minus_free_free_is_that_of_bell_and_berrington():
 
 
 def test_h_minus_bound_free_ends_at_its_threshold_and_peaks_near_8500():
-    """The cross-section peaks near 8,500 A at 4e-17 cm2 (Wishart 1979); Saha turns it into the coefficient."""
+    """The cross-section peaks near 8,500 A at 4e-17 cm2 (Wishart 1979); Saha turns it into the
+    coefficient."""
     wave = np.arange(4000, 17000, 10.0)
     t = 5040.0
     bound_free, _ = h_minus(wave, np.array(t))
@@ -127,7 +129,8 @@ def test_electrons_balance_the_charge_of_the_ions():
 
 
 def test_hydrostatic_equilibrium_of_power_laws():
-    """kappa = k tau^b has P = g tau^(1 - b) / (k (1 - b)); below a top of constant opacity, b = 0 is exact."""
+    """kappa = k tau^b has P = g tau^(1 - b) / (k (1 - b)); below a top of constant opacity, b = 0
+    is exact."""
     tau = 10 ** np.linspace(-4.5, 1.7, 24)
     assert hydrostatic(tau, 1e4, np.full(24, 0.2), 1e4 * tau / 0.2) == pytest.approx(
         1e4 * tau / 0.2, rel=1e-12
@@ -193,7 +196,8 @@ def test_lines_are_voigt_profiles():
 
 
 def test_flux_of_known_atmospheres():
-    """An isothermal one radiates pi B; with S = a + b tau two rays give pi (a + 2/3 b), as exactly as two can."""
+    """An isothermal one radiates pi B; with S = a + b tau two rays give pi (a + 2/3 b), as exactly
+    as two can."""
     tau = np.concatenate([[1e-6], 10 ** np.linspace(-4, 2.5, 400)])
     assert emergent(tau, np.ones_like(tau)) == pytest.approx(np.pi)
     assert emergent(tau, 1 + 3 * tau) == pytest.approx(np.pi * 3, rel=2e-3)
@@ -245,7 +249,8 @@ def test_lines_of_the_sun_have_their_strength(sun):
 
 
 def test_gravity_acts_through_pressure():
-    """At one temperature: Na I and Mg I grow towards dwarfs, Paschen lines and Ca II towards giants."""
+    """At one temperature: Na I and Mg I grow towards dwarfs, Paschen lines and Ca II towards
+    giants."""
     sodium, magnesium, calcium, paschen = (8178, 8191), (8802, 8815), (8525, 8568), (8744, 8762)
     giant, dwarf = (synthesize(4800, g, -0.5) for g in (1.5, 4.6))
     assert equivalent_width(dwarf, *sodium) > 1.3 * equivalent_width(giant, *sodium)
