@@ -35,9 +35,9 @@
 # *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
 # {mod}`stars.noise <fieldbook.stars.noise>`,
 # {mod}`spectra.denoising <fieldbook.spectra.denoising>`,
-# {mod}`spectra.probes <fieldbook.spectra.probes>`, {mod}`nn.baselines <fieldbook.nn.baselines>`,
+# {mod}`spectra.probes <fieldbook.spectra.probes>`,
 # {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
-# {mod}`spectra.losses <fieldbook.spectra.losses>`, {mod}`nn.lightning <fieldbook.nn.lightning>`.
+# {mod}`spectra.losses <fieldbook.spectra.losses>`.
 
 # %% [markdown]
 # ## Parameters

@@ -36,7 +36,9 @@
 # {ref}`estimates against exact values <sgld-truth>`.
 #
 # *In the library:* {mod}`grokking.networks <fieldbook.grokking.networks>`,
+# {mod}`samplers.curvature <fieldbook.samplers.curvature>`,
 # {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
+# {mod}`samplers.known <fieldbook.samplers.known>`,
 # {mod}`samplers.llc <fieldbook.samplers.llc>`,
 # {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
 # {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`,

@@ -35,7 +35,7 @@
 # *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
 # {mod}`stars.noise <fieldbook.stars.noise>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
 # {mod}`spectra.information <fieldbook.spectra.information>`,
-# {mod}`nn.baselines <fieldbook.nn.baselines>`, {mod}`spectra.vit <fieldbook.spectra.vit>`.
+# {mod}`spectra.vit <fieldbook.spectra.vit>`.
 
 # %% [markdown]
 # ## Parameters

@@ -24,7 +24,7 @@ PAGES = [page["file"] for part in TOC["parts"] for page in part["chapters"]]
 CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
 LIBRARY = (ROOT / "book/library.md").read_text(encoding="utf-8")
 MODULE = re.compile(r"^   (fieldbook\.[\w.]+)$", re.MULTILINE)
-SHARED = set(MODULE.findall(LIBRARY.partition("## Training and results")[2]))  # by all chapters
+SHARED = set(MODULE.findall(LIBRARY.partition("## Networks")[2]))  # by all chapters
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|usr|opt|mnt|work|scratch|data|Users)/\w")
 
 
