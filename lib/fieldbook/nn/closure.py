@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from torch import nn
@@ -97,8 +97,8 @@ def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[
     if isinstance(value, Mapping | list | tuple | Set):
         of_class = [(name, type(value))] if hasattr(value, "_fields") else []
         return of_class + _follow_items(name, value, found)
-    if isinstance(value, torch.device):
-        return []
+    if isinstance(value, torch.device) or get_origin(value) is not None:
+        return []  # where, or of what type: not what
     if isinstance(value, nn.Module):
         found.parts.add(f"{name} {structure_of(value)} {described(value.state_dict())}")
         return [(name, type(module)) for module in value.modules()]
