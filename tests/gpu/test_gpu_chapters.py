@@ -15,7 +15,12 @@ import torch
 from fieldbook.run import paths
 
 CHAPTERS = sorted(file.stem for file in (paths.ROOT / "book").glob("*.py"))
-SHARED = "from fieldbook.grokking.networks import trained; trained('quick', ['add']); trained('gelu', ['add'])"
+SHARED = """
+from fieldbook.grokking.networks import trained
+from fieldbook.run.parameters import of_profile
+for profile in ("quick", "gelu"):
+    trained(of_profile("agop", profile), ["add"])
+"""
 AT_ONCE = 4  # notebooks with two processes each
 
 
