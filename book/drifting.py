@@ -337,11 +337,10 @@ def null_row(job):
 def guide(job, folder):
     """One guided run, and in `guidance` its measures at each strength."""
     experiment.train(setting_of({"group": "guided", **job, "seed": 0}), folder, device=device)
-    last = experiment.checkpoints(folder)[-1]
     judge = judge_in(judged)
     rows = []
     for alpha in par.alphas:
-        found = measured(judge, last, folder, alpha)
+        found = measured(judge, experiment.checkpoints(folder)[-1], folder, alpha)
         row = found[found.alpha == alpha].iloc[-1]
         rows.append({**job, "alpha": alpha, **row[MEASURED]})
     return {"guided": {"trained": True}, "guidance": rows}

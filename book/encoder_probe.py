@@ -461,11 +461,11 @@ def tuned(job, kind, folder):
     """A network after its run, the run's history, and hashes of the encoder before and after."""
     model = started(job)
     before = fingerprint(model.encoder)
-    kept = probes.frozen(model.encoder) if kind == "frozen" else contextlib.nullcontext()
-    with kept:
-        rows = fit_both(model, job, kind == "frozen", folder / kind)
+    with probes.frozen(model.encoder) if kind == "frozen" else contextlib.nullcontext():
+        history = fit_both(model, job, kind == "frozen", folder / kind)
     after = fingerprint(model.encoder)
     same = {"before": before[:16], "after": after[:16], "identical": before == after}
+    rows = [{"seed": job["seed"], **row} for row in history]
     return model, rows, {"run": kind, "seed": job["seed"], **same}
 
 
@@ -475,12 +475,11 @@ def tune(job, folder):
     kinds = ("frozen", "finetuned") if job["encoder"] == "with sigma" else ("scratch",)
     found = {"hashes": []}
     for kind in kinds:
-        model, rows, same = tuned(job, kind, folder)
-        found[f"history_{kind}"] = [{"seed": job["seed"], **row} for row in rows]
+        model, found[f"history_{kind}"], same = tuned(job, kind, folder)
         found["hashes"].append(same)
     scores = baselines.scores(gravity("test").numpy(), answers(model))
-    sizes = {"n_features": len(vectors(job, "val")[0]), "n_trainable": size_of(model)}
-    return found | {"probe": {name: (scores | sizes)[name] for name in KEPT}}
+    scores |= {"n_features": len(vectors(job, "val")[0]), "n_trainable": size_of(model)}
+    return found | {"probe": {name: scores[name] for name in KEPT}}
 
 
 # %%
@@ -505,17 +504,22 @@ def answers(model):
 
 
 # %%
+def made(name, folder):
+    """Make a denoiser in a folder: adopted, settled or trained; its history, if it has one."""
+    if name == "with sigma" and par.checkpoint:
+        return adopt(name, folder) or []
+    make = settle if name == "untrained" else pretrain
+    return make(name, folder) or []
+
+
 def pretrained(job, folder):
     """Make one denoiser: its size, how it validates, and the history of its training."""
     name = job["encoder"]
-    make = settle if name == "untrained" else pretrain
-    if name == "with sigma" and par.checkpoint:
-        make = adopt
-    rows = make(name, folder) or []
+    rows = made(name, folder)
     model = restored(name, folder / "best.safetensors")
     sizes = {"n_params": size_of(model), "n_encoder": size_of(model.encoders)}
-    history = [{**job, **row} for row in rows]
-    return {"denoisers": sizes | validate(model, par.steps), "history_denoiser": history}
+    found = {"denoisers": sizes | validate(model, par.steps)}
+    return found | {"history_denoiser": [{**job, **row} for row in rows]}
 
 
 # %% [markdown]
@@ -592,8 +596,11 @@ def best_of(options, denoise):
 def estimates():
     """Every method's estimate of the test spectra, and the spread that each network gives."""
     noisy, sigma = spectra_of("test", n=par.n_denoised)
-    found = {"noisy flux": noisy, "window": best_of(WINDOWS, denoising.savitzky_golay)}
-    found["components"] = best_of(COMPONENTS, projected)
+    found = {
+        "noisy flux": noisy,
+        "window": best_of(WINDOWS, denoising.savitzky_golay),
+        "components": best_of(COMPONENTS, projected),
+    }
     spreads = {}
     for name in TRAINED:
         mu, spreads[name] = predict(trained(name), noisy, sigma)
@@ -606,6 +613,9 @@ def estimates():
 EDGES = [0, 5, 7, 9, 12, 16, 30]
 
 
+GAINS = ("method", "low", "high", "n", "gain", "gain_se")
+
+
 def gain_rows(found):
     """Mean gain and its standard error for each method, over all spectra and in bins of S/N."""
     snr = sets["test"].params.snr.to_numpy()[: par.n_denoised]
@@ -614,9 +624,8 @@ def gain_rows(found):
         gain = gain_of(estimate, "test", par.n_denoised).numpy()
         for low, high in [(EDGES[0], EDGES[-1]), *pairwise(EDGES)]:
             part = pd.Series(gain[(snr >= low) & (snr < high)])
-            row = {"n": len(part), "gain": part.mean(), "gain_se": part.sem()}
-            rows.append({"method": method, "low": low, "high": high, **row})
-    return rows
+            rows.append((method, low, high, len(part), part.mean(), part.sem()))
+    return [dict(zip(GAINS, row, strict=True)) for row in rows]
 
 
 # %%

@@ -152,18 +152,23 @@ def fisher_of(model, pairs):
 
 
 # %%
+def minimised(model, train):
+    """Take a network to a minimum; its loss and gradient before and after."""
+    before = curvature.loss_and_gradient_norm(model, *train)
+    llc.polish(model, *train, steps=par.polish_steps, lr=par.polish_lr)
+    after = curvature.loss_and_gradient_norm(model, *train)
+    names = ("loss_trained", "gradient_trained", "loss_star", "gradient_star")
+    return dict(zip(names, (*before, *after), strict=True))
+
+
 def polish(job, folder):
     """Take a network to a minimum and report what that changed; it stays in the folder."""
     task = splits[job["operation"]]
     model = load(settings, files[job["operation"]]).to(device)
     train, test = (data_of(task, part) for part in (task.train, ~task.train))
-    before = curvature.loss_and_gradient_norm(model, *train)
-    llc.polish(model, *train, steps=par.polish_steps, lr=par.polish_lr)
-    after = curvature.loss_and_gradient_norm(model, *train)
+    numbers = minimised(model, train)
     save_weights(model, folder / "star.safetensors")
     save_weights({"fisher": fisher_of(model, train[0])}, folder / "fisher.safetensors")
-    names = ("loss_trained", "gradient_trained", "loss_star", "gradient_star")
-    numbers = dict(zip(names, (*before, *after), strict=True))
     return {"n": len(train[1]), **numbers, "test_acc": accuracy(model, *test)}
 
 
@@ -339,22 +344,29 @@ def sample(job):
 
 
 # %%
+def in_double(start):
+    """The same minimum in float64."""
+    fisher = start.fisher.double()
+    return rescaled.Minimum(start.model.double(), start.pairs, start.target, fisher)
+
+
+def traced(precise, name, cell, frame, how):
+    """How far a cell's own losses are from those in the frame, and their row of `traces`."""
+    losses = rescaled.direct_trace(precise, name, cell, brief, **how)[:, 0]
+    gap = (losses - frame).abs().max() / losses.abs().max()
+    return gap.item(), trace_row(name, cell, losses)
+
+
 def check(job):
     """Losses of all cells at one alpha in float64, in the rescaled network and in the frame."""
-    start = minimum(first)
     name = job["sampler"]
-    precise = rescaled.Minimum(
-        start.model.double(), start.pairs, start.target, start.fisher.double()
-    )
+    precise = in_double(minimum(first))
     part = [(job["alpha"], beta) for beta in axis]
     how = tuned.loc[(first, name), ["eps", "gamma"]].to_dict()
     framed = rescaled.traces(precise, name, part, brief, **how)[..., 0].T
-    gaps, rows = [], []
-    for cell, frame in zip(part, framed, strict=True):
-        losses = rescaled.direct_trace(precise, name, cell, brief, **how)[:, 0]
-        gaps.append(((losses - frame).abs().max() / losses.abs().max()).item())
-        rows.append(trace_row(name, cell, losses))
-    return {"frames": {"frame_gap": max(gaps)}, "traces": rows}
+    found = (traced(precise, name, *pair, how) for pair in zip(part, framed, strict=True))
+    gaps, rows = zip(*found, strict=True)
+    return {"frames": {"frame_gap": max(gaps)}, "traces": list(rows)}
 
 
 # %%
@@ -588,8 +600,9 @@ def draw_cut(ax, name, other):
         one = maps[first, sampler].sort_values([other, name])
         one = one[one[other] == one[other].iloc[np.log(one[other]).abs().argmin()]]
         shown = one.llc.clip(upper=2 * guess)
-        fmt, label = STYLES[sampler], LABELS[sampler]
-        ax.errorbar(one[name], shown, 2 * one.llc_se, fmt=fmt, label=label, lw=1, ms=3)
+        ax.errorbar(
+            one[name], shown, 2 * one.llc_se, fmt=STYLES[sampler], label=LABELS[sampler], lw=1, ms=3
+        )
     ax.axhspan(guess / 2, 2 * guess, color="0.92")
     ax.set(xlabel=rf"$\{name}$ at $\{other} = {one[other].iloc[0]:.3g}$")
     ax.set_ylim(par.target * guess / 1e3, 2 * guess)

@@ -302,14 +302,18 @@ def template_guess(job):
 
 
 # %%
+def size_of(model):
+    """How many parameters a network has."""
+    return sum(w.numel() for w in model.parameters())
+
+
 def vit(job, folder):
     """Train a network: its row; its history, and the look of the first at the largest size."""
     n, seed = job["n_train"], job["seed"]
     model, norm, history = train_vit(n, seed, RUNS[job["run"]], par.steps, folder)
     guess = spectroscopy.predict(model, seen("test", job["noise_level"]), norm)
-    n_params = sum(w.numel() for w in model.parameters())
     rows = [{"n_train": n, "seed": seed, **row} for row in history]
-    found = summary(job, guess, norm, history, n_params) | {table_of(job["run"]): rows}
+    found = summary(job, guess, norm, history, size_of(model)) | {table_of(job["run"]): rows}
     if job["run"] == HEAD and n == par.n_train[-1] and seed == 0:
         found["attention"] = look_rows(model)
     return found
@@ -322,6 +326,9 @@ def table_of(name):
 
 
 # %%
+LOOKED_AT = ("wavelength", "rollout", "saliency", "information")
+
+
 def look_rows(model):
     """Attention, saliency and information, one row per patch."""
     flux = seen("test", par.noise_level)
@@ -331,8 +338,7 @@ def look_rows(model):
     written = tour.density.to_numpy().reshape(-1, par.patch).sum(1)
     at = stars.wavelength.reshape(-1, par.patch).mean(1)
     columns = (at, spectroscopy.attention(model, flux[few]), noticed, written)
-    names = ("wavelength", "rollout", "saliency", "information")
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [dict(zip(LOOKED_AT, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 # %%
