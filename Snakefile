@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 try:
-    from fieldbook import parameters
+    from fieldbook.run import parameters
 except ImportError as error:
     raise WorkflowError(f"{error}: run `source .venv/bin/activate` first (`make` creates that environment)") from None
 except RuntimeError as error:  # the library of another checkout
