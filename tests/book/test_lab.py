@@ -113,7 +113,7 @@ def test_run_all_draws_figures_and_saving_keeps_the_pair(
     assert not [
         output for cell in saved for output in cell.outputs if output.output_type == "error"
     ]
-    assert (checkout / f"build/data/{CHAPTER}/quick/claims.csv").is_file()
+    assert (checkout / f"data/{CHAPTER}/quick/claims.csv").is_file()
     assert source.read_text(encoding="utf-8") == before
 
 

@@ -234,5 +234,5 @@ def test_a_disk_for_reading_alone_stops_training_before_its_first_update(disk):
             checkpoint=disk / "fit",
             progress=False,
         )
-    with pytest.raises(OSError, match=r"1\..*\.json"):
+    with pytest.raises(OSError, match=r"disk/t"):
         Parts(disk / "t").write({"x": 1}, {"t": [{"y": 1}]})

@@ -166,6 +166,8 @@ class _Mentions:
 
 @functools.cache
 def _mentions_of(value: Any) -> _Mentions:
+    if getattr(value, "__name__", "") == "<lambda>":  # whose source is the statement around it
+        return _mentions_of_code(value)
     return _mentions(inspect.getsource(value)) or _mentions_of_code(value)
 
 
@@ -375,8 +377,12 @@ def _is_our_name(module: str) -> bool:
         return not any(rest == name or rest.startswith(f"{name}.") for name in PLUMBING)
     if module == "__main__":  # a notebook
         return True
-    file = getattr(sys.modules.get(top), "__file__", None)
-    if top in sys.stdlib_module_names or file is None:
+    if top in sys.stdlib_module_names:
+        return False
+    if top not in sys.modules:  # made by hand
+        return True
+    file = getattr(sys.modules[top], "__file__", None)
+    if file is None:
         return False
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
     return not any(Path(file).is_relative_to(folder) for folder in installed)

@@ -159,6 +159,8 @@ def _do(job: Row, compute: Callable, parts: Parts, name: str, patience: float) -
         return False
     with lock:
         if parts.read(job) is None:
+            for left in parts.folder.glob(f".{parts.file(job).name}.*.tmp"):
+                left.unlink()  # by a kill: who holds the lock is alone at this part
             try:
                 private = "folder" in inspect.signature(compute).parameters
                 options = {"folder": parts.folder_of(job)} if private else {}
@@ -217,9 +219,12 @@ def read_csv(path: Path) -> pd.DataFrame:
         ValueError: it is no table; names it.
     """
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
+            raise ValueError("a row is longer than the header")
     except ValueError as error:
         raise ValueError(f"{path} is no table ({error}); delete it to make it again") from error
+    return frame
 
 
 def _require_alike(name: str, rows: Sequence[Row]) -> None:
