@@ -99,11 +99,13 @@ def trained(
     }
     missing = []
     for operation, file in files.items():
+        facts = _facts(settings, operation)
         handed = _handed_over(settings.profile, operation)
-        if not _is_of(file, settings, operation) and _is_of(handed, settings, operation):
-            _copy(handed, file)
-        if not _is_of(file, settings, operation):
-            missing.append(operation)
+        if not _is_of(file, facts):
+            if _is_of(handed, facts):
+                _copy(handed, file)
+            else:
+                missing.append(operation)
     if missing and not train_missing:
         file = files[missing[0]]
         remedy = f"run chapter agop at profile {settings.profile} through Snakemake"
@@ -146,8 +148,8 @@ def _facts(settings: Settings, operation: str) -> dict[str, str]:
     return facts_of(network_of(settings, seed), task_of(settings, operation, seed), recipe)
 
 
-def _is_of(file: Path, settings: Settings, operation: str) -> bool:
-    return file.exists() and read_weights(file)[1] == _facts(settings, operation)
+def _is_of(file: Path, facts: dict[str, str]) -> bool:
+    return file.exists() and read_weights(file)[1] == facts
 
 
 def load(settings: Settings, file: Path) -> Grokker:
@@ -214,6 +216,6 @@ def _train(settings: Settings, operation: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(settings, operation)
     with FileLock(file.with_suffix(".lock")):
-        if not _is_of(file, settings, operation):
+        if not _is_of(file, facts):
             folder = file.with_name(f"{file.stem}-{digest(facts)}")
             save_weights(train(settings, operation, folder, evaluate), file, facts)

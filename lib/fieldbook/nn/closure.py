@@ -16,17 +16,18 @@ import textwrap
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, get_origin
 
 import torch
 from torch import nn
 
-from fieldbook.nn.identity import content_of, described, digest, structure_of
+from fieldbook.nn.identity import closed_over, codes_of, content_of, described, digest, structure_of
 
 PLUMBING = ("run", "nn.checkpoints", "nn.closure", "nn.identity", "nn.workers")
 """What moves rows and files, and determines none of their numbers."""
 PLAIN = str | int | float | complex | bytes | None
+EVERYTHING = "asdict"  # the word that stands for all parameters
 
 
 @dataclass
@@ -83,7 +84,9 @@ def closure(*things: Any, watched: tuple[type, ...] = (), within: Path | None = 
 
 def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[tuple[str, Any]]:
     """Note one thing; return what it refers to."""
-    value = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else value
+    if inspect.ismethod(value):
+        return [(name, value.__func__), (name, value.__self__)]
+    value = inspect.unwrap(value) if callable(value) else value
     if isinstance(value, functools.partial):
         return [(name, part) for part in (value.func, value.args, value.keywords)]
     if inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
@@ -105,6 +108,8 @@ def _follow(name: str, value: Any, found: Closure, within: Path | None) -> list[
     if hasattr(value, "__dataclass_fields__"):
         inner = [(f"{name}.{key}", part) for key, part in vars(value).items()]
         return [(name, type(value)), *inner]
+    if isinstance(value, str):
+        found.words.add(value)
     found.parts.add(f"{name} {described(value)}")
     return [(name, type(value))] if _is_ours(type(value)) else []
 
@@ -117,6 +122,7 @@ def _follow_items(name: str, value: Any, found: Closure) -> list[tuple[str, Any]
     inner, texts = [], []
     for key, item in pairs:
         plain = isinstance(item, PLAIN)
+        found.words |= {word for word in (key, item) if isinstance(word, str)}
         texts.append(f"{key!r}: {described(item)}" if plain else f"{key!r}: ..")
         if not plain:
             inner.append((f"{name}[{key!r}]", item))
@@ -130,12 +136,14 @@ def _follow_code(value: Any, found: Closure) -> list[tuple[str, Any]]:
     found.parts.add(f"{_name_of(value)}\n{_source(value)}")
     mentions = _mentions_of(value)
     found.words |= mentions.words
-    if inspect.ismodule(value):
-        scope = vars(value)
-        closed = {}
+    if mentions.computed_names and not _module_of(value).startswith("fieldbook."):
+        found.words.add(EVERYTHING)
+    if inspect.isfunction(value):
+        scope = value.__globals__
+        closed = closed_over(value)
     else:
-        scope = getattr(value, "__globals__", None) or vars(sys.modules[_module_of(value)])
-        closed = _closed_over(value)
+        scope = vars(value if inspect.ismodule(value) else sys.modules[_module_of(value)])
+        closed = {}
     referred = list(_inherited(value))
     for name in sorted(mentions.names):
         target = closed.get(name, scope.get(name, _ABSENT))
@@ -162,6 +170,7 @@ class _Mentions:
     bare: frozenset[str]  # names that are used otherwise than for a member of theirs
     words: frozenset[str]
     imported: tuple[tuple[str, str], ...] = ()
+    computed_names: bool = False  # asks for attributes whose names the text does not tell
 
 
 @functools.cache
@@ -200,7 +209,17 @@ def _mentions(source: str) -> _Mentions | None:
         if isinstance(node, ast.Name) and id(node) not in owners:
             bare.add(node.id)
     frozen = {name: frozenset(found) for name, found in members.items()}
-    return _Mentions(frozenset(names), frozen, frozenset(bare), frozenset(words), tuple(imported))
+    computed = any(_computes_a_name(node) for node in ast.walk(tree))
+    sets = (frozenset(bare), frozenset(words), tuple(imported), computed)
+    return _Mentions(frozenset(names), frozen, *sets)
+
+
+def _computes_a_name(node: ast.AST) -> bool:
+    """Is this `vars(..)`, or a `getattr` of a name that is put together?"""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    told = node.func.id == "getattr" and isinstance(node.args[1], ast.Constant | ast.Name)
+    return node.func.id in ("getattr", "vars") and not told
 
 
 def _global_names(node: ast.AST, bound: Set[str] = frozenset()) -> Iterator[str]:
@@ -288,16 +307,11 @@ def _stored(node: ast.AST) -> Iterator[str]:
 
 def _mentions_of_code(value: Any) -> _Mentions:
     """Of a lambda, as compiled: there globals and attributes are not told apart."""
-    names = set()
-    words = set()
-    waiting = [value.__code__]
-    while waiting:
-        one = waiting.pop()
-        names |= {*one.co_names, *one.co_freevars}
-        words |= {constant for constant in one.co_consts if isinstance(constant, str)}
-        waiting += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
-    words |= names
-    return _Mentions(frozenset(names), {}, frozenset(names), frozenset(words))
+    codes = codes_of(value)
+    names = frozenset(name for one in codes for name in (*one.co_names, *one.co_freevars))
+    texts = {constant for one in codes for constant in one.co_consts if isinstance(constant, str)}
+    computed = bool(names & {"getattr", "vars"})
+    return _Mentions(names, {}, names, names | texts, computed_names=computed)
 
 
 @functools.cache
@@ -308,18 +322,6 @@ def _source(value: Any) -> str:
         ValueError: there is none.
     """
     return described(value)
-
-
-def _closed_over(value: Any) -> dict[str, Any]:
-    cells = getattr(value, "__closure__", None) or ()
-    names = value.__code__.co_freevars if cells else ()
-    found = {}
-    for name, cell in zip(names, cells, strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    return found
 
 
 def _inherited(value: Any) -> Iterator[tuple[str, Any]]:

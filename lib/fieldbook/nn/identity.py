@@ -171,16 +171,27 @@ def referred(function: Any) -> Iterator[tuple[str, Any]]:
         return
     parameters = inspect.signature(function).parameters.values()
     yield from ((p.name, p.default) for p in parameters if hasattr(p.default, "__array__"))
+    yield from closed_over(function).items()
+    visible = function.__globals__
+    names = set().union(*(one.co_names for one in codes_of(function)))
+    yield from ((name, visible[name]) for name in sorted(names) if name in visible)
+
+
+def closed_over(function: Any) -> dict[str, Any]:
+    """What a function has taken from the functions around it, by name."""
+    found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # it is empty
-            yield name, cell.cell_contents
-    visible = function.__globals__
-    yield from ((n, visible[n]) for n in sorted(_names(function.__code__)) if n in visible)
+            found[name] = cell.cell_contents
+    return found
 
 
-def _names(code: CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+def codes_of(function: Any) -> list[CodeType]:
+    """The compiled code of a function, and of all functions within it."""
+    found = [function.__code__]
+    for one in found:
+        found += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+    return found
 
 
 def _told(value: Any) -> str:

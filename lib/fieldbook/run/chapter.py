@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from fieldbook.nn.checkpoints import atomic_write
-from fieldbook.nn.closure import closure
+from fieldbook.nn.closure import EVERYTHING, closure
 from fieldbook.nn.identity import content_of, digest
 from fieldbook.nn.machine import device
 from fieldbook.run import figures, paths, tables
@@ -132,7 +132,7 @@ class Run:
                 raise ValueError(f"two sweeps fill {table}: {self._swept[table][0]} and {name}")
             self._swept[table] = (name, parts)
         self._file({table: rows for table, rows in joined.items() if rows}, identity)
-        return self.frame(name)
+        return self.frame(name) if joined[name] else pd.DataFrame()
 
     def frame(self, name: str) -> pd.DataFrame:
         """A table that a sweep has filled, as it is published."""
@@ -157,8 +157,9 @@ class Run:
         found = closure(compute, watched=(Parameters, Run), within=self.inputs)
         if any(isinstance(one, Run) for one in found.met):
             remedy = "hand it the folders and tables that it needs (`folder`, `run.files(..)`)"
-            raise ValueError(f"{compute.__qualname__} uses the run itself; {remedy}")
-        whole = "asdict" in found.words
+            known = getattr(compute, "__qualname__", compute)
+            raise ValueError(f"{known} uses the run itself; {remedy}")
+        whole = EVERYTHING in found.words
         read = {
             f"{key} = {value!r}"
             for par in found.met
@@ -183,6 +184,8 @@ class Run:
 
     def _published(self, name: str, jobs: Sequence[Row]) -> pd.DataFrame:
         """A frozen table; raises PermissionError if a job has no row there."""
+        if not jobs:
+            return pd.DataFrame()
         file = self.folder / f"{name}.csv"
         frame = tables.read_csv(file) if file.exists() else pd.DataFrame(columns=list(jobs[0]))
         keys = frame[list(jobs[0])].to_numpy(object)  # of () too, for a job without values
@@ -205,8 +208,10 @@ class Run:
         self._claims[text] = {"claim": text, "source": source, "ours": ours, "verdict": known}
 
     def claims(self) -> pd.DataFrame:
-        """Write all claims to `claims.csv` and return them as a frame."""
+        """Write all claims to `claims.csv`, but not over published ones; return them as a frame."""
         frame = pd.DataFrame(self._claims.values(), columns=CLAIM)
+        if paths.reads_published():
+            return frame
         text = frame.to_csv(index=False).encode()
         with self._lock():
             if not paths.frozen():

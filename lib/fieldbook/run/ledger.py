@@ -19,7 +19,7 @@ def ledger(profile: str) -> pd.DataFrame:
     Raises:
         ValueError: a table of claims is damaged; names it.
     """
-    files = sorted(paths.results().glob(f"data/*/{profile}/claims.csv"))
+    files = sorted(paths.data_root().glob(f"data/*/{profile}/claims.csv"))
     columns = ["chapter", "claim", "source", "ours", "verdict"]
     frames = [_read_claims(file).assign(chapter=file.parts[-3])[columns] for file in files]
     return pd.concat(frames) if frames else pd.DataFrame(columns=columns)
@@ -57,7 +57,7 @@ def costs(profile: str) -> pd.DataFrame:
     them.
     """
     rows = []
-    for file in sorted(paths.results().glob(f"data/*/{profile}/manifest.json")):
+    for file in sorted(paths.data_root().glob(f"data/*/{profile}/manifest.json")):
         manifest = read_manifest(file.parent)
         chapter = file.parts[-3]
         kept = (file.with_name("benchmark.tsv"), paths.results() / "benchmark" / f"{chapter}.tsv")

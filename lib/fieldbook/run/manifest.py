@@ -35,23 +35,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Versions, device and git revision of this process."""
-    cuda = torch.cuda.is_available()
-    packages = ("fieldbook", "torch", "numpy", "pandas", "scipy")
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
-        "git": {
-            "revision": _git("rev-parse", "HEAD"),
-            "dirty": None
-            if (changes := _git("status", "--porcelain", "--", "lib", "book")) is None
-            else bool(changes),
-        },
-    }
+    versions = {"python": platform.python_version()}
+    for name in ("fieldbook", "torch", "numpy", "pandas", "scipy"):
+        versions[name] = metadata.version(name)
+    device = f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    changes = _git("status", "--porcelain", "--", "lib", "book")
+    dirty = None if changes is None else bool(changes)
+    git = {"revision": _git("rev-parse", "HEAD"), "dirty": dirty}
+    return {"versions": versions, "device": device, "git": git}
 
 
 def _git(*arguments: str) -> str | None:

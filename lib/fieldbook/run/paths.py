@@ -91,10 +91,18 @@ def notebook(chapter: str) -> Path:
 
 
 def data(chapter: str, profile: str) -> Path:
-    """Folder of a chapter's CSVs and manifest; frozen ones are the published, unless named."""
-    named = os.environ.get(RESULTS, "").strip()
-    root = ROOT if frozen() and not named else results()
-    return root / "data" / chapter / one_folder(profile)
+    """Folder of a chapter's CSVs and manifest."""
+    return data_root() / "data" / chapter / one_folder(profile)
+
+
+def data_root() -> Path:
+    """Root under which rows are read: of the results, or of the published ones."""
+    return ROOT if reads_published() else results()
+
+
+def reads_published() -> bool:
+    """Are rows the tracked ones: only to be read, and no folder of results named?"""
+    return frozen() and not os.environ.get(RESULTS, "").strip()
 
 
 def figures(chapter: str, profile: str) -> Path:

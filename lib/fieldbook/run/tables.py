@@ -39,7 +39,7 @@ class Parts:
     def file(self, key: Row) -> Path:
         """Where the part of a key is: its values are the file's name, as far as they can be."""
         values = "-".join(text(value) for value in key.values())
-        name = re.sub(r"[^\w.+-]+", "_", values)[:80]
+        name = re.sub(r"[^\w.+-]+", "_", values, flags=re.ASCII)[:80]
         exact = hashlib.sha256(repr(_plain_row(key)).encode()).hexdigest()[:8]
         return self.folder / f"{name}.{exact}.json"
 

@@ -58,7 +58,7 @@ def test_networks_of_other_code_and_of_nobody_are_trained_again(settings, monkey
         networks.trained(settings, ["add"], train_missing=False)
     monkeypatch.undo()
     save_weights(networks.network_of(settings, 0), file)
-    assert not networks._is_of(file, settings, "add")
+    assert not networks._is_of(file, networks._facts(settings, "add"))
 
 
 def test_what_chapter_agop_leaves_is_what_is_looked_for(settings, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fieldbook.grokking import experiment
 from fieldbook.nn import closure as closures
 from fieldbook.nn.closure import closure
 from fieldbook.nn.recipe import Recipe
+from fieldbook.stars import atmosphere, synthesis
 
 FILES = {
     "__init__": "",
@@ -180,8 +183,6 @@ def test_closures_partials_and_values_count_by_content():
 
 
 def test_tables_of_package_data_count_for_those_who_read_them(tmp_path, monkeypatch):
-    from fieldbook.stars import atmosphere, synthesis
-
     tables = {"fieldbook.stars.atmosphere.ATOMS", "fieldbook.stars.synthesis.LINES"}
     assert tables <= {part.partition(" ")[0] for part in closure(synthesis.synthesize).parts}
     before = closure(atmosphere.table)
@@ -218,6 +219,65 @@ def test_what_has_nothing_to_be_known_by_is_refused_with_its_name():
     with pytest.raises(ValueError, match="known by its address alone") as caught:
         closure(compute)
     assert any("generator" in note for note in caught.value.__notes__)
+
+
+class Scaler:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __repr__(self):
+        return f"Scaler({self.factor})"
+
+    def scale(self, job):
+        return {"y": self.factor * job["x"]}
+
+
+def test_a_method_depends_on_what_it_belongs_to():
+    assert closure(Scaler(2).scale).digest != closure(Scaler(3).scale).digest
+    assert closure(Scaler(2).scale).digest == closure(Scaler(2).scale).digest
+
+
+WORDS = ("clip", "steps")
+
+
+def test_names_of_parameters_may_be_computed():
+    def listed(job, par):
+        return {name: getattr(par, name) for name in WORDS}
+
+    def pieced(job, par):
+        return {"y": getattr(par, f"n_{job['x']}")}
+
+    def whole(job, par):
+        return {"y": len(vars(par))}
+
+    assert {"clip", "steps"} <= closure(listed).words
+    assert closures.EVERYTHING in closure(pieced).words & closure(whole).words
+    assert closures.EVERYTHING not in closure(listed).words
+
+
+PROBE = """
+from fieldbook.grokking import experiment
+from fieldbook.nn.closure import closure
+from fieldbook.run import paths
+from fieldbook.stars import synthesis
+print(closure(experiment.train).digest, closure(synthesis.synthesize).digest)
+print(paths.results())
+"""
+
+
+def test_an_installed_copy_has_the_same_identities_and_writes_where_one_works(tmp_path):
+    """As from a wheel: the package alone, elsewhere."""
+    library = Path(closures.__file__).parents[1]
+    shutil.copytree(library, tmp_path / "site" / "fieldbook")
+    (tmp_path / "here").mkdir()
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", PROBE]
+    digests, results = subprocess.check_output(
+        command, cwd=tmp_path / "here", env=environment, text=True
+    ).splitlines()
+    assert results == str(tmp_path / "here")
+    own = (closure(experiment.train).digest, closure(synthesis.synthesize).digest)
+    assert tuple(digests.split()) == own
 
 
 def test_words_tell_which_parameters_may_be_read():
@@ -259,7 +319,7 @@ import sys, types
 for name in ("torch", "torch.nn", "fieldbook.nn.identity"):
     sys.modules[name] = types.ModuleType(name)
 sys.modules["torch"].nn = sys.modules["torch.nn"]
-for name in ("content_of", "described", "digest", "structure_of"):
+for name in "closed_over codes_of content_of described digest structure_of".split():
     setattr(sys.modules["fieldbook.nn.identity"], name, None)
 sys.path.insert(0, {root!r})
 from fieldbook.nn.closure import _mentions

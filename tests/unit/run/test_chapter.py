@@ -239,9 +239,30 @@ def test_frozen_results_are_only_read(root, monkeypatch):
         one.files("t", JOBS[0])
     with pytest.raises(ValueError, match="p was 7, is 11"):
         run(p=11)
+    assert one.sweep("nothing", [], square).empty
     assert one.finish().loc["wall time, s", "this run"] == one.manifest()["wall_s"]
     after = {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.suffix != ".lock"}
     assert after == before
+
+
+def test_published_results_are_read_where_they_are_tracked_and_nothing_is_written_there(
+    root, monkeypatch
+):
+    frozen(root, monkeypatch)
+    monkeypatch.delenv("FIELDBOOK_RESULTS")
+    monkeypatch.setattr(paths, "ROOT", root)
+    one = run()
+    one.claim("a", "b", "c", True)
+    before = sorted(root.rglob("*"))
+    assert one.claims().verdict.tolist() == ["holds"] and len(one.frame("t")) == 3
+    assert sorted(root.rglob("*")) == before and ledger.costs("test").chapter.tolist() == ["agop"]
+
+
+def test_a_sweep_without_jobs_or_rows_is_empty(root):
+    one = run()
+    assert one.sweep("t", [], square).empty
+    assert one.sweep("u", JOBS[:1], lambda job: {"side": [{"z": 1}]}).empty
+    assert one.frame("side").z.tolist() == [1]
 
 
 def test_frozen_rows_are_found_however_a_key_is_written(root, monkeypatch):

@@ -95,7 +95,7 @@ def test_a_damaged_or_edited_part_is_made_again_alone(tmp_path, damage):
 
 
 NAMES = ["NA", "nan", "None", "01", "1", "1.0", "", 'a,"b"', "c\rd\ne", "ü", "a/b", "..", True]
-NAMES += [12345678901, 0.1 + 0.2, 0.3, np.float32(0.5), None, "x" * 300]
+NAMES += [12345678901, 0.1 + 0.2, 0.3, np.float32(0.5), None, "x" * 300, "目" * 300]
 
 
 def test_any_key_has_a_part_of_its_own(tmp_path):
