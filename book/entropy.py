@@ -111,10 +111,10 @@ par, device, run = start("entropy")
 #
 # $$ \frac{dS}{dx} = \bigl\langle \nabla \cdot y + y \cdot \nabla \ln w \bigr\rangle_x , \qquad y = \frac{\nabla x}{|\nabla x|^2} . $$
 #
-# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of $p \cdot (y'
-# - y)/h$ with $y'$ at the next proposal: the walker itself probes the curvature, and only gradients
-#   are needed {cite}`darve2008`. The momentum must be taken *before* the kick; after it, $|p|^2$ is
-#   too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases the slope by percents.
+# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of
+# $p \cdot (y' - y)/h$ with $y'$ at the next proposal: the walker itself probes the curvature, and
+# only gradients are needed {cite}`darve2008`. The momentum must be taken *before* the kick; after
+# it, $|p|^2$ is too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases the slope by percents.
 
 # %% [markdown]
 # (entropy-truth)=

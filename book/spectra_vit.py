@@ -252,7 +252,7 @@ def train_vit(n, seed, options, steps, folder):
 #
 # Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training,
 # the transformer fresh noise at every use; at the smallest size both baselines are also fitted to
-# several draws of every star, to tell the model from the noise that it was tour.
+# several draws of every star, to tell the model from the noise that it was shown.
 
 
 # %%
@@ -994,7 +994,7 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # cores. How it compares with the baselines there says nothing about a million stars and two hundred
 # epochs; the profile *paper* holds the log's settings for a GPU and has not been run. The
 # baselines' gain from several draws of the noise shows how much of the comparison is about the
-# noise that a model is tour, not about the model. The ceilings of the linear and of the best
+# noise that a model is shown, not about the model. The ceilings of the linear and of the best
 # estimator are exact for a spectrum that is linear in its labels within the error, which fails for
 # the faintest stars. One validation split selects both the weights and the penalty, so that the
 # validation scores are slightly too good; those reported are of the test split.

@@ -9,6 +9,7 @@ the answer is the same under every Python, in a checkout and from an installed w
 import ast
 import functools
 import importlib.resources
+import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -381,11 +382,15 @@ def _is_our_name(module: str) -> bool:
         return True
     if top in sys.stdlib_module_names:
         return False
-    if top not in sys.modules:  # made by hand
-        return True
-    file = getattr(sys.modules[top], "__file__", None)
-    if file is None:
-        return False
+    if top in sys.modules:
+        file = getattr(sys.modules[top], "__file__", None)
+        if file is None:
+            return False
+    else:  # nothing is imported to be looked at
+        spec = importlib.util.find_spec(top)
+        if spec is None:  # made by hand
+            return True
+        file = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
     return not any(Path(file).is_relative_to(folder) for folder in installed)
 

@@ -265,6 +265,19 @@ print(paths.results())
 """
 
 
+def test_a_library_that_is_not_imported_yet_is_not_ours_and_stays_so():
+    program = """
+import sys
+from fieldbook.nn import closure
+names = ("torchvision", "lightgbm", "h5py")
+print([name in sys.modules for name in names], [closure._is_our_name(name) for name in names])
+print([name in sys.modules for name in names])
+"""
+    first, second = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
+    assert first == "[False, False, False] [False, False, False]"
+    assert second == "[False, False, False]"
+
+
 def test_an_installed_copy_has_the_same_identities_and_writes_where_one_works(tmp_path):
     """As from a wheel: the package alone, elsewhere."""
     library = Path(closures.__file__).parents[1]
