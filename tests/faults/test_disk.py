@@ -65,7 +65,7 @@ def run() -> Run:
 def sweep() -> None:
     one = run()
     one.sweep("t", [{"x": x} for x in range(40)], lambda job: {"text": 500 * "a"})
-    one.claim("a", "b", "c", True)
+    one.claim("a", "b", of="ours", section="c", holds=True)
     one.claims()
     one.finish()
 

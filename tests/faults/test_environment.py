@@ -153,7 +153,7 @@ from fieldbook.run.parameters import Parameters
 par = Parameters({"profile": "quick", "σ": 1, "workers": 1, "shard": [0, 1]})
 run = Run("agop", par)
 run.sweep("t", [{"x": "µ – σ"}], lambda job: {"y": 0.1})
-run.claim("α → β", "the log, §2", "≈ 0.1", True)
+run.claim("α → β", "≈ 0.1", of="ours", source="§2", section="c", holds=True)
 run.claims(); run.finish()"""
     (tmp_path / "run.py").write_text(code, encoding="utf-8")
     written = []

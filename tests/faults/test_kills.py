@@ -60,7 +60,7 @@ def swept(folder: Path) -> None:
         return {"square": job["x"] ** 2 / 7}
 
     run.sweep("t", [{"x": x} for x in range(40)], square)
-    run.claim("it grows", "yes", "yes", True)
+    run.claim("it grows", "yes", of="ours", section="c", holds=True)
     run.claims()
     run.finish()
 

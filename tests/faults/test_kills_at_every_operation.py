@@ -26,7 +26,7 @@ def go(p):
 
     for jobs in (JOBS[:0:-1], JOBS):  # the second sweep adds to what the first has made
         run.sweep("t", jobs, compute)
-    run.claim("a", "b", "c", True)
+    run.claim("a", "b", of="ours", section="c", holds=True)
     run.claims()
     run.finish()
 

@@ -85,7 +85,7 @@ def finished(folder: Path) -> Path:
     """A chapter's folder of results."""
     one = run(folder)
     one.sweep("t", [{"x": 0}], lambda job: {"y": 5})
-    one.claim("a", "b", "c", True)
+    one.claim("a", "b", of="ours", section="c", holds=True)
     one.claims()
     one.finish()
     return one.folder
@@ -98,7 +98,7 @@ def frozen(folder: Path) -> Run:
 
 def claims(folder: Path) -> pd.DataFrame:
     with patch.dict(os.environ, FIELDBOOK_RESULTS=str(folder)):
-        return ledger.ledger("test")
+        return ledger.ledger({"agop": "test"})
 
 
 def network() -> nn.Module:
@@ -427,19 +427,19 @@ FAULTS = {
         "empty": (content("", "claims.csv"), "claims.csv", "run its chapter again"),
         "binary": (content(b"\xff\xfe\x00", "claims.csv"), "claims.csv", "run its chapter again"),
         "ragged": (
-            content("claim,source,ours,verdict\na\nb,c,d,e,f\n", "claims.csv"),
+            content("claim,found,verdict\na\nb,c,d,e,f\n", "claims.csv"),
             "claims.csv",
-            "Expected 4 fields",
+            "Expected 3 fields",
         ),
         "without verdicts": (
-            content("claim,source,ours\na,b,c\n", "claims.csv"),
+            content("claim,source,found\na,b,c\n", "claims.csv"),
             "claims.csv",
-            "columns claim, source",
+            "columns claim, of, source",
         ),
         "another verdict": (
             change("holds", "nearly", "claims.csv"),
             "claims.csv",
-            "holds, fails, not tested here",
+            "holds, fails, undecided, not tested",
         ),
     },
     "checkpoint": {

@@ -7,6 +7,7 @@ back finds the earlier rows.
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +17,16 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock
+from IPython.display import Markdown
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.closure import EVERYTHING, closure
 from fieldbook.nn.identity import content_of, digest
 from fieldbook.nn.machine import device
 from fieldbook.run import figures, paths, tables
-from fieldbook.run.ledger import CLAIM, VERDICTS
+from fieldbook.run.claims import COLUMNS, EVIDENT, ORIGINS, judge
 from fieldbook.run.manifest import provenance, read_manifest, sha256
-from fieldbook.run.parameters import Parameters, load
+from fieldbook.run.parameters import Parameters, load, meanings
 from fieldbook.run.tables import Parts, Row
 
 EXECUTION = ("workers", "shard", "train_missing")  # how rows are computed, not which
@@ -39,15 +41,18 @@ def start(chapter: str) -> tuple[Parameters, torch.device, "Run"]:
     Raises:
         ValueError: parameters that are not accepted; or frozen results are of others.
     """
-    par = load(chapter, sys._getframe(1).f_globals)
+    namespace = sys._getframe(1).f_globals
+    par = load(chapter, namespace)
     figures.use_style()
     pd.set_option("display.max_colwidth", None)
-    return par, device(), Run(chapter, par)
+    return par, device(), Run(chapter, par, meanings(chapter, namespace))
 
 
 class Run:
     """One chapter under one set of parameters.
 
+    Args:
+        meanings: of the parameters by name, to be shown on the page.
     Attributes:
         folder: of the finished tables and their manifest, one per profile.
         inputs: of the parts that tables are made of, with checkpoints and the like. Those of other
@@ -60,8 +65,9 @@ class Run:
             folder.
     """
 
-    def __init__(self, chapter: str, par: Parameters):
+    def __init__(self, chapter: str, par: Parameters, meanings: Mapping[str, str] | None = None):
         self.chapter, self.par, self.profile = chapter, par, par.profile
+        self._meanings = meanings or {}
         self.folder = paths.data(chapter, par.profile).resolve()  # links are followed, and stay
         self.inputs = paths.inputs(chapter, par.profile).resolve()
         self._started = time.monotonic()
@@ -196,20 +202,72 @@ class Run:
             raise PermissionError(f"{file}: results are frozen, and {found}")
         return frame
 
+    def answer(self, text: str, tested: bool = True) -> Markdown:
+        """The chapter's answer, to stand under its title; of a run too small for it, that it is.
+
+        Args:
+            text: Markdown, two or three sentences whose numbers were computed.
+            tested: whether this run can answer the question.
+        """
+        if tested:
+            return Markdown(f"**Answer.** {text}")
+        small = f"At these parameters (profile *{self.profile}*) the page only shows that it works."
+        return Markdown(f"**No answer yet.** {small} Of a run this small one would say: {text}")
+
     def claim(
-        self, text: str, source: str, ours: str, verdict: bool | None, tested: bool = True
-    ) -> None:
-        """Note a claim with the truth value that code came to.
+        self,
+        text: str,
+        found: str,
+        *,
+        of: str,
+        section: str,
+        source: str = "",
+        entry: str = "",
+        reason: str = "",
+        estimate: Any = None,
+        error: Any = None,
+        interval: tuple | None = None,
+        above: float = -math.inf,
+        below: float = math.inf,
+        holds: bool | None = None,
+        tested: bool = True,
+        first: bool = False,
+    ) -> str:
+        """Note a claim with the verdict that follows from what was measured; return the verdict.
 
         One that this run cannot test keeps its numbers alone. A claim of the same text takes the
         place of an earlier one, so that a cell may be run again.
+
+        Args:
+            text: the claim, with its threshold.
+            found: what was measured, with its error and the number of runs.
+            of: whose claim it is, one of `fieldbook.run.claims.ORIGINS`.
+            section: of this page, with the evidence: its heading as a link has it.
+            source, entry: what the source says, and its entry among those of the logs.
+            reason: why the threshold is where it is; needed unless that is 0 or 1.
+            estimate, error, interval, above, below: as `fieldbook.run.claims.judge` has them.
+            holds: instead of them, for what was counted or is exact, hence has no error.
+            tested: whether this setting can test the claim at all.
+            first: one of the three that matter most.
         """
-        known = VERDICTS[bool(verdict) if tested and verdict is not None else None]
-        self._claims[text] = {"claim": text, "source": source, "ours": ours, "verdict": known}
+        if of not in ORIGINS or (of == "log") != bool(entry):
+            expected = f"expected one of {', '.join(ORIGINS)}, with an entry if it is of a log"
+            raise ValueError(f"of = {of!r}, entry = {entry!r} of {text!r}: {expected}")
+        if not {above, below} <= set(EVIDENT) and not reason:
+            raise ValueError(f"{text!r} has a threshold without a reason")
+        low = high = math.nan
+        verdict = "not tested"
+        if tested and holds is not None:
+            verdict = "holds" if holds else "fails"
+        elif tested:
+            verdict, low, high = judge(estimate, error, interval=interval, above=above, below=below)
+        values = [text, of, source, reason, entry, section, found, low, high, above, below, verdict]
+        self._claims[text] = dict(zip(COLUMNS, [*values, first], strict=True))
+        return verdict
 
     def claims(self) -> pd.DataFrame:
         """Write all claims to `claims.csv`, but not over published ones; return them as a frame."""
-        frame = pd.DataFrame(self._claims.values(), columns=CLAIM)
+        frame = pd.DataFrame(self._claims.values(), columns=[*COLUMNS])
         if paths.reads_published():
             return frame
         text = frame.to_csv(index=False).encode()
@@ -218,6 +276,12 @@ class Run:
                 self._own_manifest()
             atomic_write(self.folder / DERIVED, lambda file: file.write(text))
         return frame
+
+    def parameters(self) -> pd.DataFrame:
+        """Each parameter with its value here and its meaning."""
+        shown = {name: str(value) for name, value in self.par.asdict().items()}
+        frame = pd.DataFrame({"value": shown, "meaning": self._meanings})
+        return frame.rename_axis("parameter").reindex(list(shown))
 
     def figure(self, figure: figures.Figure, name: str) -> None:
         """Write a figure under a name, as PNG and PDF."""

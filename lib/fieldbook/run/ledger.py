@@ -1,42 +1,104 @@
-"""What all chapters have found under a profile, and what it took: claims, and costs."""
+"""What the chapters have found, and what it took: their claims, as tables to be read, and costs."""
 
+import json
 import math
+from html import escape
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
 from fieldbook.run import paths
+from fieldbook.run.claims import COLUMNS, VERDICTS, read_claims
 from fieldbook.run.manifest import read_manifest
 
-CLAIM = ["claim", "source", "ours", "verdict"]
-VERDICTS = {True: "holds", False: "fails", None: "not tested here"}
+SIZES = ("paper", "evening", "laptop")  # profiles whose results are published, largest first
+SIGNS = dict(zip(VERDICTS, "✓✗?–", strict=True))
+WHOSE = {"log": "the log", "paper": "a paper", "theory": "theory", "ours": "this book"}
 
 
-def ledger(profile: str) -> pd.DataFrame:
-    """The claims of every chapter that has finished a profile: chapter, claim, source, ours,
-    verdict.
+def largest(chapter: str) -> str | None:
+    """The largest profile of which a chapter has claims; None if there is none."""
+    root = paths.data_root() / "data" / chapter
+    return next((size for size in SIZES if (root / size / "claims.csv").exists()), None)
+
+
+def ledger(profiles: dict[str, str]) -> pd.DataFrame:
+    """The claims of chapters, each under one of its profiles: chapter, profile, and the columns of
+    `fieldbook.run.claims`.
 
     Raises:
         ValueError: a table of claims is damaged; names it.
     """
-    files = sorted(paths.data_root().glob(f"data/*/{profile}/claims.csv"))
-    columns = ["chapter", "claim", "source", "ours", "verdict"]
-    frames = [_read_claims(file).assign(chapter=file.parts[-3])[columns] for file in files]
-    return pd.concat(frames) if frames else pd.DataFrame(columns=columns)
+    frames = [pd.DataFrame(columns=["chapter", "profile", *COLUMNS])]
+    for chapter, profile in profiles.items():
+        file = paths.data(chapter, profile) / "claims.csv"
+        if file.exists():
+            frames.append(read_claims(file).assign(chapter=chapter, profile=profile))
+    return pd.concat(frames, ignore_index=True)
 
 
-def _read_claims(file: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is no table of claims ({error}); run its chapter again"
-        ) from error
-    if list(frame) != CLAIM or not set(frame.verdict) <= set(VERDICTS.values()):
-        verdicts = ", ".join(VERDICTS.values())
-        expected = f"expected the columns {', '.join(CLAIM)}, the last one of {verdicts}"
-        raise ValueError(f"{file} is no table of claims: {expected}; run its chapter again")
-    return frame
+def counts(claims: pd.DataFrame) -> str:
+    """How many claims have which verdict, in words."""
+    number = claims.verdict.value_counts()
+    return ", ".join(f"{number[verdict]} {verdict}" for verdict in VERDICTS if verdict in number)
+
+
+def table(claims: pd.DataFrame, page: str = "") -> HTML:
+    """Claims as a table of what was claimed, by whom, what was found, and the verdict.
+
+    Each links to the section with its evidence, and to the entry of the log that it comes from.
+
+    Args:
+        page: that holds the sections, as `agop.html`; none if it is the same.
+    """
+    return HTML(
+        f'<table class="ledger dataframe"><thead>{_HEAD}</thead>{rows(claims, page)}</table>'
+    )
+
+
+_NAMES = ("claim", "source", "found", "verdict")
+_HEAD = f"<tr>{''.join(f'<th>{name}</th>' for name in _NAMES)}</tr>"
+
+
+def rows(claims: pd.DataFrame, page: str = "") -> str:
+    """The body of that table."""
+    body = (_row(claim, page) for claim in claims.astype(str).itertuples())
+    return f"<tbody>{''.join(body)}</tbody>"
+
+
+def _row(claim: tuple, page: str) -> str:
+    reason = f"<br><small>{escape(claim.reason)}</small>" if claim.reason else ""
+    whose = WHOSE[claim.of]
+    if claim.entry:
+        whose = f'<a href="logs.html#{claim.entry}">{whose}</a>'
+    source = f"{whose}: {escape(claim.source)}" if claim.source else whose
+    kind = claim.verdict.replace(" ", "-")
+    cells = (
+        f'<a href="{page}#{claim.section}">{escape(claim.claim)}</a>{reason}',
+        source,
+        escape(claim.found),
+        f'<span class="verdict {kind}">{SIGNS[claim.verdict]} {claim.verdict}</span>',
+    )
+    labelled = zip(_NAMES, cells, strict=True)
+    inside = "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in labelled)
+    return f'<tr class="{kind} of-{claim.of}">{inside}</tr>'
+
+
+def told(notebook: Path) -> dict[str, str]:
+    """What an executed chapter asks and answers: `question`, its title, and `answer`, Markdown.
+
+    Raises:
+        ValueError: it has no title or no cell tagged `answer`.
+    """
+    cells = json.loads(notebook.read_bytes())["cells"]
+    title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
+    tagged = [cell for cell in cells if "answer" in cell["metadata"].get("tags", [])]
+    outputs = [output for cell in tagged for output in cell["outputs"]]
+    texts = ["".join(one["data"]["text/markdown"]) for one in outputs if "data" in one]
+    if not title or len(texts) != 1:
+        raise ValueError(f"{notebook}: expected a title and one answer, in a cell tagged `answer`")
+    return {"question": title, "answer": texts[0]}
 
 
 def _read_benchmark(file: Path) -> pd.Series:
@@ -48,26 +110,30 @@ def _read_benchmark(file: Path) -> pd.Series:
         ) from error
 
 
-def costs(profile: str) -> pd.DataFrame:
-    """What every chapter's run took: chapter, minutes, cpu_minutes, memory_gb (of all its
+def costs(profiles: dict[str, str]) -> pd.DataFrame:
+    """What runs of chapters took: chapter, profile, minutes, cpu_minutes, memory_gb (of all its
     processes) and device.
 
     Minutes come from the manifest, which adds up all runs that made the rows; the next two from the
     file that Snakemake's `benchmark` left, and are nan unless that is of one run that made most of
     them.
     """
-    rows = []
-    for file in sorted(paths.data_root().glob(f"data/*/{profile}/manifest.json")):
-        manifest = read_manifest(file.parent)
-        chapter = file.parts[-3]
-        kept = (file.with_name("benchmark.tsv"), paths.results() / "benchmark" / f"{chapter}.tsv")
-        measured = next((_read_benchmark(path) for path in kept if path.exists()), None)
-        row = {
-            "chapter": chapter,
-            "minutes": manifest.get("wall_s", math.nan) / 60,
-            "device": manifest.get("device", ""),
-        }
-        if measured is not None and measured.s > 0.8 * 60 * row["minutes"]:
-            row |= {"cpu_minutes": measured.cpu_time / 60, "memory_gb": measured.max_rss / 1024}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["chapter", "minutes", "cpu_minutes", "memory_gb", "device"])
+    found = [_cost(chapter, profile) for chapter, profile in profiles.items()]
+    columns = ["chapter", "profile", "minutes", "cpu_minutes", "memory_gb", "device"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _cost(chapter: str, profile: str) -> dict[str, object]:
+    folder = paths.data(chapter, profile)
+    manifest = read_manifest(folder)
+    kept = (folder / "benchmark.tsv", paths.results() / "benchmark" / f"{chapter}.tsv")
+    measured = next((_read_benchmark(path) for path in kept if path.exists()), None)
+    row = {
+        "chapter": chapter,
+        "profile": profile,
+        "minutes": manifest.get("wall_s", math.nan) / 60,
+        "device": manifest.get("device", ""),
+    }
+    if measured is not None and measured.s > 0.8 * 60 * row["minutes"]:
+        row |= {"cpu_minutes": measured.cpu_time / 60, "memory_gb": measured.max_rss / 1024}
+    return row

@@ -212,11 +212,22 @@ def load(chapter: str, namespace: Mapping[str, Any]) -> Parameters:
     They are checked against the parameters cell that has been run there, be it of a copy or not yet
     saved; outside IPython, against the chapter's notebook on disk.
     """
-    where = paths.notebook(chapter)
-    source = _running_cell(namespace.get("In", []))
-    known = specification(where) if source is None else _specified(source, f"notebook {chapter}")
+    known = _running(chapter, namespace)
     values = {name: namespace[name] for name in known if name in namespace}
-    return Parameters(_checked(where, known, values))
+    return Parameters(_checked(paths.notebook(chapter), known, values))
+
+
+def meanings(chapter: str, namespace: Mapping[str, Any]) -> dict[str, str]:
+    """What each parameter of a running notebook means: the comments of the cell that `load`
+    reads."""
+    return {name: comment for name, (_, _, comment) in _running(chapter, namespace).items()}
+
+
+def _running(chapter: str, namespace: Mapping[str, Any]) -> dict[str, tuple[Any, Any, str]]:
+    source = _running_cell(namespace.get("In", []))
+    if source is None:
+        return specification(paths.notebook(chapter))
+    return _specified(source, f"notebook {chapter}")
 
 
 def of_profile(chapter: str, profile: str) -> Parameters:

@@ -190,7 +190,7 @@ def test_manifest_vouches_for_its_rows(root):
 def test_new_rows_reopen_a_complete_run(root):
     first = run()
     sweep(first, jobs=JOBS[:3])
-    first.claim("a", "b", "c", True)
+    first.claim("a", "b", of="ours", section="c", holds=True)
     first.claims()
     first.finish()
     second = run()
@@ -252,10 +252,12 @@ def test_published_results_are_read_where_they_are_tracked_and_nothing_is_writte
     monkeypatch.delenv("FIELDBOOK_RESULTS")
     monkeypatch.setattr(paths, "ROOT", root)
     one = run()
-    one.claim("a", "b", "c", True)
+    one.claim("a", "b", of="ours", section="c", holds=True)
     before = sorted(root.rglob("*"))
     assert one.claims().verdict.tolist() == ["holds"] and len(one.frame("t")) == 3
-    assert sorted(root.rglob("*")) == before and ledger.costs("test").chapter.tolist() == ["agop"]
+    assert sorted(root.rglob("*")) == before and ledger.costs(
+        {"agop": "test"}
+    ).chapter.tolist() == ["agop"]
 
 
 def test_a_sweep_without_jobs_or_rows_is_empty(root):
@@ -299,7 +301,7 @@ def _whole_run(shard):
     figure, axes = plt.subplots(figsize=(1, 1))
     axes.plot(found.square)
     one.figure(figure, "squares")
-    one.claim("a", "b", "c", True)
+    one.claim("a", "b", of="ours", section="c", holds=True)
     one.claims()
     one.finish(shard=shard)
 
@@ -382,25 +384,54 @@ def test_start_takes_the_parameters_of_the_running_cell(root):
         exec("boost = 50\nstart('agop')", scope)
 
 
+OURS = {"of": "ours", "section": "the-score"}
+
+
 def test_claims_and_ledger(root):
     one = run()
-    one.claim("it groks", "yes", "no", False)
-    one.claim("it leads", "n/a", "no", np.bool_(False))
-    one.claim("at 1e5 steps", "yes", "", None)
-    one.claim("with three seeds", "yes", "one", True, tested=False)
-    one.claim("it groks", "yes", "yes", True)  # as in a cell that is run again
-    assert one.claims().verdict.tolist() == ["holds", "fails", "not tested here", "not tested here"]
-    found = ledger.ledger("test")
-    assert found.chapter.tolist() == ["agop"] * 4
-    assert list(found) == ["chapter", "claim", "source", "ours", "verdict"]
-    assert ledger.ledger("paper").empty
+    one.claim("it groks", "no", **OURS, holds=False)
+    one.claim("it leads", "no", **OURS, holds=np.bool_(False))
+    one.claim("by 50 updates", "3 ± 2", **OURS, estimate=3.0, error=2.0, above=0.0, first=True)
+    one.claim("with three seeds", "one", **OURS, holds=True, tested=False)
+    one.claim("it groks", "yes", **OURS, holds=True)  # as in a cell that is run again
+    verdicts = ["holds", "fails", "undecided", "not tested"]
+    assert one.claims().verdict.tolist() == verdicts
+    found = ledger.ledger({"agop": "test", "entropy": "test"})
+    assert found.chapter.tolist() == ["agop"] * 4 and found.verdict.tolist() == verdicts
+    assert found[["low", "high", "above", "first"]].to_numpy().tolist()[2] == [
+        "-1.0",
+        "7.0",
+        "0.0",
+        "True",
+    ]
+    assert ledger.counts(found) == "1 holds, 1 fails, 1 undecided, 1 not tested"
+    assert ledger.ledger({"agop": "paper"}).empty
+
+
+def test_a_claim_says_whose_it_is_and_why_its_threshold(root):
+    one = run()
+    for wrong in ({"of": "mine"}, {"of": "log"}, {"entry": "grokking-1"}):
+        with pytest.raises(ValueError, match="expected one of log, paper, theory, ours"):
+            one.claim("a", "b", **OURS | wrong, holds=True)
+    with pytest.raises(ValueError, match="threshold without a reason"):
+        one.claim("a", "b", **OURS, estimate=1.0, error=0.0, above=0.05)
 
 
 def test_claims_keep_words_that_pandas_reads_as_missing(root):
     one = run()
-    one.claim("it groks", "n/a", "None", True)
+    one.claim("it groks", "None", **OURS, source="n/a", holds=True)
     one.claims()
-    assert ledger.ledger("test")[["source", "ours"]].to_numpy().tolist() == [["n/a", "None"]]
+    found = ledger.ledger({"agop": "test"})
+    assert found[["source", "found"]].to_numpy().tolist() == [["n/a", "None"]]
+
+
+def test_a_table_of_claims_links_to_the_evidence_and_to_the_log(root):
+    one = run()
+    one.claim("p < q", "1", of="log", entry="grokking-1", section="the-score", holds=True)
+    for claims in (one.claims(), ledger.ledger({"agop": "test"})):
+        text = ledger.table(claims, "agop.html").data
+        for part in ('"agop.html#the-score">p &lt; q<', '"logs.html#grokking-1"', "✓ holds"):
+            assert part in text
 
 
 @pytest.mark.parametrize("place", ["data/agop/test/benchmark.tsv", "benchmark/agop.tsv"])
@@ -415,7 +446,7 @@ def test_costs_are_those_of_the_run_that_made_the_rows(root, place, seconds, kno
     manifest.write_text(json.dumps(slow))
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     (root / place).write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t2048.0\t1080.0\n")
-    (row,) = ledger.costs("test").to_dict("records")
+    (row,) = ledger.costs({"agop": "test"}).to_dict("records")
     assert (row["chapter"], row["minutes"], row["device"]) == ("agop", 10.0, "cpu")
     measured = [row["cpu_minutes"], row["memory_gb"]]
     assert measured == [18.0, 2.0] if known else np.isnan(measured).all()
@@ -428,9 +459,9 @@ def test_a_benchmark_that_holds_nothing_is_named_with_a_remedy(root, text):
     file = one.folder / "benchmark.tsv"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"benchmark\.tsv is no benchmark.*delete it"):
-        ledger.costs("test")
+        ledger.costs({"agop": "test"})
     file.unlink()
-    assert len(ledger.costs("test")) == 1
+    assert len(ledger.costs({"agop": "test"})) == 1
 
 
 def test_a_frame_is_the_published_table(root):
