@@ -17,26 +17,27 @@
 #
 # A small transformer learns $a \circ b \bmod p$ from half of all pairs. First it memorises them;
 # hundreds of updates later its answers to the other half turn right as well, rather suddenly: it
-# *groks* {cite}`power2022`. This chapter watches the **average gradient outer product** (AGOP) of
-# its inputs during that time. Once calibrated against relabelled tokens, one number read from it,
-# the *circulant score*, tells whether the network has found the circle on which the operation is a
-# shift. It starts at zero, stays low through memorisation, and rises to about one **before** the
-# test accuracy does, for all four operations.
+# *groks* ([Power et al. 2022](https://arxiv.org/abs/2201.02177)). This chapter watches the
+# **average gradient outer product** (AGOP) of its inputs during that time. Once calibrated against
+# relabelled tokens, one number read from it, the *circulant score*, tells whether the network has
+# found the circle on which the operation is a shift. It starts at zero, stays low through
+# memorisation, and rises to about one **before** the test accuracy does, for all four operations.
 #
 # The research log that this chapter reproduces measured something else under the same names: the
 # size of the loss gradient, and Fourier energy in a basis without order. Both are kept here as
 # context, each drawn with the value that it takes when there is nothing to see.
 #
-# *What you will see:* {ref}`the training of all four operations <agop-training>`, the
-# {ref}`circle appearing in the AGOP <agop-matrices>`,
-# {ref}`the score against its nulls <agop-nulls>`, {ref}`its lead over the accuracy <agop-lead>` and
-# {ref}`the embedding's spectrum <agop-spectrum>`.
+# *What you will see:* [the training of all four operations](#accuracy-score-and-loss), the [circle
+# appearing in the AGOP](#the-circle-appears-in-the-agop), [the score against its
+# nulls](#the-score-against-its-nulls-and-the-logs-own-measures-against-theirs), [its lead over the
+# accuracy](#does-the-score-lead-the-accuracy) and [the embedding's
+# spectrum](#the-embedding-cleans-up-later).
 #
-# *In the library:* {mod}`grokking.experiment <fieldbook.grokking.experiment>`,
-# {mod}`grokking.networks <fieldbook.grokking.networks>`,
-# {mod}`grokking.modular <fieldbook.grokking.modular>`,
-# {mod}`grokking.agop <fieldbook.grokking.agop>`,
-# {mod}`grokking.circulant <fieldbook.grokking.circulant>`.
+# *In the library:* [grokking.experiment](../lib/fieldbook/grokking/experiment.py),
+# [grokking.networks](../lib/fieldbook/grokking/networks.py),
+# [grokking.modular](../lib/fieldbook/grokking/modular.py),
+# [grokking.agop](../lib/fieldbook/grokking/agop.py),
+# [grokking.circulant](../lib/fieldbook/grokking/circulant.py).
 
 # %% [markdown]
 # ## Parameters
@@ -45,7 +46,7 @@
 # small enough for all of this page to run in under a minute on two cores. The files in
 # `parameters/agop/` hold the profiles that the published figures come from.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 operations: list[str] = ["add", "sub", "mul", "div"]  # distinct, each one of {add, sub, mul, div}
 seeds: list[int] = [0]  # of initial weights, split and batches, distinct, each in [0, inf)
@@ -72,7 +73,7 @@ draw_log_steps: bool = False  # draw updates on a logarithmic axis
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import os
 
 import matplotlib.pyplot as plt
@@ -96,9 +97,10 @@ par, device, run = start("agop")
 # train and test. The network reads the tokens $[a, \circ, b, =]$ and answers at the last position;
 # the operator sign, the same in all that one network sees, can be left out (`operator`), as the
 # laptop profile does to save time. It is a pre-norm decoder with learned positions and an untied
-# head; AdamW with weight decay 1 trains it {cite}`loshchilov2019`, and a bound on the gradient norm
-# removes the loss spikes known as slingshots; numerical stability has its own part in when a
-# network groks {cite}`prieto2025`.
+# head; AdamW with weight decay 1 trains it ([Loshchilov and Hutter
+# 2019](https://arxiv.org/abs/1711.05101)), and a bound on the gradient norm removes the loss spikes
+# known as slingshots; numerical stability has its own part in when a network groks ([Prieto et al.
+# 2025](https://arxiv.org/abs/2501.04697)).
 #
 # Part of the test set is no test of the rule. For a commutative operation half of the test pairs
 # $(a, b)$ have their mirror $(b, a)$ in the train set, and products with zero are all zero. The
@@ -114,7 +116,7 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 #
 # Let $x = (e_a, e_b) \in \mathbb{R}^{2d}$ be the embeddings of the two operands and $f(x) \in
 # \mathbb{R}^p$ the logits. With the Jacobian $J_j = \partial f / \partial x$ at pair $j$, the AGOP
-# {cite}`radhakrishnan2024` is
+# ([Radhakrishnan et al. 2024](https://doi.org/10.1126/science.adi5639)) is
 #
 # $$ G = \frac{1}{n} \sum_{j=1}^{n} J_j^\top J_j \in \mathbb{R}^{2d \times 2d}, $$
 #
@@ -125,10 +127,11 @@ pd.DataFrame(counts, index=tasks, columns=["pairs", "train", "test", "strict tes
 # I$, the mean of $(J_j^\top v)(J_j^\top v)^\top$ is unbiased.
 #
 # If the network computes with $a - b$ on a circle, then $M_{tu}$ depends only on the distance from
-# token $t$ to token $u$ on that circle: $M$ is **circulant** {cite}`mallinar2024`. For sums and
-# differences the circle is $0, 1, \dots, p-1$. For products and quotients it is the order of powers
-# $g^0, g^1, \dots, g^{p-2}$ of a primitive root $g$: there a product is a sum of discrete
-# logarithms. The share of energy on wrapped diagonals,
+# token $t$ to token $u$ on that circle: $M$ is **circulant** ([Mallinar et al.
+# 2024](https://arxiv.org/abs/2407.20199)). For sums and differences the circle is $0, 1, \dots,
+# p-1$. For products and quotients it is the order of powers $g^0, g^1, \dots, g^{p-2}$ of a
+# primitive root $g$: there a product is a sum of discrete logarithms. The share of energy on
+# wrapped diagonals,
 #
 # $$ \mathrm{share}(M) = \frac{\lVert P_\circ M \rVert_F^2}{\lVert M \rVert_F^2}, \qquad
 #    s(M) = \frac{\mathrm{share}(M) - s_0}{1 - s_0}, $$
@@ -210,7 +213,7 @@ runs.round(2)
 # random outputs than an evaluation can afford, and the spectrum of its embedding. Other chapters
 # start from the networks of the first seed, which are left where they look for them.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 weights = {}
 for job in [] if paths.frozen() else jobs:
     if job["seed"] == par.seeds[0] and job["control"] == "none":
@@ -218,7 +221,7 @@ for job in [] if paths.frozen() else jobs:
         networks.hand_over(weights[job["operation"]], par.profile, job["operation"])
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def first_block(operation, milestone):
     """The centred one-hot AGOP block of operand a, (p, p) in natural order, first seed."""
     file = weights[operation] / f"{milestone}.safetensors"
@@ -229,7 +232,7 @@ def first_block(operation, milestone):
     return circulant.center(agop.one_hot_blocks(g, network.numbers)[0, 0]).cpu().numpy()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def spectrum_of(job):
     """Shares of the embedding's Fourier energy before and after training, first seed."""
     final = weights[job["operation"]] / "final.safetensors"
@@ -242,7 +245,6 @@ def spectrum_of(job):
 
 
 # %% [markdown]
-# (agop-training)=
 # ## Accuracy, score and loss
 #
 # One column per operation, one line per seed. The upper panels put accuracies and scores on the
@@ -251,7 +253,7 @@ def spectrum_of(job):
 # and products starts to rise at once although nothing but mirrors has been learned. Vertical lines
 # mark where score and strict accuracy pass half of their range.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
 UPPER = {
     "train_acc": ("train accuracy", "train", "-"),
@@ -272,7 +274,7 @@ def draw_network(upper, lower, one):
         upper.axvline(middle, color=figures.COLORS[UPPER[name][1]], ls="-", lw=0.6, alpha=0.6)
 
 
-# %% mystnb={"image": {"alt": "Accuracies, circulant score and losses against updates, one column per operation"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Accuracies, circulant score and losses against updates, one column per operation"}} tags=["hide-input"]
 figure, axes = plt.subplots(
     2, len(par.operations), figsize=(figures.PAGE, 3.6), sharex="col", sharey="row", squeeze=False
 )
@@ -292,7 +294,6 @@ figures.letter_panels(axes.flat)
 run.figure(figure, "training")
 
 # %% [markdown]
-# (agop-easy)=
 # ## Part of the test set is easy
 #
 # Panel (a) shows why the strict pairs are needed: for commutative operations the accuracy on all
@@ -303,7 +304,7 @@ run.figure(figure, "training")
 # logarithm first, a circle of two positions, and the circulant score sees this at once. It is not a
 # law: with another seed the class is learned together with the answer.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 STRICT = {"test_acc_strict": ("strict pairs", "test", "-")}
 ALL = {"test_acc": ("all test pairs", "headline", "--")}
 CLASS = {"test_acc_residue": ("residue class", "headline", "--")}
@@ -312,7 +313,7 @@ PANELS = {
     "products and quotients": (["mul", "div"], CLASS),
 }
 
-# %% mystnb={"image": {"alt": "Test accuracy on all pairs, on strict pairs, and of the residue class, against updates"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Test accuracy on all pairs, on strict pairs, and of the residue class, against updates"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3), sharey=True, sharex=True)
 for ax, (title, (members, look)) in zip(axes, PANELS.items(), strict=True):
     for _, one in headline[headline.operation.isin(members)].groupby(["operation", "seed"]):
@@ -324,7 +325,6 @@ figures.letter_panels(axes)
 run.figure(figure, "easy_pairs")
 
 # %% [markdown]
-# (agop-matrices)=
 # ## The circle appears in the AGOP
 #
 # The block of $M$ that belongs to the first operand, double-centred, for one network: before
@@ -334,7 +334,7 @@ run.figure(figure, "easy_pairs")
 # the circle of discrete logarithms.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 shown = next((o for o in par.operations if o in ("mul", "div")), par.operations[0])
 
 
@@ -346,7 +346,7 @@ def block_rows(job):
     return [{"token": i, **row} for i, row in enumerate(named)]
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 blocks = run.sweep("blocks", [{"milestone": m} for m in ("initial", "final")], block_rows)
 stored = blocks.set_index(["milestone", "token"])
 before, after = (stored.loc[milestone].to_numpy() for milestone in ("initial", "final"))
@@ -358,7 +358,7 @@ matrices = {
 }
 labels = ["token", "token", "exponent $k$ of token $g^k$" if len(order) < par.p else "token"]
 
-# %% mystnb={"image": {"alt": "Heat maps of the AGOP block before training, after it, and after it in cyclic token order"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Heat maps of the AGOP block before training, after it, and after it in cyclic token order"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.3))
 for ax, (title, matrix), label in zip(axes, matrices.items(), labels, strict=True):
     image = ax.imshow(matrix / np.quantile(abs(matrix), 0.98), vmin=-1, vmax=1)
@@ -369,7 +369,6 @@ figures.letter_panels(axes)
 run.figure(figure, "matrices")
 
 # %% [markdown]
-# (agop-nulls)=
 # ## The score against its nulls, and the log's own measures against theirs
 #
 # A number that rises while a network groks is only worth something if it does not rise when nothing
@@ -383,7 +382,7 @@ run.figure(figure, "matrices")
 # matrices in the hidden basis, whose axes have no cyclic order: it belongs at $1/d$, its value for
 # independent entries, and it stays there.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 LOOK = {
     "none": ("grokking runs", "headline", "-"),
     "wd0": ("no weight decay", "control", "--"),
@@ -396,7 +395,7 @@ MEASURES = {
     "cycle_bias_hidden": "the log's cycle bias",
 }
 
-# %% mystnb={"image": {"alt": "Circulant score, AGOP alignment and the two measures of the log against updates, with controls"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Circulant score, AGOP alignment and the two measures of the log against updates, with controls"}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 2, figsize=(figures.PAGE, 4.2), sharex=True)
 for ax, (name, title) in zip(axes.flat, MEASURES.items(), strict=True):
     for job in jobs:
@@ -420,7 +419,6 @@ figures.letter_panels(axes.flat)
 run.figure(figure, "nulls")
 
 # %% [markdown]
-# (agop-lead)=
 # ## Does the score lead the accuracy?
 #
 # For each network: the number of updates between the score's crossing of a share of its range and
@@ -429,11 +427,11 @@ run.figure(figure, "nulls")
 # is one network; the bar is the mean over all of them with twice its standard error. Networks that
 # find the residue class first stand out with a long lead.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 MARKS = {"add": "C0o", "sub": "C1^", "mul": "C2s", "div": "C3D"}
 leads = {"lead_10": "at 10 % of range", "lead_50": "at 50 % of range"}
 
-# %% mystnb={"image": {"alt": "Lead of the circulant score over the strict test accuracy, one point per network"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Lead of the circulant score over the strict test accuracy, one point per network"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.COLUMN, 2.2))
 for x, share in enumerate(leads):
     for i, operation in enumerate(par.operations):
@@ -460,19 +458,18 @@ figures.legend_once(ax, ncols=2)
 run.figure(figure, "lead")
 
 # %% [markdown]
-# (agop-spectrum)=
 # ## The embedding cleans up later
 #
 # The same circle can be seen in the embedding: put the rows of $W_E$ in cyclic order and take their
 # Fourier transform. A random embedding spreads its energy evenly over the frequencies; a network
-# that has cleaned up keeps a few {cite}`nanda2023`. The Gini coefficient of these energies,
-# calibrated so that a random embedding scores zero, lags behind both score and accuracy and is
-# still rising when training stops.
+# that has cleaned up keeps a few ([Nanda et al. 2023](https://arxiv.org/abs/2301.05217)). The Gini
+# coefficient of these energies, calibrated so that a random embedding scores zero, lags behind both
+# score and accuracy and is still rising when training stops.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 spectrum = run.sweep("spectrum", [{"operation": o} for o in par.operations], spectrum_of)
 
-# %% mystnb={"image": {"alt": "Share of the embedding's energy per frequency, before and after training"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Share of the embedding's energy per frequency, before and after training"}} tags=["hide-input"]
 figure, axes = plt.subplots(
     1, len(par.operations), figsize=(figures.PAGE, 1.9), sharey=True, squeeze=False
 )
@@ -499,7 +496,7 @@ run.figure(figure, "spectrum")
 # In JupyterLab, choose an operation and a milestone of its training: the same matrix, in cyclic
 # order.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
     from ipywidgets import interact
 
@@ -519,7 +516,7 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # where every network has room to find a circle. "Memorised" is the first evaluation with a train
 # accuracy above 99 %.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 full = par.p >= 97
 products = headline[headline.operation.isin(["mul", "div"])]
 memorised = headline[headline.train_acc > 0.99].groupby(["operation", "seed"], sort=False).first()
@@ -539,7 +536,7 @@ def span(values, digits=2):
 # The first four are about the circle: that it is found, that it is found late, in which order of
 # tokens it can be seen, and that it can be seen early.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 done = grown.grokked_step.notna()
 when = span(grown.grokked_step, 0)
 ours = f"{done.sum()} of {len(grown)} networks, after {when} updates"
@@ -551,7 +548,7 @@ run.claim(
     full,
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 low, high = memorised.agop_circ, grown.final_agop_circ
 text = "the circulant score is below 0.5 when memorised and above 0.8 at the end"
 source = "Mallinar et al. 2024: grokked networks have block-circulant AGOPs"
@@ -559,13 +556,13 @@ run.claim(
     text, source, f"{span(low)}, then {span(high)}", low.max() < 0.5 and high.min() > 0.8, full
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 natural = products.agop_circ_natural.abs().max()
 text = "in natural order products show no circle (score below 0.05)"
 source = "Mallinar et al. 2024: circulant in the order of discrete logarithms"
 run.claim(text, source, f"at most {natural:.3f} in size", natural < 0.05, full and len(products))
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 found = [
     f"{label}: {grown[share].mean():.0f} ± {grown[share].std():.0f} updates"
     for share, label in leads.items()
@@ -581,7 +578,7 @@ run.claim(text, source, ours, (grown[list(leads)].dropna() > 0).all(axis=None), 
 # The next four are about what could be mistaken for it: networks that do not grok, progress
 # measures that rise without it, and the easy part of the test set.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 frames = {job["control"]: evaluations[name_of(job)] for job in jobs if job["control"] != "none"}
 peaks = {LOOK[name][0]: one.agop_circ.max() for name, one in frames.items()}
 text, ours = (
@@ -596,7 +593,7 @@ run.claim(
     full and par.controls,
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 halfway = [one.agop_align.iloc[len(one) // 2] for _, one in headline.groupby(["operation", "seed"])]
 without = [one.agop_align.iloc[len(one) // 2] for one in frames.values()]
 text = "AGOP alignment with the last checkpoint tells grokking from memorising"
@@ -609,7 +606,7 @@ run.claim(
     par.controls,
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 easy = memorised[memorised.index.get_level_values("operation").isin(["add", "mul"])]
 text = "the test accuracy of sums and products is that of generalisation (strict within 0.05)"
 ours = f"when memorised: all pairs {span(easy.test_acc)}, strict {span(easy.test_acc_strict)}"
@@ -621,7 +618,7 @@ run.claim(
     full and len(easy),
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 early = (
     products[products.test_acc_strict < 0.5].groupby(["operation", "seed"]).test_acc_residue.max()
     > 0.9
@@ -634,7 +631,7 @@ run.claim(text, "not given", ours, early.all(), full and len(early))
 # The last three are about the log's own measures.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def rank_correlation(name):
     """Mean Spearman correlation of the log's AGOP with a column, once memorised."""
     fitted = [
@@ -643,7 +640,7 @@ def rank_correlation(name):
     return np.nanmean([one.loss_agop_norm.corr(one[name], method="spearman") for one in fitted])
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 score = rank_correlation("agop_circ")
 loss = rank_correlation("train_loss")
 text, source = (
@@ -655,7 +652,7 @@ ours = (
 )
 run.claim(text, source, ours, score > 0.5, full)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ours = f"{span(headline.cycle_bias_hidden, 4)}, null {1 / par.d_model:.4f}"
 text, source = (
     "the log's cycle bias (hidden basis) at least doubles its null",
@@ -663,7 +660,7 @@ text, source = (
 )
 run.claim(text, source, ours, (headline.cycle_bias_hidden * par.d_model).max() >= 2)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 share, score = calibration.loc["Gram matrix of random embeddings"]
 ours = f"Gram matrix of random embeddings: share {share:.2f}, calibrated score {score:.3f}"
 run.claim(
@@ -706,5 +703,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # and quotients, so that the quick profile of this page shows high accuracies with low scores there.
 # The AGOP is a sketch from few random outputs; its error is measured by `benchmarks/agop.py`.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))

@@ -27,17 +27,17 @@
 # beside the ceiling that the noise sets. One more control turns out to matter most: the encoder is
 # also shown the error of each pixel, and that error knows the star.
 #
-# *What you will see:* {ref}`a blind spot that is exact <probe-blind>`,
-# {ref}`how much noise it removes <probe-gain>`, {ref}`layers, poolings and heads <probe-table>`,
-# {ref}`frozen against fine-tuned <probe-tuning>`, {ref}`latents against raw flux <probe-flux>`, and
-# {ref}`the leak <probe-leak>`.
+# *What you will see:* [a blind spot that is exact](#the-blind-spot-is-exact), [how much noise it
+# removes](#how-much-noise-is-removed), [layers, poolings and heads](#layers-poolings-and-heads),
+# [frozen against fine-tuned](#frozen-and-fine-tuned), [latents against raw
+# flux](#latents-against-raw-flux), and [the leak](#the-leak).
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
-# {mod}`stars.noise <fieldbook.stars.noise>`,
-# {mod}`spectra.denoising <fieldbook.spectra.denoising>`,
-# {mod}`spectra.probes <fieldbook.spectra.probes>`,
-# {mod}`spectra.blindspot <fieldbook.spectra.blindspot>`,
-# {mod}`spectra.losses <fieldbook.spectra.losses>`.
+# *In the library:* [spectra.spectroscopy](../lib/fieldbook/spectra/spectroscopy.py),
+# [stars.noise](../lib/fieldbook/stars/noise.py),
+# [spectra.denoising](../lib/fieldbook/spectra/denoising.py),
+# [spectra.probes](../lib/fieldbook/spectra/probes.py),
+# [spectra.blindspot](../lib/fieldbook/spectra/blindspot.py),
+# [spectra.losses](../lib/fieldbook/spectra/losses.py).
 
 # %% [markdown]
 # ## Parameters
@@ -46,7 +46,7 @@
 # of a narrow range and a tiny network, to see the page work. It tests no claim about
 # representations.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 data_dir: str = ""  # folder of HDF5 files in the log's layout; empty to synthesise spectra
 checkpoint: str = ""  # Lightning file of a trained denoiser with sigma; empty to train it here
@@ -83,7 +83,7 @@ tune_encoder: float = 0.3  # factor for the encoder in fine-tuning, in (0, 1]
 workers: int = 1  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import contextlib
 import warnings
 from itertools import pairwise
@@ -152,9 +152,10 @@ def gravity(split, n=None):
 #
 # A U-Net of causal convolutions runs over the spectrum and over its mirror image. A shift by one
 # pixel before each pooling and at the output makes pixel $i$ of one branch depend on pixels left of
-# $i$ alone, and of the other on those right of it {cite}`laine2019`. Joined, they predict a mean
-# $\mu_i$ and a spread $s_i$ of the *clean* flux from all pixels but the $i$-th. The loss compares
-# with the *noisy* flux $y_i$, whose error $\sigma_i$ is known,
+# $i$ alone, and of the other on those right of it ([Laine et al.
+# 2019](https://arxiv.org/abs/1901.10277)). Joined, they predict a mean $\mu_i$ and a spread $s_i$
+# of the *clean* flux from all pixels but the $i$-th. The loss compares with the *noisy* flux $y_i$,
+# whose error $\sigma_i$ is known,
 #
 # $$ \mathcal{L} = -\sum_i \log \mathcal{N}\left(y_i;\; \mu_i,\; s_i^2 + \sigma_i^2\right) . $$
 #
@@ -163,7 +164,7 @@ def gravity(split, n=None):
 # kernels of 25 pixels, the error as second input and BatchNorm. Its parameters, and its latents for
 # one spectrum:
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 source_network = BlindSpotUNet(n=9, e=48, k=25).eval()
 counts = {
     part: sum(w.numel() for w in module.parameters())
@@ -172,7 +173,7 @@ counts = {
 counts["sum"] = sum(counts.values())
 pd.Series(counts).map("{:,}".format).to_frame("parameters").T
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 blank = torch.full((1, 4096), 0.5)
 with torch.no_grad():
     shown = [
@@ -364,11 +365,12 @@ def trained(name):
 # ## Probes
 #
 # Heads from plain to elaborate, each trained on the same features: **ridge** regression with the
-# penalty chosen on validation spectra, **trees**, which is LightGBM {cite}`ke2017` with 400 trees,
-# and the log's **mlp_1**, one hidden layer of 256 GELU units with dropout 0.1, or **mlp_2** with
-# two. The networks follow the log's schedule: AdamW at $10^{-3}$, batches of 256, at most 100
-# epochs, the rate halved after five epochs without progress, and a stop after fifteen. Unlike the
-# log's, they see standardised features.
+# penalty chosen on validation spectra, **trees**, which is LightGBM ([Ke et al.
+# 2017](https://proceedings.neurips.cc/paper/2017/hash/6449f44a102fde848669bdd9eb6b76fa-Abstract.html))
+# with 400 trees, and the log's **mlp_1**, one hidden layer of 256 GELU units with dropout 0.1, or
+# **mlp_2** with two. The networks follow the log's schedule: AdamW at $10^{-3}$, batches of 256, at
+# most 100 epochs, the rate halved after five epochs without progress, and a stop after fifteen.
+# Unlike the log's, they see standardised features.
 #
 # The same heads on raw flux, and on the error without any flux, are rows of the same table.
 
@@ -404,10 +406,11 @@ def compute(job, folder):
 
 # %% [markdown]
 # **Fine-tuning.** Head and encoder together, starting from the head that was trained on frozen
-# features: a random head would send arbitrary gradients into good features {cite}`kumar2022`. For
-# the same number of updates a second run keeps the encoder frozen, and a third starts from the
-# untrained encoder. A frozen encoder is in evaluation mode without gradients, and a hash of all its
-# weights and moving averages is compared before and after.
+# features: a random head would send arbitrary gradients into good features ([Kumar et al.
+# 2022](https://arxiv.org/abs/2202.10054)). For the same number of updates a second run keeps the
+# encoder frozen, and a third starts from the untrained encoder. A frozen encoder is in evaluation
+# mode without gradients, and a hash of all its weights and moving averages is compared before and
+# after.
 
 
 # %%
@@ -563,9 +566,10 @@ def blind_rows(job):
 #
 # $$ \hat f_i = \frac{s_i^2\, y_i + \sigma_i^2\, \mu_i}{s_i^2 + \sigma_i^2} , $$
 #
-# and two rivals that need no network: polynomials in a moving window {cite}`savitzky1964`, and a
-# projection on the leading principal components of noisy train spectra. Their widths and numbers of
-# components are those that gain most on validation spectra.
+# and two rivals that need no network: polynomials in a moving window ([Savitzky and Golay
+# 1964](https://doi.org/10.1021/ac60214a047)), and a projection on the leading principal components
+# of noisy train spectra. Their widths and numbers of components are those that gain most on
+# validation spectra.
 
 # %%
 WINDOWS, COMPONENTS = (5, 9, 15, 21, 31), (16, 32, 64)
@@ -680,7 +684,6 @@ for job in [] if paths.frozen() else jobs:
 denoisers.round(3)
 
 # %% [markdown]
-# (probe-blind)=
 # ## The blind spot is exact
 
 # %%
@@ -688,13 +691,13 @@ columns = ("network", "mode", "batch")
 jobs = [dict(zip(columns, mode, strict=True)) for mode in MODES]
 blind = run.sweep("blindspot", jobs, blind_rows, reads=reads)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 own = blind[blind.offset == 0].set_index(["network", "mode", "batch"]).slope
 next_to = blind[blind.offset.abs() == 1].groupby(["network", "mode", "batch"], sort=False).slope
 leaks = pd.DataFrame({"own pixel": own, "neighbour": next_to.max()}).loc[MODES]
 leaks.map("{:.1e}".format).replace("0.0e+00", "exactly 0")
 
-# %% mystnb={"image": {"alt": "Largest derivative of a prediction by the pixels around it: none by its own pixel in the blind network, a small one in training mode, a large one without the shift"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Largest derivative of a prediction by the pixels around it: none by its own pixel in the blind network, a small one in training mode, a large one without the shift"}} tags=["hide-input"]
 LOOKS = {MODES[0]: ("headline", "o"), MODES[1]: ("test", "s"), MODES[2]: ("second", "^")}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.4, 2.4))
 for mode, (color, mark) in LOOKS.items():
@@ -716,7 +719,6 @@ run.figure(figure, "blindspot")
 # this does not help the loss noticeably, but a test in training mode would fail. The library's
 # tests check every pixel of small networks, for all sizes of kernel and depth.
 #
-# (probe-gain)=
 # ## How much noise is removed
 #
 # Means over test spectra and their standard errors.
@@ -725,11 +727,11 @@ run.figure(figure, "blindspot")
 gains = run.sweep("denoise", [{}], denoised, reads=reads)
 calibrated, example = (run.frame(name) for name in ("calibration", "spectrum"))
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 overall = gains[(gains.low == EDGES[0]) & (gains.high == EDGES[-1])].set_index("method")
 overall[["n", "gain", "gain_se"]].round(3)
 
-# %% mystnb={"image": {"alt": "A spectrum around the calcium triplet: noisy, clean, and denoised by the network, a window and principal components"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "A spectrum around the calcium triplet: noisy, clean, and denoised by the network, a window and principal components"}} tags=["hide-input"]
 NAMES = {"posterior, with sigma": "headline", "components": "second", "window": "control"}
 figure, axes = plt.subplots(4, 1, figsize=(figures.PAGE, 4.4), sharex=True, sharey=True)
 for ax, (method, color) in zip(axes, {"noisy flux": "null", **NAMES}.items(), strict=True):
@@ -748,7 +750,7 @@ run.figure(figure, "spectrum")
 # lines where they belong and makes their cores too shallow: at this noise a cautious guess is the
 # better one, and it has not been trained for long.
 
-# %% mystnb={"image": {"alt": "Gain in signal to noise of the methods in bins of signal to noise"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Gain in signal to noise of the methods in bins of signal to noise"}} tags=["hide-input"]
 MARKS = {
     "posterior, with sigma": ("headline", "o"),
     "posterior, without sigma": ("test", "s"),
@@ -781,7 +783,7 @@ run.figure(figure, "gain")
 # where $s \ll \sigma$, the network lets some of them sink to zero, and a few of those make $\chi^2$
 # arbitrarily large; the coverages are what to look at.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 calibrated.style.format("{:.3g}", subset=list(calibrated.columns[2:])).hide()
 
 # %% [markdown]
@@ -803,7 +805,6 @@ for job in [] if paths.frozen() else jobs:
 extracted.groupby("encoder", sort=False).encoder_hash.unique().map(", ".join).to_frame()
 
 # %% [markdown]
-# (probe-table)=
 # ## Layers, poolings and heads
 #
 # All rows of the sweep, at the full number of labels: the grid of layer, pooling and head for the
@@ -862,7 +863,7 @@ found = run.sweep("probe", jobs, compute, cost=heaviness, reads=reads)
 # hold the log's values at 100,000 stars of one magnitude where it has them, which are validation
 # scores for its network and test scores for the rest.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 LOG = {
     ("enc_pre_latent", "seg_mean_K8", "ridge"): 0.5516,
     ("enc_last", "seg_mean_K8", "ridge"): 0.475,
@@ -884,7 +885,7 @@ def table_of(rows, by):
     return pd.DataFrame(columns | {"features": groups.n_features.first()})
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tried = full[full.encoder == "with sigma"].assign(
     head=full["head"].where(full.frozen, "fine-tuned")
 )
@@ -895,7 +896,7 @@ views_table.style.format("{:.3f}", na_rep="").format("{:.0f}", subset="features"
 # %% [markdown]
 # Raw flux, the error alone and the other encoders, with the heads that each was given.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 source = full.encoder.where(full.encoder != "none", "no encoder, " + full.layer)
 at_main = full[full.pooling.isin([par.pooling, "none"])]
 at_main = at_main[at_main.layer.isin([WHERE, "flux", "error"])]
@@ -904,7 +905,7 @@ at_main = at_main.assign(head=at_main["head"].where(at_main.frozen, "fine-tuned"
 sources = table_of(at_main, ["source", "head"])
 sources.style.format("{:.3f}", na_rep="").format("{:.0f}", subset="features")
 
-# %% mystnb={"image": {"alt": "R2 by layer, pooling and head; R2 by layer and direction"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "R2 by layer, pooling and head; R2 by layer and direction"}} tags=["hide-input"]
 HEADS = {"ridge": ("test", "o"), "trees": ("second", "^"), "mlp_1": ("headline", "s")}
 HEADS |= {"mlp_2": ("control", "D"), "fine-tuned": ("train", "*"), "linear": ("null", ".")}
 figure, (left, right) = plt.subplots(
@@ -941,12 +942,11 @@ run.figure(figure, "views")
 # does not tell. At the size of *laptop* the small networks are ahead of ridge regression at every
 # pooling, and not behind as in the log: what the latents know is not laid out along straight lines.
 #
-# (probe-tuning)=
 # ## Frozen and fine-tuned
 #
 # Three runs of the same number of updates, each from a head that had converged on fixed features.
 
-# %% mystnb={"image": {"alt": "Validation R2 against the update for a frozen, a fine-tuned and an untrained encoder"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Validation R2 against the update for a frozen, a fine-tuned and an untrained encoder"}} tags=["hide-input"]
 KINDS = {"frozen": "test", "finetuned": "headline", "scratch": "null"}
 LABELS = {"frozen": "frozen", "finetuned": "fine-tuned", "scratch": "from the untrained encoder"}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.3, 2.3))
@@ -1024,14 +1024,14 @@ pd.Series(said, name="what the library says").to_frame().style.set_properties(
 )
 
 # %% [markdown]
-# (probe-flux)=
 # ## Latents against raw flux
 #
 # Do latents add anything to the flux that they are computed from? By the data-processing inequality
 # they cannot hold more information; they can make it easier to find. The comparison is of ridge
 # regression with ridge regression, on the same stars with the same noise, and the fair encoder is
 # the one that is not shown the error. The ceiling is the best estimator's, from the Fisher
-# information of the flux {cite}`vantrees1968`, as in chapter *spectra_vit*.
+# information of the flux ([Van Trees 1968](https://doi.org/10.1002/0471221090)), as in chapter
+# *spectra_vit*.
 
 
 # %%
@@ -1047,7 +1047,7 @@ PRIOR = {"small": 1.5, "full": 4.0}[par.grid] ** 2 / 12
 ceiling = 1 - limits.least.mean() / PRIOR
 print(f"ceiling on R2 for these magnitudes: {ceiling:.3f}")
 
-# %% mystnb={"image": {"alt": "Test R2 of ridge regression against the number of labels for latents of three encoders and raw flux, with the ceiling"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Test R2 of ridge regression against the number of labels for latents of three encoders and raw flux, with the ceiling"}} tags=["hide-input"]
 CURVES = {"with sigma": ("headline", "o"), "without sigma": ("test", "s")}
 CURVES |= {"untrained": ("null", "."), "none": ("second", "^")}
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.4, 2.6))
@@ -1073,20 +1073,19 @@ run.figure(figure, "labels")
 # untrained encoder shows that a gain is not due to convolutions and pooling as such. Below, the
 # share of the ceiling that each source of features reaches with the best of the heads it was given:
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 best = sources.r2.groupby("source", sort=False).max()
 share = pd.DataFrame({"best R2": best, "share of the ceiling": best / ceiling})
 share.round(3)
 
 # %% [markdown]
-# (probe-leak)=
 # ## The leak
 #
 # The error of a pixel contains the photon noise of its own clean flux, and it comes without noise
 # of its own. An encoder that is shown it, as in the log, is shown a faint but perfect copy of the
 # star. Four rows separate what an encoder reads from the flux and what from the error.
 
-# %% mystnb={"image": {"alt": "Test R2 of features from flux and error, flux alone, error alone through the encoder, and the error itself"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Test R2 of features from flux and error, flux alone, error alone through the encoder, and the error itself"}} tags=["hide-input"]
 ROWS = {
     "encoder: flux and error": "with sigma",
     "encoder: flux alone": "without sigma",
@@ -1118,7 +1117,7 @@ run.figure(figure, "leak")
 # linear head extrapolates without limit; the root-mean-square error, and with it $R^2$, is then
 # made by them alone. The mean absolute error shows what that head knows about the others:
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 WIDE = ["sigma alone", "with sigma", "no encoder, flux"]
 sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 
@@ -1134,7 +1133,7 @@ sources.loc[[(name, "ridge") for name in WIDE], ["r2", "rmse", "mae"]].round(3)
 # the profile *laptop* on. A difference between two groups of rows counts when it exceeds twice its
 # standard error over seeds, and 0.01 in $R^2$.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tested = par.grid == "full" and largest >= 2048
 LOG_SAYS = "log: "
 MARGIN = "(by 0.01 and two standard errors)"
@@ -1157,7 +1156,7 @@ def exceeds(a, b):
 # First what holds by construction: the blind spot, the sizes of the log's network, and the frozen
 # weights.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the derivative of a blind prediction by its own pixel is exactly 0"
 ours = f"{own[MODES[0]]:.0e}; without the shift {own[MODES[1]]:.1e}"
 run.claim(text, "theory", ours, own[MODES[0]] == 0 and own[MODES[1]] > 0)
@@ -1166,7 +1165,7 @@ series = [own[mode] for mode in MODES[2:]]
 ours = ", ".join(f"{own[mode]:.1e} at {mode[2]}" for mode in MODES[2:])
 run.claim(text, "theory", ours, series[0] > series[1] > series[2] > 0)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the source's encoder has about 500,000 parameters (within 5 %), its head about 100,000"
 n_head = sum(w.numel() for w in head("mlp_1", torch.ones(9, 384), y[:9]).parameters())
 n_encoder = counts["encoders"]
@@ -1180,7 +1179,7 @@ run.claim(text, "not checked", f"{(checked.run == 'frozen').sum()} runs", kept)
 # %% [markdown]
 # Then the denoiser, judged by the network that does not see the error.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 WITHOUT = "posterior, without sigma"
 RIVALS = {"window": "smoothing", "components": "PCA"}
 gain, gain_se = overall.gain, overall.gain_se
@@ -1200,7 +1199,7 @@ run.claim(text, "theory: 1", ours, (fits.chi2 - 1).abs().max() < 0.05, tested)
 # Then the features of the encoder with sigma, as in the log: which layer, which pooling, which
 # head. Each claim changes one thing and keeps the others.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 grid_rows = tried[tried.direction == "forward"]
 alike_in = {"pooling": par.pooling, "head": "ridge"}
 layers = [scores_of(grid_rows, layer=layer, **alike_in) for layer in blindspot.LAYERS]
@@ -1211,14 +1210,14 @@ one, both = (scores_of(ways, layer=WHERE, direction=way) for way in ("forward", 
 text = f"both directions tell a ridge more than one {MARGIN}"
 run.claim(text, "not asked", f"{both.mean():.3f} vs {one.mean():.3f}", exceeds(both, one), tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 finer = [scores_of(grid_rows, layer=WHERE, pooling=name, head="ridge") for name in par.poolings]
 text = "finer pooling keeps more: " + " < ".join(par.poolings)
 ours = ", ".join(f"{part.mean():.3f}" for part in finer)
 rises = all(exceeds(b, a) for a, b in pairwise(finer))
 run.claim(text, f"{LOG_SAYS}0.311, 0.406, 0.552", ours, rises, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 here = {"layer": WHERE, "pooling": par.pooling}
 by_head = {name: scores_of(grid_rows, **here, head=name) for name in par.heads}
 text = f"on the same features the small network does worse than ridge {MARGIN}"
@@ -1232,7 +1231,7 @@ run.claim(text, f"{LOG_SAYS}0.283 vs 0.552, on other features", ours, worse, tes
 # %% [markdown]
 # Fine-tuning, the log's first open item, and its control.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tuned_rows = scores_of(full, encoder="with sigma", frozen=False)
 scratch = scores_of(full, encoder="untrained", frozen=False)
 ours = f"{tuned_rows.mean():.3f} vs {by_head['mlp_1'].mean():.3f}"
@@ -1246,7 +1245,7 @@ run.claim(text, "not asked", ours, exceeds(tuned_rows, scratch), tested)
 # Then the question of this chapter, for the encoder that does not see the error: is it the training
 # that makes the features, and do they beat the flux?
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 linear = {name: scores_of(alike, encoder=name, n_train=largest) for name in CURVES}
 ours = ", ".join(
     f"{'raw flux' if name == 'none' else name} {part.mean():.3f}" for name, part in linear.items()
@@ -1265,7 +1264,7 @@ run.claim(
 # %% [markdown]
 # And the leak.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the error alone tells gravity better than any probe of flux or latents"
 others = best.drop("no encoder, error").max()
 alone = best["no encoder, error"]
@@ -1321,5 +1320,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # simple rivals; a denoiser that fits the synthesiser itself would beat all of them. The profile
 # *paper* holds the log's network and schedule and has not been run.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))

@@ -18,23 +18,24 @@
 # Read the parameters of a network as the degrees of freedom of a physical system and its training
 # loss $E$ as the energy. Then a number tells how many networks there are at each loss: the
 # **Boltzmann entropy** $S(\log_{10} E)$, the logarithm of the volume of parameter space there.
-# Zhang et al. {cite}`zhang2025` sample it by *Wang-Landau molecular dynamics* and conclude that
-# grokking {cite}`power2022` is the slow relaxation of a glass: no entropy barrier lies between
-# memorising and generalising, and at equal loss the roomier states generalise better.
+# Zhang et al. [2025](https://arxiv.org/abs/2505.11411) sample it by *Wang-Landau molecular
+# dynamics* and conclude that grokking ([Power et al. 2022](https://arxiv.org/abs/2201.02177)) is
+# the slow relaxation of a glass: no entropy barrier lies between memorising and generalising, and
+# at equal loss the roomier states generalise better.
 #
 # This chapter builds that sampler, proves it on potentials with a known entropy, and asks the same
 # two questions of small transformers. It also shows what cannot be had instead: a histogram of the
 # losses along a training run is cheap, looks similar, and is no entropy.
 #
-# *What you will see:* {ref}`estimate against truth <entropy-truth>`,
-# {ref}`the entropy of trained networks' landscapes <entropy-landscape>`,
-# {ref}`memorised networks let loose at their own loss <entropy-relaxation>`, and
-# {ref}`the offline histogram beside the sampled curve <entropy-offline>`.
+# *What you will see:* [estimate against truth](#known-potentials-first),
+# [the entropy of trained networks' landscapes](#the-entropy-of-the-landscapes),
+# [memorised networks let loose at their own loss](#memorised-networks-let-loose), and
+# [the offline histogram beside the sampled curve](#the-offline-histogram-is-not-an-entropy).
 #
-# *In the library:* {mod}`samplers.landscape <fieldbook.samplers.landscape>`,
-# {mod}`grokking.networks <fieldbook.grokking.networks>`,
-# {mod}`samplers.potentials <fieldbook.samplers.potentials>`,
-# {mod}`samplers.wang_landau <fieldbook.samplers.wang_landau>`.
+# *In the library:* [samplers.landscape](../lib/fieldbook/samplers/landscape.py),
+# [grokking.networks](../lib/fieldbook/grokking/networks.py),
+# [samplers.potentials](../lib/fieldbook/samplers/potentials.py),
+# [samplers.wang_landau](../lib/fieldbook/samplers/wang_landau.py).
 
 # %% [markdown]
 # ## Parameters
@@ -42,7 +43,7 @@
 # Every parameter with its unit and accepted values. The defaults are the *quick* profile, which
 # trains its one network itself if chapter *agop* has not left it.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose trained networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
@@ -63,7 +64,7 @@ truth_steps: int = 2000  # Wang-Landau moves per walker on known potentials, in 
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -96,14 +97,15 @@ par, device, run = start("entropy")
 # **Walkers.** A walker moves under Langevin dynamics in the potential $\hat S(x(z)) - \ln w(z)$. If
 # $\hat S = S$, it visits all $x$ alike. For a step of length $h$ part of the momentum is refreshed,
 # the force kicks, the prior's own motion is followed exactly, and the force kicks again; a
-# Metropolis test accepts the move or reverses the momentum {cite}`horowitz1991`. It removes the
-# bias of a finite step. Proposals beyond the range of $x$ are refused, so that both ends are
-# reflecting walls.
+# Metropolis test accepts the move or reverses the momentum ([Horowitz
+# 1991](https://doi.org/10.1016/0370-2693(91)90812-5)). It removes the bias of a finite step.
+# Proposals beyond the range of $x$ are refused, so that both ends are reflecting walls.
 #
-# **Histogram.** Where a walker is, $\hat S$ grows by $f$ times a smooth kernel {cite}`wang2001`.
-# The factor $f$ is halved whenever all bins have been visited, and is $1/t$ once that is larger,
-# $t$ being the visits per bin; without that last rule the error stops falling
-# {cite}`belardinelli2007`.
+# **Histogram.** Where a walker is, $\hat S$ grows by $f$ times a smooth kernel ([Wang and Landau
+# 2001](https://doi.org/10.1103/PhysRevLett.86.2050)). The factor $f$ is halved whenever all bins
+# have been visited, and is $1/t$ once that is larger, $t$ being the visits per bin; without that
+# last rule the error stops falling ([Belardinelli and Pereyra
+# 2007](https://doi.org/10.1103/PhysRevE.75.046701)).
 #
 # **Mean force.** A loss landscape with $10^4$ parameters has hundreds of nats of entropy to climb,
 # and a walker that diffuses crosses it slowly. A second estimate needs no crossing. For any vector
@@ -111,13 +113,13 @@ par, device, run = start("entropy")
 #
 # $$ \frac{dS}{dx} = \bigl\langle \nabla \cdot y + y \cdot \nabla \ln w \bigr\rangle_x , \qquad y = \frac{\nabla x}{|\nabla x|^2} . $$
 #
-# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of
-# $p \cdot (y' - y)/h$ with $y'$ at the next proposal: the walker itself probes the curvature, and
-# only gradients are needed {cite}`darve2008`. The momentum must be taken *before* the kick; after
-# it, $|p|^2$ is too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases the slope by percents.
+# The momentum $p$ of a walker is standard normal, hence the divergence is the mean of $p \cdot (y'
+# - y)/h$ with $y'$ at the next proposal: the walker itself probes the curvature, and only gradients
+# are needed ([Darve et al. 2008](https://doi.org/10.1063/1.2829861)). The momentum must be taken
+# *before* the kick; after it, $|p|^2$ is too large by $(h\,\hat S' |\nabla x|)^2/4$, which biases
+# the slope by percents.
 
 # %% [markdown]
-# (entropy-truth)=
 # ## Known potentials first
 #
 # The harmonic potential in 4, 10 and 30 dimensions has a straight line as its entropy. The second
@@ -125,7 +127,7 @@ par, device, run = start("entropy")
 # further dimensions; its entropy follows from a quadrature. No prior is used here, and $\hat S$
 # starts from zero. Each potential is sampled by several independent seeds of eight walkers.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 TRUTH_SEEDS, D_WELLS = 8, 4
 POTENTIALS = {f"harmonic {d}": (potentials.harmonic, d, 0.45 / math.sqrt(d)) for d in (4, 10, 30)}
 POTENTIALS["two wells"] = (potentials.two_wells, D_WELLS, 0.12)
@@ -162,7 +164,7 @@ def sample_potential(job):
 # has no origin.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def exact_entropy(potential, d):
     """The entropy that is known, (bins,), mean zero."""
     of = potentials.two_wells_entropy if potential == "two wells" else potentials.harmonic_entropy
@@ -170,7 +172,7 @@ def exact_entropy(potential, d):
     return s - s.mean()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def curves_of(potential, d, found):
     """Rows of `truth`, one per seed and bin."""
     force = wl.integrate(TRUTH_GRID, found.force)
@@ -190,7 +192,7 @@ def curves_of(potential, d, found):
     ]
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def truth_summary(found):
     """Flatness over the seeds' joint histogram, acceptance, last factor."""
     joint = float(wl.flatness(found.visits.sum(0)))
@@ -292,7 +294,7 @@ truth = run.frame("truth")
 mean_truth = truth.groupby(["potential", "log10_energy"], sort=False).mean()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 CURVES = {"histogram": "entropy", "force": "entropy_force", "exact": "exact"}
 
 
@@ -301,7 +303,7 @@ def slope_of(curve):
     return np.polyfit(curve.index * np.log(10), curve, 1)[0]
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def judge(potential):
     """Slopes, errors and calibration of one potential."""
     mean, rows = mean_truth.loc[potential], truth[truth.potential == potential]
@@ -317,7 +319,7 @@ judged = pd.DataFrame({name: judge(name) for name in POTENTIALS}).T
 judged["flatness"] = known.set_index("potential").flatness
 judged.round(2)
 
-# %% mystnb={"image": {"alt": "Estimated and exact entropies of harmonic potentials and of two wells, and their differences"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Estimated and exact entropies of harmonic potentials and of two wells, and their differences"}} tags=["hide-input"]
 LOOKS = {"harmonic 4": ("test", "o"), "harmonic 10": ("headline", "s")}
 LOOKS |= {"harmonic 30": ("second", "^"), "two wells": ("control", "D")}
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.5))
@@ -360,7 +362,6 @@ left_out = int((mean_truth.visits == 0).sum())
 print(f"bins never visited: {empty} of {TRUTH_GRID.count} without, {left_out} with the bias")
 
 # %% [markdown]
-# (entropy-landscape)=
 # ## The entropy of the landscapes
 #
 # What was sampled, and how well. *Overlap* is the cosine between the trained network and the
@@ -384,7 +385,7 @@ runs.round(3)
 # mean zero, and at the end all are shifted so that the upper wall has $S = 0$.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def combined(rows):
     """Mean over seeds and its standard error per bin, S = 0 in the highest bin."""
     bins_of = rows[rows.reached.eq(1) | (rows.reached.max() == 0)].groupby("log10_loss")
@@ -396,7 +397,7 @@ def combined(rows):
     return out.reset_index()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def mean_rows(job):
     """The combined curve of one operation."""
     return combined(sampled[sampled.op == job["op"]]).to_dict("records")
@@ -422,12 +423,12 @@ fall.round(0)
 # of the states visited there. Crosses are the training path, placed at the height of the curve for
 # its loss, in the colours of *its* accuracy: the path has no entropy of its own, only a loss.
 
-# %% mystnb={"image": {"alt": "Sampled entropy against training loss per operation, coloured by strict test accuracy, with the training path"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Sampled entropy against training loss per operation, coloured by strict test accuracy, with the training path"}} tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
 COLOR = {"cmap": "plasma", "vmin": 0, "vmax": 1}
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_seeds(ax, op, one):
     """Faint curves, those of seeds that did not cool through the range left out."""
     rows = sampled[(sampled.op == op) & (sampled.reached.eq(1) | (sampled.reached.max() == 0))]
@@ -436,7 +437,7 @@ def draw_seeds(ax, op, one):
         ax.plot(10**one.log10_loss, shifted, color="0.7", lw=0.5, ls="-")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_path(ax, op, one):
     """The training path at the height of the curve, a little above it."""
     within = trajectory.train_loss.between(10**par.low, 10**par.high)
@@ -447,7 +448,7 @@ def draw_path(ax, op, one):
     ax.scatter(path.train_loss, height, c=accuracy, marker="x", s=9, lw=0.8, **COLOR)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_entropy(ax, op):
     """Curve with band, seeds, and training path of one operation."""
     one = averaged[averaged.op == op]
@@ -462,7 +463,7 @@ def draw_entropy(ax, op):
 
 WIDTH = figures.PAGE if len(par.operations) > 1 else 4.4
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 across = len(par.operations)
 figure, axes = plt.subplots(1, across, figsize=(WIDTH, 2.5), sharey=True, squeeze=False)
 for ax, op in zip(axes.flat, par.operations, strict=True):
@@ -486,7 +487,6 @@ run.figure(figure, "landscape")
 # are free.
 
 # %% [markdown]
-# (entropy-relaxation)=
 # ## Memorised networks let loose
 #
 # If a barrier of entropy separated memorising from generalising, a memorised network that moves
@@ -497,7 +497,7 @@ run.figure(figure, "landscape")
 # is lower. Panel (b) shows the mean of $z^2$, which is 1 for typical states of the prior and large
 # for the memorised network, whose weights are far larger than those of the trained one.
 
-# %% mystnb={"image": {"alt": "Strict test accuracy and norm of memorised networks that move at fixed loss"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Strict test accuracy and norm of memorised networks that move at fixed loss"}} tags=["hide-input"]
 OP_COLOR = {"add": "test", "sub": "headline", "mul": "second", "div": "control"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4))
 equilibrium = {}
@@ -518,7 +518,6 @@ figures.letter_panels((left, right))
 run.figure(figure, "relaxation")
 
 # %% [markdown]
-# (entropy-offline)=
 # ## The offline histogram is not an entropy
 #
 # Where only the checkpoints of a training run are at hand, as in the research log that this book
@@ -546,7 +545,7 @@ offline = {
 }
 
 
-# %% mystnb={"image": {"alt": "Offline histograms of one training run, recorded in two ways, beside the sampled entropy"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Offline histograms of one training run, recorded in two ways, beside the sampled entropy"}} tags=["hide-input"]
 RECORDED = ("even", "logarithmic"), ("test", "headline"), "os"
 shared = {"sharex": True, "sharey": "row", "squeeze": False}
 figure, axes = plt.subplots(2, across, figsize=(WIDTH, 3.4), **shared)
@@ -580,12 +579,12 @@ run.figure(figure, "offline")
 # Claims about networks are tested where training memorises before it generalises and where the
 # sampler had some time, from the profile *laptop* on.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tested = len(par.operations) > 1 and par.steps >= 100
 PAPER, LOG = "Zhang et al. 2025: ", "offline: checkpoints in place of a sampler"
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def each(values, digits=2):
     """`add 0.31, sub 0.20, ..`"""
     return ", ".join(f"{op} {value:.{digits}f}" for op, value in values.items())
@@ -594,14 +593,14 @@ def each(values, digits=2):
 # %% [markdown]
 # First the sampler itself.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 slopes = judged.drop("two wells").filter(like="slope")
 off = slopes.div(slopes["slope, exact"], axis=0).sub(1).abs().max() * 100
 ours = f"histogram within {off.iloc[0]:.1f} %, force within {off.iloc[1]:.1f} %"
 text = "the slope of S is found within 5 % on harmonic potentials"
 run.claim(text, "exact: d/2", ours, off.max() < 5)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 worst = judged.loc["two wells", "largest error, nat"]
 ours = f"largest error {worst:.2f} nat over {np.ptp(mean_truth.loc['two wells'].exact):.1f} nat"
 run.claim("two wells are found within 0.5 nat", "exact: quadrature", ours, worst < 0.5)
@@ -613,12 +612,12 @@ run.claim(text, "exact: a volume ratio of 10^-22", ours, empty > 0)
 # Then its result on networks. The two estimates share the walkers and nothing else: one counts
 # visits, the other measures forces.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gap = (fall.histogram / fall.force - 1).abs()
 text = "histogram and mean force agree within 25 % on networks"
 run.claim(text, "not given", f"differences {each(gap)}", gap.max() < 0.25, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 spread = fall.se / fall.histogram.abs()
 ends = sampled[sampled.reached.eq(1)].groupby(["op", "seed"]).entropy.agg(["first", "last"])
 falls = (ends["last"] - ends["first"]).groupby("op", sort=False).agg(["min", "max"])
@@ -626,7 +625,7 @@ each_fall = ", ".join(f"{op} {a:.0f} to {b:.0f} nat" for op, a, b in falls.itert
 ours = f"largest standard error over the fall: {each(spread)}; a seed's fall: {each_fall}"
 run.claim("S is known within 10 % over the seeds", "not given", ours, spread.max() < 0.1, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 flat = runs.set_index("op").flatness
 text = "the histogram of losses is flat (smallest over mean count above 0.5)"
 run.claim(text, f"{PAPER}converged", each(flat), flat.min() > 0.5, tested)
@@ -637,7 +636,7 @@ run.claim(text, f"{PAPER}converged", each(flat), flat.min() > 0.5, tested)
 # not concave. With $\sigma = dS_x/d\ln E$ concavity means $d\ln(\sigma - 1)/d\ln E < 1$, and a
 # steeper rise is a *convex intruder*, the mark of a first-order transition.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 thirds = relaxation.assign(third=relaxation.step * 3 // (relaxation.step.max() + 1))
 grown = thirds.groupby(["op", "third"], sort=False).test_acc_strict.mean().unstack("third")
 gain = grown[2] - grown[0]
@@ -646,7 +645,7 @@ text = "memorised networks generalise at fixed loss (strict accuracy gains 0.05)
 run.claim(text, f"{PAPER}no entropy barrier", ours, (gain > 0.05).all(), tested)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def steepest(op):
     """Largest d ln(sigma - 1) / d ln E of the curve smoothed over five bins."""
     one = averaged[averaged.op == op]
@@ -655,7 +654,7 @@ def steepest(op):
     return np.gradient(np.log(np.maximum(sigma - 1, 1)), energy)[3:-3].max()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 bends = {op: steepest(op) for op in par.operations}
 text = "S(E) is concave over the range: no two phases coexist (exponent below 1)"
 ours = f"largest exponent {each(bends)}"
@@ -667,7 +666,7 @@ run.claim(text, f"{PAPER}no first-order transition", ours, max(bends.values()) <
 # those of highest entropy at this loss, and the path is one that an optimiser found.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def advantage(op):
     """Strict accuracy of sampled states minus that of the path, per bin."""
     one, path = averaged[averaged.op == op], paths_of[op]
@@ -675,7 +674,7 @@ def advantage(op):
     return pd.Series(one.test_acc_mean.to_numpy() - there, index=one.log10_loss).dropna()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ahead = {op: advantage(op) for op in par.operations}
 for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.0, -1.0)):
     means = {op: a.loc[first:last].mean() for op, a in ahead.items()}
@@ -686,14 +685,14 @@ for name, first, last in (("above 0.3", math.log10(0.3), 0.0), ("below 0.1", -9.
 # %% [markdown]
 # Last, the offline way.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 differences = {op: (even - other).abs() for op, (even, other) in offline.items()}
 changes = {op: float(d[d.isfinite()].max()) for op, d in differences.items()}
 text = "an offline histogram is a property of the landscape (two recordings agree within 0.5)"
 run.claim(text, LOG, f"largest change {each(changes)}", max(changes.values()) < 0.5)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def rank_correlation(op):
     """Spearman correlation of the offline histogram with the sampled entropy, over its bins."""
     one = averaged[averaged.op == op]
@@ -701,7 +700,7 @@ def rank_correlation(op):
     return pd.Series(counts.numpy()).corr(pd.Series(one.entropy.to_numpy()), method="spearman")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 trends = {op: rank_correlation(op) for op in par.operations}
 text = "an offline histogram follows the sampled entropy (rank correlation above 0.5)"
 run.claim(text, LOG, each(trends), min(trends.values()) > 0.5, tested)
@@ -750,5 +749,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # so that one accuracy is uncertain by several percent. At low losses the training path has grokked
 # itself, so that little advantage is left there.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish()

@@ -23,23 +23,25 @@
 # a model has yet to learn can be measured without the noise of the returns, which otherwise drowns
 # everything.
 #
-# The law $L = E + A/N^a + B/D^b$ of Hoffmann et al. {cite}`hoffmann2022` is fitted to small models,
-# and then asked to predict a model larger than all of them before that one is looked at.
+# The law $L = E + A/N^a + B/D^b$ of Hoffmann et al. [2022](https://arxiv.org/abs/2203.15556) is
+# fitted to small models, and then asked to predict a model larger than all of them before that one
+# is looked at.
 #
-# *What you will see:* {ref}`what the models see <scaling-world>`,
-# {ref}`learning curves <scaling-curves>`,
-# {ref}`excess risk against parameters and data <scaling-law>`,
-# {ref}`the best size for a given compute <scaling-compute>`,
-# {ref}`the largest model, predicted <scaling-heldout>`,
-# {ref}`instruments against days <scaling-design>`, and
-# {ref}`two levels against simpler ways <scaling-compare>`.
+# *What you will see:* [what the models see](#a-market-with-a-known-answer),
+# [learning curves](#learning-curves),
+# [excess risk against parameters and data](#parameters-and-data),
+# [the best size for a given compute](#the-best-size-for-a-given-compute),
+# [the largest model, predicted](#the-largest-model-predicted),
+# [instruments against days](#instruments-against-days), and
+# [two levels against simpler ways](#two-levels-against-simpler-ways).
 #
-# *In the library:* {mod}`scaling.configs <fieldbook.scaling.configs>`,
-# {mod}`scaling.runs <fieldbook.scaling.runs>`, {mod}`scaling.patches <fieldbook.scaling.patches>`,
-# {mod}`scaling.market <fieldbook.scaling.market>`,
-# {mod}`scaling.transforms <fieldbook.scaling.transforms>`,
-# {mod}`scaling.law <fieldbook.scaling.law>`,
-# {mod}`scaling.transformer <fieldbook.scaling.transformer>`.
+# *In the library:* [scaling.configs](../lib/fieldbook/scaling/configs.py),
+# [scaling.runs](../lib/fieldbook/scaling/runs.py),
+# [scaling.patches](../lib/fieldbook/scaling/patches.py),
+# [scaling.market](../lib/fieldbook/scaling/market.py),
+# [scaling.transforms](../lib/fieldbook/scaling/transforms.py),
+# [scaling.law](../lib/fieldbook/scaling/law.py),
+# [scaling.transformer](../lib/fieldbook/scaling/transformer.py).
 
 # %% [markdown]
 # ## Parameters
@@ -48,7 +50,7 @@
 # and 0.07, as in markets, need the data of the profile *paper*; the smaller profiles set them
 # higher, so that something can be learned from a few thousand patches.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 best_short: float = 0.7  # correlation of the best forecast with returns over 10 ticks, in (0, 1)
 best_long: float = 0.25  # the same over 1800 ticks, in (0, 1)
@@ -88,7 +90,7 @@ draws: int = 20  # bootstrapped laws, in [20, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -132,7 +134,7 @@ counted = {d: patch_configs.parameters_of("pretrain", d, *patch_configs.SIZES[d]
 others = {name: configs[name].n_params for name in SOURCE_OTHER}
 assert counted == SOURCE and others == SOURCE_OTHER
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 table = pd.DataFrame(
     {
         "model": [patch_configs.NAMES.get(d, "-") for d in SOURCE],
@@ -158,7 +160,6 @@ identical = sum(on_disk[name] == generated[name] for name in generated)
 print(f"{len(configs)} valid, {identical} identical")
 
 # %% [markdown]
-# (scaling-world)=
 # ## A market with a known answer
 #
 # Five latent signals $s_k$ (half-lives of 5 to 1200 ticks) drive the order book and, through a
@@ -252,12 +253,13 @@ def scored():
 # %% [markdown]
 # ## Training
 #
-# Runs for the law train level 1: AdamW {cite}`loshchilov2019`, linear warm-up, a cosine down to a
-# twentieth, gradients clipped at norm 1. There is one pass over fresh patches, no early stopping
-# and no choice of the best epoch: each would make the loss a minimum over something that grows with
-# the run. A non-finite update is skipped and counted; a run that diverges keeps its rows, without
-# scores and with its status. Where memory runs out, the micro-batch is halved and the effective
-# batch kept; both are recorded.
+# Runs for the law train level 1: AdamW ([Loshchilov and Hutter
+# 2019](https://arxiv.org/abs/1711.05101)), linear warm-up, a cosine down to a twentieth, gradients
+# clipped at norm 1. There is one pass over fresh patches, no early stopping and no choice of the
+# best epoch: each would make the loss a minimum over something that grows with the run. A
+# non-finite update is skipped and counted; a run that diverges keeps its rows, without scores and
+# with its status. Where memory runs out, the micro-batch is halved and the effective batch kept;
+# both are recorded.
 
 
 # %%
@@ -386,7 +388,7 @@ compute("scaling", [*networks, *short.values(), *far.values()])
 # left to right, the 52 columns from top to bottom.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def of(runs, split="test"):
     """Rows of some runs in one split, in the order given."""
     names = [one.run_id for one in runs]
@@ -395,7 +397,7 @@ def of(runs, split="test"):
     return rows.assign(place=rows.run_id.map(names.index)).sort_values(["place", "horizon"])
 
 
-# %% mystnb={"image": {"alt": "Best possible correlation by horizon, and one patch of 52 transformed columns"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Best possible correlation by horizon, and one patch of 52 transformed columns"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.6))
 noise, slow = world.scale
 reach = np.unique(np.geomspace(1, 1800, 60).astype(int))
@@ -415,7 +417,6 @@ figures.letter_panels((left, right))
 run.figure(figure, "world")
 
 # %% [markdown]
-# (scaling-curves)=
 # ## Learning curves
 #
 # Excess risk on validation days during the longest run of each width, all on the same data: the
@@ -425,7 +426,7 @@ run.figure(figure, "world")
 # data needs its own run.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 LOOKS = dict(zip(patch_configs.SIZES, plt.cm.viridis(np.linspace(0, 0.92, 6)), strict=True))
 MARKS = dict(zip(patch_configs.SIZES, "osD^vP", strict=True))
 
@@ -435,7 +436,7 @@ def look(d, **other):
     return {"color": LOOKS[d], "marker": MARKS[d], "label": f"$d = {d}$"} | other
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def log_axis(axis, counts=True):
     """A logarithmic axis with labels such as 2k, for counts, or 0.2."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
@@ -444,7 +445,7 @@ def log_axis(axis, counts=True):
     axis.set_minor_formatter(NullFormatter())
 
 
-# %% mystnb={"image": {"alt": "Validation excess risk against patches seen, one curve per width"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Validation excess risk against patches seen, one curve per width"}} tags=["hide-input"]
 curves = rows_of("_curves")
 levels = {name: of([short[name]], "val").excess_risk.mean() for name in ("ridge", "zero")}
 figure, ax = plt.subplots(figsize=(4.4, 2.7))
@@ -462,7 +463,6 @@ ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 run.figure(figure, "curves")
 
 # %% [markdown]
-# (scaling-law)=
 # ## Parameters and data
 #
 # The law is fitted to the test excess risk of level 1, averaged over its seven horizons. $N$ is the
@@ -480,7 +480,7 @@ recovered = scaling_law.fit_law(n, d, noisy)
 print(f"a = {recovered.a:.3f}, b = {recovered.b:.3f}; simulated from 0.348 and 0.366")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def losses(runs, split="test"):
     """One row per run: N by three definitions, D, and excess risk averaged over the horizons."""
     keys = ["run_id", "d_model", "seed", "n_days", "n_instruments", "d_seen", "n_params_total"]
@@ -499,14 +499,14 @@ residuals = np.log(fitted.excess_risk / law.loss(fitted.N, fitted.D)).to_numpy()
 print(f"typical deviation of a run from the law: {np.sqrt(np.mean(residuals**2)):.1%}")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def spread(values):
     """Median and 95 % interval, as text."""
     low, middle, high = np.quantile(values, [0.025, 0.5, 0.975]).round(3)
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def fit_row(column):
     """The law with N by one definition, its exponents with intervals."""
     runs = fitted[column], fitted.D, fitted.excess_risk
@@ -531,7 +531,7 @@ pd.DataFrame({f"N: {label}": fit_row(column) for label, column in DEFINITIONS.it
 # is ridge regression on hand-made statistics with all the data.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_law(ax, x, n, d, color):
     """The law along one axis, with the band of the bootstrap."""
     ax.plot(x, law.loss(n, d), color=color, ls="-", lw=0.9)
@@ -539,7 +539,7 @@ def draw_law(ax, x, n, d, color):
     ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
 
 
-# %% mystnb={"image": {"alt": "Excess risk against parameters and against patches, runs as marks, fitted law as lines"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Excess risk against parameters and against patches, runs as marks, fitted law as lines"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.9), sharey=True)
 n_axis = np.geomspace(fitted.N.min(), fitted.N.max(), 60)
 d_axis = np.geomspace(fitted.D.min(), fitted.D.max(), 60)
@@ -578,7 +578,6 @@ local.columns = [f"to {amount / 1000:.1f}k" for amount in by_data.columns[1:]]
 local.round(2)
 
 # %% [markdown]
-# (scaling-compute)=
 # ## The best size for a given compute
 #
 # The rule $C = 6 N D$ leaves out attention, which is 18.6 % on top for MS1 and 2.9 % for MS4, and
@@ -602,7 +601,7 @@ print({patch_configs.NAMES.get(d, f"d = {d}"): f"{share:.1%}" for d, share in ex
 # bound. Panels (b) and (c) compare these optima with the frontier of the fitted law.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def at_compute(compute):
     """Excess risk of each width at this compute, where its runs reach."""
     out = {}
@@ -625,7 +624,7 @@ optima = pd.DataFrame(
 )
 optima.style.format({"compute": "{:.2g}", "excess risk": "{:.4f}"}).hide()
 
-# %% mystnb={"image": {"alt": "IsoFLOP curves, and the best number of parameters and patches against compute"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "IsoFLOP curves, and the best number of parameters and patches against compute"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.6))
 bounds = [(fitted[name].min(), fitted[name].max()) for name in ("N", "D")]
 shades = plt.cm.plasma(np.linspace(0, 1, len(budgets)))
@@ -661,7 +660,6 @@ figures.letter_panels(axes)
 run.figure(figure, "compute")
 
 # %% [markdown]
-# (scaling-heldout)=
 # ## The largest model, predicted
 #
 # A law is worth what it predicts. The fit above has not seen the widest model. The band is where
@@ -678,7 +676,7 @@ intervals = {
 before = fitted[fitted.d_model == par.sizes[-1]].groupby("D").excess_risk.mean()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def judged(row):
     """One run of the model held out beside what was expected of it."""
     low, high = intervals[row.D]
@@ -694,7 +692,7 @@ def judged(row):
 verdicts = pd.DataFrame([judged(row) for row in observed.itertuples()])
 verdicts.style.format(precision=3, thousands=",").hide()
 
-# %% mystnb={"image": {"alt": "Predicted interval and observed excess risk of the model held out"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Predicted interval and observed excess risk of the model held out"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(4.4, 2.7))
 amounts = np.array(sorted(intervals))
 low, high = np.array([intervals[amount] for amount in amounts]).T
@@ -712,7 +710,6 @@ ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 run.figure(figure, "heldout")
 
 # %% [markdown]
-# (scaling-design)=
 # ## Instruments against days
 #
 # More data can mean more days of the same instruments, or more instruments. The source's three
@@ -730,7 +727,7 @@ grids = {
 }
 pd.concat(grids).round(4)
 
-# %% mystnb={"image": {"alt": "Excess risk against patches, one line per number of instruments, on seen and unseen ones"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Excess risk against patches, one line per number of instruments, on seen and unseen ones"}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.6), sharey=True)
 NAMES_OF_SPLITS = {"test": "instruments seen by all", "unseen": "instruments seen by none"}
 looks = list(zip(figures.COLORS.values(), "osD^vP", strict=True))
@@ -748,7 +745,6 @@ figures.letter_panels(axes)
 run.figure(figure, "design")
 
 # %% [markdown]
-# (scaling-compare)=
 # ## Two levels against simpler ways
 #
 # Now the forecasts over 60 to 1800 ticks. Each way reads the same windows of 60 patches, as often,
@@ -780,7 +776,7 @@ compute("compare", [one for runs in compared.values() for one in runs])
 compared |= {name: [one] for name, one in far.items()}
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def missed(runs):
     """Excess risk per horizon and test day, averaged over seeds."""
     frame = rows_of("_days")
@@ -800,7 +796,7 @@ del daily["oracle"]
 # a bootstrap of whole test days, paired, since all forecasts share a day's luck.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def shares(losses_by_day):
     """Share of the signal missed per horizon with its interval, (horizon, 3)."""
     pairs = zip(losses_by_day.to_numpy(), zero.to_numpy(), strict=True)
@@ -814,7 +810,7 @@ LABELS |= {"linear_baseline": "patch mean", "ridge": "ridge", "lightgbm": "boost
 share = {name: shares(one) for name, one in daily.items()}
 pd.DataFrame({LABELS.get(name, name): one.share for name, one in share.items()}).round(3)
 
-# %% mystnb={"image": {"alt": "Share of the signal missed per horizon, with intervals, one mark per way"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Share of the signal missed per horizon, with intervals, one mark per way"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.8))
 palette = [*figures.COLORS.values(), "#E69F00", "#000000", "#F0E442", "#882255", "#44AA99"]
 for place, (name, one) in enumerate(share.items()):
@@ -840,7 +836,7 @@ run.figure(figure, "compare")
 # *laptop* they put boosted trees ahead of networks whose excess risk is little more than half as
 # large. That is why a known $f^*$ is worth having.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 everything = pd.concat(
     of(runs).assign(way=LABELS.get(name, name)) for name, runs in compared.items()
 )
@@ -867,7 +863,7 @@ means.round(4)
 # is never said because a difference is not significant: the 95 % interval of the ratio must lie
 # within the margin.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 law_tested = len(par.sizes) >= 4 and par.seeds >= 2 and fitted.D.min() > 1000
 ways_tested = par.seeds >= 2 and par.test_days >= 8
 LOG = "log: "
@@ -876,7 +872,7 @@ LOG = "log: "
 # %% [markdown]
 # First what the source had prepared.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ours = f"{sum(counted[d] == SOURCE[d] for d in SOURCE)} of {len(SOURCE)}"
 text = "all parameter counts are reproduced (MS1-MS4, two smaller)"
 run.claim(text, LOG + "87K, 322K, 2.3M, 17.4M", ours, counted == SOURCE)
@@ -890,7 +886,7 @@ clean = features.shape == (2000, 52) and not np.isnan(features).any()
 ours = f"{features.shape}, {np.isnan(features).mean():.0%} NaN"
 run.claim("13 channels become 52 without a NaN", LOG + "(2000, 52), 0 % NaN", ours, clean)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gap = means.diff(axis=1).iloc[:, -1].abs()
 ours = f"squared error differs by {gap.mse / means.loc['mse'].mean():.2%}, IC by {gap.ic:.4f}"
 text = "bf16 gives the validation scores of fp32 (error within 1 %, IC within 0.01)"
@@ -905,7 +901,7 @@ run.claim(text, "arithmetic", ours, exact_shares == [0.186, 0.029])
 # Then the law. *Wanting more data* means that doubling the patches lowers the loss by more than
 # doubling the parameters, at the largest model and amount of data in the fit.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 off = max(abs(recovered.a - truth.a), abs(recovered.b - truth.b))
 text = "the fitter recovers a simulated law (exponents within 0.02)"
 run.claim(text, "exact: 0.348, 0.366", f"{recovered.a:.3f}, {recovered.b:.3f}", off < 0.02)
@@ -916,13 +912,13 @@ run.claim(
     "with the most data the widest model beats the narrowest", "not given", ours, falls, law_tested
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 rise = local.iloc[:, -1] / local.iloc[:, :-1].min(axis=1)
 ours = ", ".join(f"d = {d} {value:.2f}" for d, value in local.iloc[:, -1].items())
 text = "loss falls as a power of data (last local exponent at most 1.5 times an earlier one)"
 run.claim(text, "the law", f"last: {ours}", rise.max() <= 1.5, law_tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gains = np.array(
     [
         [1 - one.loss(2 * n, d) / one.loss(n, d), 1 - one.loss(n, 2 * d) / one.loss(n, d)]
@@ -937,7 +933,7 @@ run.claim(
 )
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def days_of(d):
     """Excess risk per test day, averaged over seeds and horizons, with the most data."""
     at = (d, par.law_days[-1])
@@ -945,7 +941,7 @@ def days_of(d):
     return missed(runs).mean().to_numpy()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 pair = [days_of(d) for d in (par.sizes[-1], par.sizes[-2])]
 ratio, low, high = patch_runs.ratio_interval(*pair, seed=0)
 text = f"flat in N from the second widest to the widest model (ratio within {par.margin:.0%})"
@@ -961,7 +957,7 @@ text = "it predicts better than `as good as the widest fitted model`"
 ours = f"mean deviation {law_error:.1%} against {simple:.1%}"
 run.claim(text, "not given", ours, law_error < simple, law_tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 inner = optima[~optima.edge]
 text = "some compute budget has its best width inside the range tried"
 ours = f"{len(inner)} of {len(optima)} optima are not at an edge"
@@ -977,14 +973,14 @@ run.claim(text, "not given", ours, wide < 0.95, law_tested)
 # Last the ways of level 2, by the mean over horizons and pairs of the same test days.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def duel(first, second):
     """Ratio of two ways' excess risks with its interval, as numbers."""
     pair = [daily[name].mean().to_numpy() for name in (first, second)]
     return patch_runs.ratio_interval(*pair, seed=0)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 for rival in ("end2end", "factor", "linear_baseline", "ridge", "lightgbm"):
     if "level2_finetune" in daily and rival in daily:
         ratio, low, high = duel("level2_finetune", rival)
@@ -992,7 +988,7 @@ for rival in ("end2end", "factor", "linear_baseline", "ridge", "lightgbm"):
         ours = f"excess risk {ratio:.2f} [{low:.2f}, {high:.2f}] of it"
         run.claim(text, "not given", ours, high < 1, ways_tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 longest = {LABELS.get(name, name): one.iloc[-1] for name, one in share.items()}
 good = [name for name, one in longest.items() if one.high < 1]
 ours = f"better than zero: {', '.join(good) or 'none'}"
@@ -1036,5 +1032,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # the intervals there are wide. The comparison of ways gives all of them the width and the passes of
 # the smallest common budget, and says nothing about what each could do with more.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=precision)

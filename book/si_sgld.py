@@ -16,33 +16,36 @@
 # # SI-SGLD: which sampler survives a rescaling?
 #
 # A transformer with ReLU and layer norms has directions in which its parameters can change by
-# orders of magnitude while its function does not change at all {cite}`dinh2017`. A measure of how
-# complex a trained network is should not notice. The **local learning coefficient** (LLC) is such a
-# measure {cite}`lau2023`, but it is *estimated* by Langevin sampling {cite}`welling2011`, and
-# samplers take steps in parameters, not in functions. This chapter rescales grokked transformers
-# exactly and asks four samplers for the LLC in every cell of a grid. Plain SGLD is off by orders of
-# magnitude within a few cells, pSGLD by the square root of that, and two samplers do not notice:
-# Langevin dynamics in the metric of the Fisher information, and **SI-SGLD**, whose steps stretch
-# with the size of the weights.
+# orders of magnitude while its function does not change at all ([Dinh et al.
+# 2017](https://arxiv.org/abs/1703.04933)). A measure of how complex a trained network is should not
+# notice. The **local learning coefficient** (LLC) is such a measure ([Lau et al.
+# 2023](https://arxiv.org/abs/2308.12108)), but it is *estimated* by Langevin sampling ([Welling and
+# Teh 2011](https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf)), and samplers take
+# steps in parameters, not in functions. This chapter rescales grokked transformers exactly and asks
+# four samplers for the LLC in every cell of a grid. Plain SGLD is off by orders of magnitude within
+# a few cells, pSGLD by the square root of that, and two samplers do not notice: Langevin dynamics
+# in the metric of the Fisher information, and **SI-SGLD**, whose steps stretch with the size of the
+# weights.
 #
 # The research log that proposed SI-SGLD wrote the rule the wrong way round, called a mean loss over
 # twenty steps an LLC, and rescaled networks that were not invariant. Each of these is shown here
 # with its numbers.
 #
-# *What you will see:* {ref}`what breaks a rescaling <sgld-exact>`,
-# {ref}`how localisation sets the estimate <sgld-localization>`,
-# {ref}`the sixteen heat maps <sgld-maps>`, {ref}`how much each sampler spreads <sgld-spread>`,
-# {ref}`identical traces <sgld-traces>`, {ref}`what the log measured <sgld-naive>`, and
-# {ref}`estimates against exact values <sgld-truth>`.
+# *What you will see:* [what breaks a
+# rescaling](#a-with-epsilon-fixed-the-loss-of-every-network-explodes-for-small-alpha-multiplied-by),
+# [how localisation sets the estimate](#localisation-sets-the-estimate), [the sixteen heat
+# maps](#the-heat-maps), [how much each sampler spreads](#how-much-each-sampler-spreads), [identical
+# traces](#identical-traces), [what the log measured](#what-the-log-measured), and [estimates
+# against exact values](#estimates-against-exact-values).
 #
-# *In the library:* {mod}`grokking.networks <fieldbook.grokking.networks>`,
-# {mod}`samplers.curvature <fieldbook.samplers.curvature>`,
-# {mod}`samplers.ground_truth <fieldbook.samplers.ground_truth>`,
-# {mod}`samplers.known <fieldbook.samplers.known>`,
-# {mod}`samplers.llc <fieldbook.samplers.llc>`,
-# {mod}`samplers.preconditioners <fieldbook.samplers.preconditioners>`,
-# {mod}`samplers.rescaled <fieldbook.samplers.rescaled>`,
-# {mod}`samplers.symmetry <fieldbook.samplers.symmetry>`.
+# *In the library:* [grokking.networks](../lib/fieldbook/grokking/networks.py),
+# [samplers.curvature](../lib/fieldbook/samplers/curvature.py),
+# [samplers.ground_truth](../lib/fieldbook/samplers/ground_truth.py),
+# [samplers.known](../lib/fieldbook/samplers/known.py),
+# [samplers.llc](../lib/fieldbook/samplers/llc.py),
+# [samplers.preconditioners](../lib/fieldbook/samplers/preconditioners.py),
+# [samplers.rescaled](../lib/fieldbook/samplers/rescaled.py),
+# [samplers.symmetry](../lib/fieldbook/samplers/symmetry.py).
 
 # %% [markdown]
 # ## Parameters
@@ -50,7 +53,7 @@
 # The defaults are the *quick* profile. The networks are those of chapter `agop`; opened alone, this
 # page trains them itself, with that chapter's parameters.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 networks: str = "quick"  # profile of chapter agop whose networks are sampled
 train_missing: bool = True  # train networks that are not there; otherwise that is an error
@@ -87,7 +90,7 @@ seed: int = 0  # of noise and minibatches, in [0, inf)
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import time
 from itertools import product
 
@@ -108,7 +111,7 @@ from fieldbook.samplers.rescaled import Sampling
 
 par, device, run = start("si_sgld")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 SYMBOL = {"add": "$a + b$", "sub": "$a - b$", "mul": r"$a \times b$", "div": r"$a \div b$"}
 LABELS = {name: sampler.label for name, sampler in SAMPLERS.items()}
 STYLES = {name: sampler.mark for name, sampler in SAMPLERS.items()}
@@ -251,16 +254,17 @@ def break_symmetry(job):
 # ## Samplers
 #
 # All samplers share one step, with the gradient $g$ of the mean loss on a minibatch, standard
-# normal $\xi$, a preconditioner $P$ and a metric $A$ that ties the chain to $w^*$ {cite}`ma2015`:
+# normal $\xi$, a preconditioner $P$ and a metric $A$ that ties the chain to $w^*$ ([Ma et al.
+# 2015](https://arxiv.org/abs/1506.04696)):
 #
 # $$ w \leftarrow w - \tfrac{\varepsilon}{2} P \left( n\beta\, g + \gamma A (w - w^*) \right)
 #    + \tfrac{\varepsilon}{2}\, \Gamma + \sqrt{\varepsilon P}\, \xi . $$
 #
 # | sampler | $P$ | $A$ | $\Gamma$ | step in a tensor scaled by $c$ |
 # |---|---|---|---|---|
-# | `sgld` {cite}`welling2011` | $1$ | $1$ | $0$ | $c^{-2}$ |
-# | `psgld` {cite}`li2016` | $1 / (\sqrt{V} + \lambda)$, $V$ a moving average of $g^2$ | $1$ | dropped | $c^{-1}$ |
-# | `rsgld` {cite}`patterson2013` | $1 / (F + \bar F_l)$, frozen at $w^*$ | $1/P$ | $0$ | $c^{0}$ |
+# | `sgld` ([Welling and Teh 2011](https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf)) | $1$ | $1$ | $0$ | $c^{-2}$ |
+# | `psgld` ([Li et al. 2016](https://arxiv.org/abs/1512.07666)) | $1 / (\sqrt{V} + \lambda)$, $V$ a moving average of $g^2$ | $1$ | dropped | $c^{-1}$ |
+# | `rsgld` ([Patterson and Teh 2013](https://proceedings.neurips.cc/paper/2013/hash/309928d4b100a5d75adff48a9bfc1ddb-Abstract.html)) | $1 / (F + \bar F_l)$, frozen at $w^*$ | $1/P$ | $0$ | $c^{0}$ |
 # | `si_sgld` | $\lVert W^*_l \rVert^2 / d_l$, frozen at $w^*$ | $1/P$ | $0$ | $c^{0}$ |
 # | `si_adaptive` | $\lVert W_l \rVert^2 / d_l$, current | $1/P(w^*)$ | $2 W_l / d_l$ | $c^{0}$ |
 # | `si_div`, the log's rule | $1 / (\lVert W_l \rVert^2 + 10^{-8})$ | $1$ | none | $c^{-4}$ |
@@ -284,12 +288,12 @@ def break_symmetry(job):
 #
 # $$ \hat\lambda = n\beta \left( \mathbb{E}[L(w)] - L(w^*) \right), \qquad n\beta = \frac{n}{\log n}, $$
 #
-# with $n$ train examples {cite}`lau2023`. $L(w)$ and $L(w^*)$ are taken on the same minibatch,
-# which leaves the mean and removes most of the noise. A burn-in is dropped; the standard error
-# comes from the spread over chains. Cells that did not measure what they should are flagged, never
-# hidden: values that are not finite, estimates beyond half of $n\beta \log p$ (the loss of
-# guessing: the chain *left the basin*), drift between the last two quarters, negative estimates,
-# estimates above $d/2$.
+# with $n$ train examples ([Lau et al. 2023](https://arxiv.org/abs/2308.12108)). $L(w)$ and $L(w^*)$
+# are taken on the same minibatch, which leaves the mean and removes most of the noise. A burn-in is
+# dropped; the standard error comes from the spread over chains. Cells that did not measure what
+# they should are flagged, never hidden: values that are not finite, estimates beyond half of
+# $n\beta \log p$ (the loss of guessing: the chain *left the basin*), drift between the last two
+# quarters, negative estimates, estimates above $d/2$.
 #
 # How far a chain may stray is set by the localisation $\gamma$, and short chains measure
 # $\varepsilon T$ before they measure anything else. A comparison needs both fixed by one rule. Here
@@ -411,13 +415,12 @@ cases = product([*par.operations, "GELU"], symmetry.log_grid(9).tolist())
 broken = run.sweep("broken", [{"case": c, "factor": f} for c, f in cases], break_symmetry)
 
 # %% [markdown]
-# (sgld-exact)=
 # (a) With $\epsilon$ fixed the loss of every network explodes for small $\alpha$; multiplied by
 # $\alpha^2$ it would stay on the dotted line. (b) With GELU a factor $\beta$ changes the logits by
 # as much as the logits themselves; the shaded region is what the gate accepts.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_loss(ax):
     """Train loss against alpha with a fixed epsilon, dotted where it should be."""
     for operation in par.operations:
@@ -428,7 +431,7 @@ def draw_loss(ax):
     ax.set(title=title, xlabel=r"$\alpha$", ylabel="train loss, nat")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_logits(ax):
     """Change of the logits against beta with GELU, and what the gate accepts."""
     one = broken[(broken.case == "GELU") & (broken.factor != 1)]
@@ -438,7 +441,7 @@ def draw_logits(ax):
     ax.set(title=title, xlabel=r"$\beta$", ylabel="largest change of a logit")
 
 
-# %% mystnb={"image": {"alt": "Loss against alpha with fixed epsilon, and change of the logits against beta with GELU"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Loss against alpha with fixed epsilon, and change of the logits against beta with GELU"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3))
 draw_loss(left)
 draw_logits(right)
@@ -450,7 +453,6 @@ figures.letter_panels((left, right))
 run.figure(figure, "exact")
 
 # %% [markdown]
-# (sgld-localization)=
 # ## Localisation sets the estimate
 #
 # (a) The estimate at $(1, 1)$ falls over orders of magnitude as the localisation tightens; nothing
@@ -470,7 +472,7 @@ curve = run.frame("localization")
 lengths = run.frame("lengths")
 tuned.map("{:.3g}".format)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 n_beta = polished.n[0] / np.log(polished.n[0])
 guess = n_beta * np.log(settings.p)
 
@@ -485,7 +487,7 @@ def draw_localization(ax):
     ax.set(ylabel=r"estimate $\hat\lambda$ at $(1, 1)$", ylim=(1e-2 * par.target * guess, None))
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_lengths(ax):
     """Estimates of the first operation against the length of the chain, thick for long steps."""
     for (sampler, eps), one in lengths.groupby(["sampler", "eps"]):
@@ -496,7 +498,7 @@ def draw_lengths(ax):
     ax.set(ylabel=r"$\hat\lambda$ over the first $T$ steps")
 
 
-# %% mystnb={"image": {"alt": "Estimate against localisation per sampler, and against the length of the chain"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Estimate against localisation per sampler, and against the length of the chain"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.5))
 draw_localization(left)
 draw_lengths(right)
@@ -509,7 +511,6 @@ figures.letter_panels((left, right))
 run.figure(figure, "localization")
 
 # %% [markdown]
-# (sgld-maps)=
 # ## The heat maps
 #
 # One panel per operation and sampler, $\alpha$ across, $\beta$ up, both from $10^{-1}$ to $10^{1}$
@@ -527,7 +528,7 @@ maps = {(o, s): run.frame(f"{o}_{s}") for o, s in pairs}
 rows = pd.concat(one.assign(operation=o, sampler=s) for (o, s), one in maps.items())
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_map(ax, operation, sampler):
     """One heat map, flagged cells hatched, the unscaled network marked."""
     one = maps[operation, sampler]
@@ -537,7 +538,7 @@ def draw_map(ax, operation, sampler):
     return image
 
 
-# %% mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Heat maps of the estimated LLC over alpha and beta, one per operation and sampler"}} tags=["hide-input"]
 shape = (len(par.operations), len(par.samplers))
 size = (figures.PAGE, 1.55 * len(par.operations) + 0.4)
 figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey=True, squeeze=False)
@@ -554,7 +555,7 @@ run.figure(figure, "maps")
 # The two controls, at the first operation: the metric that follows the chain is as blind to the
 # rescaling as the frozen one, and the rule of the log leaves the fewest healthy cells.
 
-# %% mystnb={"image": {"alt": "Heat maps of the two controls"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Heat maps of the two controls"}} tags=["hide-input"]
 if par.controls:
     size = (figures.COLUMN, 1.9)
     figure, axes = plt.subplots(1, len(par.controls), figsize=size, sharey=True, squeeze=False)
@@ -566,7 +567,6 @@ if par.controls:
     run.figure(figure, "controls")
 
 # %% [markdown]
-# (sgld-spread)=
 # ## How much each sampler spreads
 #
 # The coefficient of variation and the ratio of the largest to the smallest estimate, over the
@@ -593,7 +593,7 @@ spread.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 # that of SGLD, and that of the log's rule ends up the steepest. Bars are two standard errors.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_cut(ax, name, other):
     """Estimates of all samplers along one axis of the grid, the other factor next to 1."""
     for sampler in all_samplers:
@@ -608,7 +608,7 @@ def draw_cut(ax, name, other):
     ax.set_ylim(par.target * guess / 1e3, 2 * guess)
 
 
-# %% mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Estimate against alpha at beta one, and against beta at alpha one, per sampler"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
 draw_cut(left, "alpha", "beta")
 draw_cut(right, "beta", "alpha")
@@ -621,7 +621,6 @@ figures.letter_panels((left, right))
 run.figure(figure, "cuts")
 
 # %% [markdown]
-# (sgld-traces)=
 # ## Identical traces
 #
 # Why a panel is of one colour: with common random numbers the chains of SI-SGLD do not merely agree
@@ -651,7 +650,7 @@ pd.DataFrame(
     {"largest deviation": apart, "frame against direct": frames.groupby("sampler").frame_gap.max()}
 ).map("{:.1e}".format)
 
-# %% mystnb={"image": {"alt": "Loss traces of the cells checked, overlaid, one panel per sampler"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Loss traces of the cells checked, overlaid, one panel per sampler"}} tags=["hide-input"]
 lines = -(-len(all_samplers) // 3)
 size = (figures.PAGE, 1.6 * lines)
 figure, axes = plt.subplots(lines, 3, figsize=size, sharex=True, squeeze=False)
@@ -670,7 +669,6 @@ figures.letter_panels(axes.flat)
 run.figure(figure, "traces")
 
 # %% [markdown]
-# (sgld-naive)=
 # ## What the log measured
 #
 # Its "LLC" is the mean loss over twenty steps: no inverse temperature, no $L(w^*)$, no
@@ -688,7 +686,7 @@ naive = run.sweep("naive", tried, imitate)
 naive.map(lambda value: value if isinstance(value, str) else f"{value:.3g}")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_naive(left, right, sampler):
     """Mean, range and variation over the cells of the log's number."""
     one, color = naive[naive.sampler == sampler], STYLES[sampler][:2]
@@ -697,7 +695,7 @@ def draw_naive(left, right, sampler):
     right.plot(one.eps, one.cv, STYLES[sampler])
 
 
-# %% mystnb={"image": {"alt": "Mean loss of twenty steps against the step size, and its spread over the cells"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Mean loss of twenty steps against the step size, and its spread over the cells"}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.3))
 draw_naive(left, right, "sgld")
 draw_naive(left, right, "si_div")
@@ -712,14 +710,13 @@ figures.letter_panels((left, right))
 run.figure(figure, "naive")
 
 # %% [markdown]
-# (sgld-truth)=
 # ## Estimates against exact values
 #
 # Maps of one colour would be worth nothing if the colour were wrong. Each sampler states a density,
 # $\pi(w) \propto \exp(-n\beta L(w) - \tfrac{\gamma}{2} \lVert w - w^* \rVert_A^2)$, and for some
 # losses $n\beta\, \mathbb{E}_\pi[L]$ is known at finite $n\beta$; it approaches $\lambda - (m - 1)
 # / \log n\beta$ with the learning coefficient $\lambda$ and its multiplicity $m$
-# {cite}`watanabe2009`.
+# ([Watanabe 2009](https://doi.org/10.1017/CBO9780511800474)).
 #
 # - *Quadratic*, four coordinates, $\lambda = 2$: each coordinate is an autoregressive process,
 #   solved exactly at finite step size and length, $\tfrac12 \sum_i \frac{n\beta h_i}{a_i (1 -
@@ -730,9 +727,10 @@ run.figure(figure, "naive")
 # - *Normal crossing*, $x^2 y^4 + z^2/2$: quadrature. The approach to $\lambda$ goes as
 #   $(n\beta)^{-1/4}$.
 # - *Reduced rank* (3-2-2) and *deep linear* (3-2-2-3) networks at a map of rank one, at the deepest
-#   singularity: $\lambda = 5/2$ and $3$ {cite}`aoyagi2005,aoyagi2024`. At finite $n\beta$ each
-#   layer is Gaussian given the others, so that Gibbs sampling gives the reference without any step
-#   size.
+# singularity: $\lambda = 5/2$ and $3$ ([Aoyagi and Watanabe
+# 2005](https://doi.org/10.1016/j.neunet.2005.03.014), [Aoyagi
+# 2024](https://doi.org/10.1016/j.neunet.2024.106132)). At finite $n\beta$ each layer is Gaussian
+# given the others, so that Gibbs sampling gives the reference without any step size.
 #
 # The tolerance is three standard errors, at most a tenth of the truth, plus the bias of a finite
 # step, a quarter of `truth_step`. The truth differs between samplers on one loss since the
@@ -751,7 +749,7 @@ truth[["problem", "sampler", "lambda", "truth", "estimate", "se", "tolerance", "
 # the log adds a factor $\lVert w \rVert^2$ to the density, an excess that depends on how far the
 # draws stray compared with the size of the weights; near $w = 0$ its $P$ diverges.
 
-# %% mystnb={"image": {"alt": "Estimate over truth for each sampler on five losses with known coefficients"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Estimate over truth for each sampler on five losses with known coefficients"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
 for k, sampler in enumerate(SAMPLERS):
     one = truth[truth.sampler == sampler].reset_index()
@@ -771,7 +769,7 @@ run.figure(figure, "ground_truth")
 # is lost, that is not finite or out of the basin, and that the coefficient of variation over all of
 # them is below 5 %.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tested = par.grid % 2 == 1
 
 
@@ -780,13 +778,13 @@ def span(values, form=".2g"):
     return f"{min(values):{form}} to {max(values):{form}}"
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gap = rows.max_dlogit.max()
 source = "the log: logits unchanged"
 text = "the rescaling is exact in every cell (logits within 1e-4) with co-scaled epsilon and ReLU"
 run.claim(text, source, f"at most {gap:.1e}", gap <= symmetry.LOGIT_GATE, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 small = broken[(broken.factor == broken.factor.min()) & (broken.case != "GELU")]
 ours = f"train loss {span(small.loss_star)} becomes {span(small.loss)} at alpha = 0.1"
 unmoved = (small.loss < 1.01 * small.loss_star).all()
@@ -794,7 +792,7 @@ run.claim(
     "the rescaling is exact with a fixed epsilon (loss within 1 %)", source, ours, unmoved, True
 )
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 worst = broken.loc[broken[broken.case == "GELU"].max_dlogit.idxmax()]
 text = "the rescaling is exact with GELU (logits within 1e-4)"
 ours = f"logits change by up to {worst.max_dlogit:.2g}"
@@ -802,7 +800,7 @@ ours += f", train loss {worst.loss_star:.2g} becomes {worst.loss:.2g}"
 run.claim(text, source, ours, worst.max_dlogit <= symmetry.LOGIT_GATE, True)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def invariant(sampler):
     """Is every map of a sampler of one colour? And the numbers, as text."""
     one = rows[rows.sampler == sampler]
@@ -813,7 +811,7 @@ def invariant(sampler):
     return not lost.any() and (cv < 0.05).all(), ours
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 for name in all_samplers:
     verdict, ours = invariant(name)
     text, source = f"{SAMPLERS[name].name} is invariant", SAMPLERS[name].expected
@@ -824,7 +822,7 @@ for name in all_samplers:
 # cells that are healthy for both samplers.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def log_spread(operation):
     """Ratio of pSGLD's to SGLD's spread of log estimates over the cells healthy for both."""
     one = {s: maps[operation, s].set_index(["alpha", "beta"]) for s in ("psgld", "sgld")}
@@ -836,7 +834,7 @@ def log_spread(operation):
     return logs["psgld"].std() / logs["sgld"].std()
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 if {"sgld", "psgld"} <= set(par.samplers):
     ratios = [log_spread(operation) for operation in par.operations]
     text = "pSGLD halves the sensitivity of SGLD on a logarithmic scale (ratio 0.35 to 0.65)"
@@ -847,7 +845,7 @@ if {"sgld", "psgld"} <= set(par.samplers):
 # Equal traces, and uniform maps of the log's number.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def add_trace_claim(text, source, names):
     """Are the traces of these samplers equal in all cells checked?"""
     names = [name for name in names if name in apart]
@@ -855,7 +853,7 @@ def add_trace_claim(text, source, names):
     run.claim(text, source, ours, max(apart[name] for name in names) < 1e-6, tested)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = (
     "same-seed traces of SI-SGLD and Riemannian SGLD are equal in all cells checked (1e-6, float64)"
 )
@@ -863,7 +861,7 @@ add_trace_claim(text, "the log: step follows the norm", ["si_sgld", "rsgld"])
 text = "same-seed traces of SGLD, pSGLD and the divided rule are equal in all cells checked"
 add_trace_claim(text, "not given", ["sgld", "psgld", "si_div"])
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 loud = naive[(naive.sampler == "si_div") & (naive["mean"] > 0.5 * np.log(settings.p))]
 flat = loud.loc[loud.cv.idxmin()]
 text = "a uniform map of the log's twenty-step mean (variation below 0.1) shows invariance"
@@ -872,7 +870,7 @@ ours = (
 )
 run.claim(text, "the log: colours uniform", ours, flat.cv >= 0.1, True)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 nearest = min(symmetry.log_grid(30, reference=False), key=lambda factor: abs(np.log(factor)))
 text = "a 30 x 30 grid contains the unscaled network"
 run.claim(text, "the log: 30 x 30", f"nearest factor {nearest:.3f}", nearest == 1, True)
@@ -880,14 +878,14 @@ run.claim(text, "the log: 30 x 30", f"nearest factor {nearest:.3f}", nearest == 
 # %% [markdown]
 # Last, the known coefficients.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 proper = truth[truth.sampler.map(lambda name: SAMPLERS[name].proper)]
 worst = (proper.estimate / proper.truth - 1).abs().max()
 ours = f"{proper.within.sum()} of {len(proper)} estimates, at most {worst:.1%} off"
 text = "samplers that sample the density they state find the known coefficients"
 run.claim(text, "Watanabe 2009; Aoyagi 2005, 2024", ours, proper.within.all(), True)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 one = truth[truth.sampler == "psgld"]
 ours = f"{one.within.sum()} of {len(one)}, off by {span(one.estimate / one.truth - 1, '.0%')}"
 text = "pSGLD without its divergence term finds the known coefficients"
@@ -926,5 +924,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # agree to a few digits only. Estimates of few short chains fluctuate; their standard errors are
 # columns of the tables.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish()

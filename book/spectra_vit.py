@@ -17,25 +17,26 @@
 #
 # The surface gravity of a star, $\log g$, tells a giant from a dwarf. It is written into the
 # spectrum faintly: in the wings of strong lines, in the balance of ions and atoms, in molecular
-# bands. The research log that this chapter follows trains a vision transformer
-# {cite}`dosovitskiy2021` on a million noisy spectra, reports $R^2 = 0.713$, and leaves open whether
-# that is much, whether a linear model or boosted trees would do as well, and which of its choices
-# matter.
+# bands. The research log that this chapter follows trains a vision transformer ([Dosovitskiy et al.
+# 2021](https://arxiv.org/abs/2010.11929)) on a million noisy spectra, reports $R^2 = 0.713$, and
+# leaves open whether that is much, whether a linear model or boosted trees would do as well, and
+# which of its choices matter.
 #
 # Here the spectra are computed from physics, so that one more question can be answered: how well
 # *can* gravity be known from such data? The noise sets a ceiling which no method passes, and every
 # model is drawn below it.
 #
-# *What you will see:* {ref}`where gravity is written <vit-density>`,
-# {ref}`the ceiling by magnitude <vit-ceiling>`,
-# {ref}`three models against the number of spectra <vit-scaling>`,
-# {ref}`what the options do <vit-options>`, and
-# {ref}`what the transformer looks at <vit-attention>`.
+# *What you will see:* [where gravity is written](#where-gravity-is-written),
+# [the ceiling by magnitude](#the-ceiling),
+# [three models against the number of spectra](#more-spectra),
+# [what the options do](#which-choices-matter), and
+# [what the transformer looks at](#what-the-transformer-looks-at).
 #
-# *In the library:* {mod}`spectra.spectroscopy <fieldbook.spectra.spectroscopy>`,
-# {mod}`stars.noise <fieldbook.stars.noise>`, {mod}`stars.dataset <fieldbook.stars.dataset>`,
-# {mod}`spectra.information <fieldbook.spectra.information>`,
-# {mod}`spectra.vit <fieldbook.spectra.vit>`.
+# *In the library:* [spectra.spectroscopy](../lib/fieldbook/spectra/spectroscopy.py),
+# [stars.noise](../lib/fieldbook/stars/noise.py),
+# [stars.dataset](../lib/fieldbook/stars/dataset.py),
+# [spectra.information](../lib/fieldbook/spectra/information.py),
+# [spectra.vit](../lib/fieldbook/spectra/vit.py).
 
 # %% [markdown]
 # ## Parameters
@@ -43,7 +44,7 @@
 # Every parameter with its unit and accepted values. The defaults are the *quick* profile: few
 # spectra of a narrow range of stars, a small transformer, and no claim about any of them.
 
-# %% tags=["parameters"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 profile: str = "quick"  # names the output folder
 data_dir: str = ""  # folder of HDF5 files in the log's layout; empty to synthesise spectra
 grid: str = "small"  # stars that the synthesiser covers, one of {small, full}
@@ -81,7 +82,7 @@ tree_share: float = 0.2  # of the pixels that each tree may split on, in (0, 1]
 workers: int = 2  # processes of one thread each; changes no result; in [1, 1024]
 shard: list[int] = [0, 1]  # [i, n]: run i of n that share the work; each in [0, inf)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -118,11 +119,12 @@ par, device, run = start("spectra_vit")
 #
 # $$ \frac{dP}{d\tau} = \frac{g}{\kappa} , $$
 #
-# where the opacity $\kappa$ is mostly that of H⁻ {cite}`john1988` and depends in turn on the
-# electrons that metals set free. Saha's and Boltzmann's laws give the populations, 160 atomic lines
-# and the Paschen series become Voigt profiles, and two rays give the flux. Gravity thus enters
-# through the pressure alone, as it does in a star. TiO and CN absorb in the right amounts but with
-# a stylised shape, from which no physics should be drawn.
+# where the opacity $\kappa$ is mostly that of H⁻ ([John
+# 1988](https://ui.adsabs.harvard.edu/abs/1988A&A...193..189J)) and depends in turn on the electrons
+# that metals set free. Saha's and Boltzmann's laws give the populations, 160 atomic lines and the
+# Paschen series become Voigt profiles, and two rays give the flux. Gravity thus enters through the
+# pressure alone, as it does in a star. TiO and CN absorb in the right amounts but with a stylised
+# shape, from which no physics should be drawn.
 #
 # A grid of such spectra is compressed by principal components and interpolated by cubic splines,
 # which makes thousands of spectra per second and exact derivatives.
@@ -183,15 +185,16 @@ def tour_rows(job):
 # %% [markdown]
 # ## The models
 #
-# **Transformer** {cite}`dosovitskiy2021`. The spectrum is cut into patches; each is projected to a
-# token, a position is added, pre-norm blocks of attention and feed-forward layers exchange
-# information, and a linear head reads the answer off an extra token. The log's two runs differ in
-# three choices at once: convolution, squared error and standardised labels in run 1, a sliding
-# window, absolute error and labels scaled to $[0, 1]$ in run 2. Both tokenizers are the same linear
-# map; what sets them apart are the log's initial weights, which these two runs have as well:
-# positions of unit variance, and small patch projections in run 2 alone. Run 3 is ours: run 1 with
-# rotary positions {cite}`su2021` and one initialisation for all tokenizers. It is the one that is
-# scaled and looked into.
+# **Transformer** ([Dosovitskiy et al. 2021](https://arxiv.org/abs/2010.11929)). The spectrum is cut
+# into patches; each is projected to a token, a position is added, pre-norm blocks of attention and
+# feed-forward layers exchange information, and a linear head reads the answer off an extra token.
+# The log's two runs differ in three choices at once: convolution, squared error and standardised
+# labels in run 1, a sliding window, absolute error and labels scaled to $[0, 1]$ in run 2. Both
+# tokenizers are the same linear map; what sets them apart are the log's initial weights, which
+# these two runs have as well: positions of unit variance, and small patch projections in run 2
+# alone. Run 3 is ours: run 1 with rotary positions ([Su et al.
+# 2021](https://arxiv.org/abs/2104.09864)) and one initialisation for all tokenizers. It is the one
+# that is scaled and looked into.
 #
 # Weights are those that validate best by mean absolute error, as in the log. Here the flux is
 # standardised pixel by pixel first, which the log does not do; the ablation shows why.
@@ -246,9 +249,10 @@ def train_vit(n, seed, options, steps, folder):
 
 # %% [markdown]
 # **Ridge regression** on standardised pixels, its penalty chosen on the validation split;
-# **LightGBM** {cite}`ke2017`, 31 leaves and a random share of the pixels per tree; and a **template
-# fit**, which knows the errors and gives each star the gravity of the train star, free of noise,
-# that fits it best.
+# **LightGBM** ([Ke et al.
+# 2017](https://proceedings.neurips.cc/paper/2017/hash/6449f44a102fde848669bdd9eb6b76fa-Abstract.html)),
+# 31 leaves and a random share of the pixels per tree; and a **template fit**, which knows the
+# errors and gives each star the gravity of the train star, free of noise, that fits it best.
 #
 # Every model is fitted to the same stars. Ridge and LightGBM see one draw of the noise in training,
 # the transformer fresh noise at every use; at the smallest size both baselines are also fitted to
@@ -405,7 +409,7 @@ splits = run.sweep("splits", [{"split": split} for split in sizes], described, r
 splits.round(2)
 
 
-# %% mystnb={"image": {"alt": "A giant and a dwarf of the same temperature, and the region of the calcium triplet as observed"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "A giant and a dwarf of the same temperature, and the region of the calcium triplet as observed"}} tags=["hide-input"]
 LINES = {
     "Ca II": (8500.4, 8544.4, 8664.5),
     "Na I": (8185.5, 8197.1),
@@ -414,7 +418,7 @@ LINES = {
 }
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def mark_lines(ax, names=LINES, y=1.01):
     """Ticks above a panel where strong lines lie, vacuum wavelengths."""
     for name in names:
@@ -424,7 +428,7 @@ def mark_lines(ax, names=LINES, y=1.01):
         ax.text(at, y, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=6)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 triplet = tour[tour.wavelength.between(8440, 8720)]
 STAR = {"giant": ("headline", "-"), "dwarf": ("test", "-")}
 layout = {"width_ratios": [2.2, 1], "height_ratios": [1.7, 1]}
@@ -453,7 +457,6 @@ run.figure(figure, "tour")
 # higher pressure broadens the wings of the lines and strengthens Na I; in the giant the cores of Ca
 # II are deeper. The grey curve is the dwarf as observed: most pixels carry no visible sign.
 #
-# (vit-density)=
 # ## Where gravity is written
 #
 # With known Gaussian errors $\sigma$ the Fisher information of the labels $\theta$ is $I = J^\top
@@ -463,7 +466,7 @@ run.figure(figure, "tour")
 # velocity, and keeping the rest, leaves a density over pixels that adds up to $1/(I^{-1})_{gg}$,
 # the inverse variance with which gravity can be known.
 
-# %% mystnb={"image": {"alt": "Share of the information on gravity per Angstrom, along the spectrum"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Share of the information on gravity per Angstrom, along the spectrum"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.PAGE, 1.9))
 per_angstrom = figures.smooth(tour.density / np.gradient(tour.wavelength), 9) * 100
 ax.fill_between(tour.wavelength, per_angstrom, color=figures.COLORS["second"], lw=0, alpha=0.9)
@@ -472,7 +475,7 @@ ax.set(xlabel="vacuum wavelength, Å", ylabel="information, % per Å", ylim=(0, 
 ax.set_xlim(tour.wavelength.min(), tour.wavelength.max())
 run.figure(figure, "density")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 near = np.zeros(len(tour), bool)
 for lines_of in LINES.values():
     for center in lines_of:
@@ -486,15 +489,15 @@ print(f"information within 15 Å of the named lines: {share_lines:.2f}, pixels: 
 # weak lines and bands. So little in so many places is what makes the task hard for a model that has
 # to find the places first.
 #
-# (vit-ceiling)=
 # ## The ceiling
 #
 # The Cramér-Rao bound $(I^{-1})_{gg}$ holds for unbiased estimators. At low S/N it exceeds the
 # variance of the labels themselves, and an estimator that knows their distribution does better by
-# leaning towards the middle; van Trees's inequality {cite}`vantrees1968` covers it. Three ceilings
-# on $R^2 = 1 - \mathrm{MSE}/\mathrm{Var}$ follow: from the Cramér-Rao bound of the median star;
-# from the best *linear* estimator that knows the labels' variances; and from the *least*, that of
-# the best estimator, which knows that gravity is uniform between its limits.
+# leaning towards the middle; van Trees's inequality ([Van Trees
+# 1968](https://doi.org/10.1002/0471221090)) covers it. Three ceilings on $R^2 = 1 -
+# \mathrm{MSE}/\mathrm{Var}$ follow: from the Cramér-Rao bound of the median star; from the best
+# *linear* estimator that knows the labels' variances; and from the *least*, that of the best
+# estimator, which knows that gravity is uniform between its limits.
 
 
 # %%
@@ -528,12 +531,12 @@ ratio_mean = ratio.mean()
 ratio_se = ratio.sem()
 print(f"variance over bound: {ratio_mean:.2f} +- {ratio_se:.2f} from {len(check)} stars")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 WIDTH_OF_PRIOR = {"small": 1.5, "full": 4.0}[par.grid]
 PRIOR = WIDTH_OF_PRIOR**2 / 12
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def ceilings(rows):
     """R2 that the three bounds allow over a set of stars."""
     best = {f"{name} estimator": 1 - rows[name].mean() / PRIOR for name in ("linear", "least")}
@@ -594,7 +597,7 @@ found[columns].round(3)
 # is not the same, nor is the number of stars; the decline should be, and it tells whether these
 # spectra are a fair stand-in.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 LOG_RIDGE = {0.0: 0.9994, 0.1: 0.917, 0.2: 0.841, 0.5: 0.667, 1.0: 0.469, 2.0: 0.254}
 main = found[(found.run == "flux") & (found.n_train == middle)]
 ridges = main[main.model == "Ridge"].set_index("noise_level").test_r2.sort_index()
@@ -609,7 +612,7 @@ pd.DataFrame({"log, 100,000 stars": LOG_RIDGE, f"ours, {middle:,} stars": ridges
 # same network with the pooling layer that the library brings along and nothing uses. The log also
 # sketches blocks that normalise after each sum, where the model it ran normalises before.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 LOG_TABLE = {"patch projection": 4352, "CLS token": 256, "positions": 65_792, "head": 257}
 LOG_TABLE |= {"layer: QKV projection": 6 * 196_608, "layer: output projection": 6 * 65_792}
 LOG_TABLE |= {"layer: norms": 6 * 1024, "layer: feed-forward": 6 * 526_592}
@@ -620,14 +623,13 @@ terms.loc["sum"] = ["", n_source, terms["the log"].sum()]
 terms.style.format({"total": "{:,.0f}", "the log": "{:,.0f}"}, na_rep="")
 
 # %% [markdown]
-# (vit-scaling)=
 # ## More spectra
 #
 # Validation during training on the left, the mean in a band over the seeds. On the right the test
 # $R^2$ against the number of train stars: ours, the log's table, and the ceiling for a whole sample
 # of magnitudes 20.5 to 22.5.
 
-# %% mystnb={"image": {"alt": "Validation during training; test R2 against the number of train spectra for three models, with the log's values and the ceiling"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Validation during training; test R2 against the number of train spectra for three models, with the log's values and the ceiling"}} tags=["hide-input"]
 LOOK = {"ViT": ("headline", "o"), "LightGBM": ("second", "s"), "Ridge": ("test", "^")}
 LOG_N = [50e3, 100e3, 200e3, 500e3, 1e6]
 LOG_R2 = {
@@ -638,7 +640,7 @@ LOG_R2 = {
 top = ceilings(limits[limits.rv_kms == par.rv_kms])["least estimator"]
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_history(ax):
     """Validation R2 against the update, by run."""
     looks = zip(history.items(), ("null", "control", "headline"), (":", "--", "-"), strict=True)
@@ -648,7 +650,7 @@ def draw_history(ax):
         figures.band(ax, last.columns, values, figures.COLORS[color], label=name, ls=style)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_scaling(ax, model):
     """Test R2 of one kind of model against the number of spectra, ours and the log's."""
     color, mark = LOOK[model]
@@ -659,7 +661,7 @@ def draw_scaling(ax, model):
     ax.plot(LOG_N, LOG_R2[model], ls=":", mfc="w", label=f"{model}, log", **look)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 figure, axes = plt.subplots(
     1, 2, figsize=(figures.PAGE, 2.6), gridspec_kw={"width_ratios": [1, 1.5]}
 )
@@ -687,7 +689,6 @@ run.figure(figure, "scaling")
 # thousand times less computation, and the number of updates is the same at every size: a flat curve
 # says that computation, not data, is what it lacks.
 #
-# (vit-options)=
 # ## Which choices matter
 #
 # Each option is changed alone against run 3, at a small size, with a few seeds. *Classes* predicts
@@ -733,7 +734,7 @@ def ablate(job, folder):
 cases = [{"variant": name, "seed": seed} for name in VARIANTS for seed in range(par.ablation_seeds)]
 ablation = run.sweep("ablation", cases, ablate, reads=reads)
 
-# %% mystnb={"image": {"alt": "Test R2 of each option at a small size, one mark per seed"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Test R2 of each option at a small size, one mark per seed"}} tags=["hide-input"]
 by_variant = ablation.groupby("variant", sort=False).test_r2
 figure, ax = plt.subplots(figsize=(figures.COLUMN * 1.3, 2.9))
 for y, (name, values) in enumerate(by_variant):
@@ -768,7 +769,7 @@ run.figure(figure, "options")
 # $R^2$ within bins of magnitude and of S/N, each relative to the variance of the whole sample. The
 # black line is the ceiling of the best estimator.
 
-# %% mystnb={"image": {"alt": "R2 of the models by magnitude and by signal to noise, below the ceiling"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "R2 of the models by magnitude and by signal to noise, below the ceiling"}} tags=["hide-input"]
 binned = run.frame("by_snr")
 drawn = limits[limits.rv_kms == par.rv_kms]
 NAMES = {"mag": "$i$ magnitude", "snr": "S/N per pixel"}
@@ -792,15 +793,14 @@ run.figure(figure, "by_snr")
 # All three stay well below the ceiling at every magnitude, and gain from bright stars, trees and
 # transformer more than the ridge regression.
 #
-# (vit-attention)=
 # ## What the transformer looks at
 #
-# *Rollout* {cite}`abnar2020` follows attention from the answer back to the patches. *Saliency* is
-# the share of each patch in the variance that noise causes in the answer, the mean of (gradient ×
-# error)². *Information* is the density from above, summed over patches: an efficient estimator
-# weights pixels so that its saliency equals it.
+# *Rollout* ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)) follows attention from the
+# answer back to the patches. *Saliency* is the share of each patch in the variance that noise
+# causes in the answer, the mean of (gradient × error)². *Information* is the density from above,
+# summed over patches: an efficient estimator weights pixels so that its saliency equals it.
 
-# %% mystnb={"image": {"alt": "Attention rollout, saliency and information along wavelength"}} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Attention rollout, saliency and information along wavelength"}} tags=["hide-input"]
 CURVES = {"information": "second", "saliency": "headline", "rollout": "test"}
 seen_by = run.frame("attention")
 figure, axes = plt.subplots(3, 1, figsize=(figures.PAGE, 3.2), sharex=True)
@@ -817,7 +817,7 @@ for ax, (name, color) in zip(axes, CURVES.items(), strict=True):
 axes[-1].set_xlabel("vacuum wavelength, Å")
 run.figure(figure, "attention")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ranks = seen_by[list(CURVES)].corr(method="spearman").information
 ranks.rename("rank correlation with the information").to_frame().round(2)
 
@@ -830,7 +830,7 @@ ranks.rename("rank correlation with the information").to_frame().round(2)
 # photon noise. Whoever feeds it to a model feeds a noise-free copy of the spectrum. The control
 # sees the error alone, no flux at all.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alone = found[found.run == "error alone"].set_index("model").test_r2
 flux_alone = main[main.noise_level == level].set_index("model").test_r2
 leak = pd.DataFrame({"noisy flux": flux_alone, "error alone": alone})
@@ -842,12 +842,12 @@ leak.round(3)
 # Claims about models are tested on the full range of stars with thousands of them, from the profile
 # *laptop* on. The first are about the yardstick.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 tested = par.grid == "full" and largest >= 4096
 LOG = "log: "
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "maximum likelihood reaches the bound for bright stars (variance / bound in 0.8..1.3)"
 ours = f"{ratio_mean:.2f} ± {ratio_se:.2f}, {len(check)} stars"
 run.claim(text, "theory: 1", ours, 0.8 <= ratio_mean <= 1.3, len(check) >= 200)
@@ -856,7 +856,7 @@ best_of = fair.groupby("model").test_r2.max()
 ours = ", ".join(f"{name} {value:.3f}" for name, value in best_of.items()) + f"; ceiling {top:.3f}"
 run.claim("no model passes the ceiling", "theory", ours, best_of.max() < top, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 networks = found[found.model == "ViT"]
 gap = (networks.test_r2 - networks.test_r2_norm).abs().max()
 text = "R² is the same for normalised and for original labels (within 1e-6)"
@@ -870,7 +870,7 @@ ours = ", ".join(
 unequal = (first.test_mae_norm / first.test_mae_dex - 1).abs().min() > 0.01
 run.claim("the mean absolute error is not", f"{LOG}0.377 and 0.440 dex", ours, unequal)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the log's network has about 4.9 million parameters (within 1 %)"
 ours = f"{n_source:,} as described"
 run.claim(text, f"{LOG}~4.9M", ours, abs(n_source / 4.9e6 - 1) < 0.01)
@@ -879,7 +879,7 @@ run.claim(text, f"{LOG}~4.9M", ours, abs(n_source / 4.9e6 - 1) < 0.01)
 # Then the transformer against its rivals, and against more data. A difference counts when it
 # exceeds the standard error over seeds twice, where there are several.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 at_level = found[found.noise_level == level]
 sizes_of = at_level[at_level.run == HEAD].groupby("n_train").test_r2.agg(["mean", "sem"]).fillna(0)
 rivals = (
@@ -891,7 +891,7 @@ text = "the transformer beats LightGBM and Ridge at the largest size"
 source = f"{LOG}0.711 vs 0.614 and 0.50 at 1,000,000"
 run.claim(text, source, ours, ours_vit > rivals[["LightGBM", "Ridge"]].max(), tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 rise = sizes_of["mean"].iloc[-1] - sizes_of["mean"].iloc[0]
 spread = 2 * math.hypot(sizes_of["sem"].iloc[-1], sizes_of["sem"].iloc[0])
 ours = ", ".join(f"{value:.3f} at {n:,}" for n, value in sizes_of["mean"].items())
@@ -907,11 +907,11 @@ for run_name, seen_by in (("flux", "one draw of the noise"), (draws, f"{DRAWS} d
     text = f"at the smallest size LightGBM and Ridge on {seen_by} are ahead of the transformer"
     run.claim(text, source, ours, rivals.min() > first_size, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "at a million spectra R² exceeds 0.7"
 run.claim(text, f"{LOG}0.713", f"largest size {largest:,}", ours_vit > 0.7, largest >= 1_000_000)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 runs_at = (
     networks[networks.n_train == largest].groupby("run").test_r2.agg(["mean", "sem"]).fillna(0)
 )
@@ -923,7 +923,7 @@ run.claim(text, f"{LOG}open", ours, means["run 2"] > means["run 1"] - 0.02, test
 # %% [markdown]
 # Then single choices, and the leak.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 score = by_variant.mean()
 shift = score["sliding window"] - score[HEAD]
 text = "convolution and sliding window do alike when started alike (within 0.02)"
@@ -934,7 +934,7 @@ ours = f"{starts[1]:.3f} vs {starts[0]:.3f} (our start, raw flux: {score['raw fl
 learns = tested and max(starts) > 0.05  # otherwise neither has begun to learn
 run.claim(text, f"{LOG}trouble with the window", ours, starts[0] - starts[1] > 0.02, learns)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "learned positions are of use: without them R² falls (by 0.02)"
 learned, none = score["learned positions"], score["no positions"]
 ours = f"{none:.3f} vs {learned:.3f} after {par.ablation_steps} updates"
@@ -952,7 +952,7 @@ ours = ", ".join(f"{name} {value:+.3f}" for name, value in pooled.items())
 text = "mean or attention pooling improves on the CLS token (by 0.02)"
 run.claim(text, f"{LOG}possible improvement", ours, max(pooled.values()) > 0.02, tested)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the network is sensitive where gravity is written (rank correlation above 0.5)"
 ours = ", ".join(f"{name} {ranks[name]:.2f}" for name in ("saliency", "rollout"))
 run.claim(text, f"{LOG}learned positions find it", ours, ranks["saliency"] > 0.5, tested)
@@ -999,5 +999,5 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # the faintest stars. One validation split selects both the weights and the penalty, so that the
 # validation scores are slightly too good; those reported are of the test split.
 
-# %% tags=["nbval-ignore-output", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["nbval-ignore-output", "hide-input"]
 run.finish(precision=machine.resolve_precision(par.precision, device))
