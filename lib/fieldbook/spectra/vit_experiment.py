@@ -67,6 +67,9 @@ LINES = {  # strong ones, vacuum Angstrom
     "Mg I": (8809.2,),
     "Fe I": (8691.0,),
 }
+ONE, SEVERAL = "one draw", f"{DRAWS} draws"
+NOISE = {"flux": ONE, f"flux, {SEVERAL}": SEVERAL, HEAD: "new at every use"}
+INPUTS = {"flux": "noisy flux", "error alone": "its error alone"}
 EDGES = {"mag": np.linspace(20.5, 22.5, 9), "snr": [0, 3, 5, 7, 9, 12, 16, 22]}  # of bins
 PAIRS = {"full": {"giant": 1.5, "dwarf": 4.5}, "small": {"giant": 2.5, "dwarf": 4.0}}  # log g
 JOB = ("model", "run", "n_train", "noise_level", "seed")
@@ -421,7 +424,7 @@ def _ablate(setting: Setting, job: Row, folder: Path) -> Row:
     return row | {"n_params": _size_of(model)}
 
 
-# -- what a difference is worth
+# -- what is compared with what
 
 
 def compared(frame: pd.DataFrame, par: Any) -> pd.DataFrame:
@@ -429,31 +432,76 @@ def compared(frame: pd.DataFrame, par: Any) -> pd.DataFrame:
     return frame[(frame.noise_level == par.noise_level) & frame.run.isin([HEAD, "flux"])]
 
 
-def r2_error(r2: float, n: int) -> float:
-    """Standard error of an R2 by the choice of n test stars, for Gaussian errors of the label.
+def by_noise(results: pd.DataFrame, par: Any) -> pd.DataFrame:
+    """Rows at the smallest size by the `noise` that was shown: `NOISE`, in this order."""
+    same = (results.n_train == par.n_train[0]) & (results.noise_level == par.noise_level)
+    rows = results[same & results.run.isin(NOISE) & (results.model != "template")]
+    order = rows.run.map(list(NOISE).index)
+    return rows.assign(noise=rows.run.map(NOISE)).loc[order.sort_values(kind="stable").index]
 
-    The mean of n squared errors is known to a part sqrt(2 / n) of itself.
-    """
-    return (1 - r2) * math.sqrt(2 / n)
+
+def by_input(results: pd.DataFrame, par: Any) -> pd.DataFrame:
+    """Rows of the two baselines at the second largest size by their `input`: `INPUTS`."""
+    same = (results.n_train == par.n_train[-2:][0]) & (results.noise_level == par.noise_level)
+    rows = results[same & results.run.isin(INPUTS) & results.model.isin(["LightGBM", "Ridge"])]
+    return rows.assign(input=rows.run.map(INPUTS))
 
 
-def gap(first: float, second: float, n: int, spread: float = 0.0) -> tuple[float, float]:
-    """By how much one R2 exceeds another, and the standard error of that.
+def ceiling_by(limits: pd.DataFrame, by: str, variance: float) -> pd.Series:
+    """R2 that the noise allows within the bins of `EDGES`, by their centres."""
+    edges = np.asarray(EDGES[by])
+    bins = pd.cut(limits[by], edges, right=False, labels=(edges[1:] + edges[:-1]) / 2)
+    allowed = 1 - limits.groupby(bins, observed=True).least.mean() / variance
+    return allowed.set_axis(allowed.index.astype(float))
+
+
+def near_lines(tour: pd.DataFrame, reach: float = 15.0) -> tuple[float, float]:
+    """Shares of the information and of the pixels within so many Angstrom of the `LINES`."""
+    places = np.concatenate([*LINES.values()])
+    near = (np.abs(tour.wavelength.to_numpy()[:, None] - places) < reach).any(1)
+    return tour.density[near].sum(), near.mean()
+
+
+# -- what a difference is worth
+
+Gain = tuple[float, float]  # a difference of two R2, and its standard error
+
+
+def gap(first: float, second: float, spread: float = 0.0, *, stars: int) -> Gain:
+    """By how much one R2 exceeds another.
+
+    The mean of n squared errors, if they are Gaussian, is known to a part sqrt(2 / n) of itself.
 
     Args:
-        n: test stars, as if each R2 had its own: shared ones make a difference surer.
-        spread: further standard error, as over the runs of a network.
+        spread: standard error beside that, as over the runs of a network.
+        stars: of the test split, as if each R2 had its own: shared ones make a difference surer.
     """
-    by_stars = [r2_error(value, n) for value in (first, second)]
+    by_stars = [(1 - value) * math.sqrt(2 / stars) for value in (first, second)]
     return first - second, math.hypot(*by_stars, spread)
 
 
-def change(ablation: pd.DataFrame, variant: str, base: str = HEAD) -> tuple[float, float]:
-    """By how much a variant's test R2 exceeds another's, and the standard error of that.
+def change(ablation: pd.DataFrame, variant: str, base: str = HEAD) -> Gain:
+    """By how much the test R2 of a variant exceeds that of another, paired by seed.
 
-    Both are of the same seeds, hence of the same initial weights and order of spectra wherever the
-    change leaves them alike. The error is nan for one seed.
+    Runs of one seed share initial weights and the order of spectra where the change leaves them
+    alike. The error is nan for one seed.
     """
-    by_seed = ablation.pivot(index="seed", columns="variant", values="test_r2")
-    gain = by_seed[variant] - by_seed[base]
+    return mean_of(ablation.pivot(index="seed", columns="variant", values="test_r2"), variant, base)
+
+
+def mean_of(by_seed: pd.DataFrame, first: Any, second: Any) -> Gain:
+    """By how much one column exceeds another in the mean over seeds."""
+    gain = by_seed[first] - by_seed[second]
     return gain.mean(), gain.sem()
+
+
+def told(gains: Sequence[Gain], names: Sequence[str] = ("",)) -> str:
+    """Differences and their standard errors in words, a name before each if there are several."""
+    pairs = zip(names, gains, strict=True)
+    return ", ".join(f"{name} {gain:+.3f} ± {doubt:.3f}".strip() for name, (gain, doubt) in pairs)
+
+
+def judged(gains: Sequence[Gain], tested: bool, **further: Any) -> dict[str, Any]:
+    """Differences as `fieldbook.run.chapter.Run.claim` takes them, with further arguments of it."""
+    values, doubts = zip(*gains, strict=True)
+    return {"estimate": values, "error": doubts, "tested": tested, **further}
