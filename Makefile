@@ -1,12 +1,13 @@
 # Two commands do everything on a fresh machine: `make book` and `make test`. Each target is a line over the real tool.
+SHOWN := $(or $(PROFILE),largest)
 PROFILE ?= laptop
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-going --quiet rules host
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
-KNOWN := { case "$(PROFILE)" in quick|laptop|paper) ;; *) \
-	echo "PROFILE is '$(PROFILE)'; expected quick, laptop or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
+KNOWN := { case "$(PROFILE)" in quick|laptop|evening|paper) ;; *) \
+	echo "PROFILE is '$(PROFILE)'; expected quick, laptop, evening or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
 ANEW := this folder was moved or copied with $(VENV), or that is broken: run 'rm -rf $(VENV)', then the same command again
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUTF8 := 1
@@ -20,9 +21,9 @@ book: here       ## compute PROFILE (laptop) into build/PROFILE and render it
 	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
 	@echo "open build/$(PROFILE)/html/index.html"
 
-html: here       ## render the published results of PROFILE without computing
+html: here       ## render the published results without computing, the largest of each chapter or those of PROFILE
 	@$(KNOWN)
-	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published || $(LOCKED)
+	@$(SNAKEMAKE) --config published=$(SHOWN) -- html_published || $(LOCKED)
 	@echo "open build/published/html/index.html"
 
 publish: here    ## copy the finished results of PROFILE from build/ to data/ and figures/
