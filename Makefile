@@ -3,6 +3,7 @@ SHOWN := $(or $(PROFILE),largest)
 PROFILE ?= laptop
 PYTHON ?= python3
 VENV := .venv
+CHAPTERS := $(wildcard $(patsubst %,book/%.py,$(shell sed -n 's/.* file: //p' _toc.yml)))
 STAMP := $(VENV)/.installed
 SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-going --quiet rules host
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
@@ -30,13 +31,13 @@ publish: here    ## copy the finished results of PROFILE from build/ to data/ an
 	@python -m fieldbook.run.publish "$(PROFILE)"
 
 notebooks: here  ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
-	@python -m fieldbook.run.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
+	@python -m fieldbook.run.notebooks $(or $(CHAPTER:%=book/%.py),$(CHAPTERS))
 
 lab: here        ## open JupyterLab on the book
-	@jupyter lab $(LAB_FLAGS) book
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" jupyter lab $(LAB_FLAGS) book
 
 test: here       ## run every test: library, notebooks, book in a browser
-	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(wildcard book/*.ipynb)
+	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(CHAPTERS:.py=.ipynb)
 
 test-gpu: here   ## run every chapter and the library on this machine's GPU, and compare them with the CPU
 	@pytest -v tests/gpu
