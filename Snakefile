@@ -14,8 +14,9 @@ from pathlib import Path
 import yaml
 
 try:
+    from fieldbook.nn.identity import code, digest
     from fieldbook.run import parameters
-    from fieldbook.run.ledger import SIZES
+    from fieldbook.run.paths import SIZES
 except ImportError as error:
     raise WorkflowError(f"{error}: run `source .venv/bin/activate` first (`make` creates that environment)") from None
 except RuntimeError as error:  # the library of another checkout
@@ -45,6 +46,13 @@ MINUTES = {"quick": 10, "small": 10, "laptop": 60, "evening": 360, "paper": 1440
 # Snakemake itself would take an earlier page for up to date.
 if missing := [file for file in NEEDED if not Path(file).exists()]:
     raise WorkflowError(f"missing: {', '.join(missing)} (chapters are those of _toc.yml; 'make notebooks' writes .ipynb)")
+
+# Notebooks are run again when the library's code changes, but not for a docstring or a comment.
+TEXT = {path: Path(path).read_text(encoding="utf-8") for path in LIBRARY}
+CODE = Path("build/code") / digest({path: code(text) if path.endswith(".py") else text for path, text in TEXT.items()})
+if not CODE.exists():
+    CODE.parent.mkdir(parents=True, exist_ok=True)
+    CODE.touch()
 
 LIVE = [page for page in WRITTEN if "{code-cell}" in Path(f"book/{page}.md").read_text(encoding="utf-8")]
 TEXTS = [page for page in WRITTEN if page not in LIVE]
@@ -143,7 +151,7 @@ rule chapter:
         rows,
         trained,
         shards,
-        LIBRARY,
+        CODE,
         notebook="book/{chapter}.ipynb",
         parameters=lambda wildcards: f"parameters/{wildcards.chapter}/{profile(wildcards)}.yaml",
     output: "build/{build}/book/{chapter}.ipynb"
@@ -173,7 +181,7 @@ rule chapter:
 use rule chapter as shard with:
     input:
         trained,
-        LIBRARY,
+        CODE,
         notebook="book/{chapter}.ipynb",
         parameters="parameters/{chapter}/{build}.yaml",
     output: "build/{build}/shards/{chapter}/{shard}.ipynb"
@@ -196,7 +204,7 @@ rule networks:
 rule live:
     input:
         expand("build/{{build}}/book/{chapter}.ipynb", chapter=CHAPTERS),
-        LIBRARY,
+        CODE,
         "book/logs.yaml",
         page="book/{live}.md",
     output: "build/{build}/book/{live}.ipynb"
@@ -219,7 +227,8 @@ rule text:
     shell: "cp {input} {output}"
 
 
-# Warnings are errors: without -W a page that could not be built exits with 0.
+# Warnings are errors: without -W a page that could not be built exits with 0. What has not changed is not read again; a
+# page whose warnings have failed the build would not be, so that nothing is kept of a build that failed.
 rule html:
     input:
         expand("build/{{build}}/book/{page}.ipynb", page=[*LIVE, *CHAPTERS]),
@@ -229,15 +238,17 @@ rule html:
         toc="_toc.yml",
     output: "build/{build}/html/index.html"
     log: "build/{build}/log/html.txt"
+    params: pages=" ".join([FRONT, *PAGES, *LIBRARY])
     threads: 1
     resources: mem_mb=2000, runtime=10
     shell:
         """
         python -m fieldbook.run.figures build/{wildcards.build}
-        cp -r book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
-        rm -rf build/{wildcards.build}/_build build/{wildcards.build}/html build/{wildcards.build}/book/api
+        cp -rp book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
+        rm -rf build/{wildcards.build}/html
+        echo {params.pages:q} | cmp --quiet - build/{wildcards.build}/pages.txt || rm -rf build/{wildcards.build}/_build build/{wildcards.build}/book/api
+        echo {params.pages:q} > build/{wildcards.build}/pages.txt
         jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \
-            -W -n --keep-going --quiet > {log} 2>&1 || {{ cat {log}; exit 1; }}
-        mv build/{wildcards.build}/_build/html build/{wildcards.build}/html
-        rm -rf build/{wildcards.build}/_build
+            -W -n --keep-going --quiet > {log} 2>&1 || {{ cat {log}; rm -rf build/{wildcards.build}/_build; exit 1; }}
+        cp -r build/{wildcards.build}/_build/html build/{wildcards.build}/html
         """

@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from private_checkout import ROOT, succeed
 
 from fieldbook.run.claims import read_claims
-from fieldbook.run.ledger import SIZES
+from fieldbook.run.paths import SIZES
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]

@@ -12,7 +12,6 @@ from fieldbook.run import paths
 from fieldbook.run.claims import COLUMNS, VERDICTS, read_claims
 from fieldbook.run.manifest import read_manifest
 
-SIZES = ("paper", "evening", "laptop")  # profiles whose results are published, largest first
 SIGNS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 WHOSE = {"log": "the log", "paper": "a paper", "theory": "theory", "ours": "this book"}
 
@@ -20,7 +19,7 @@ WHOSE = {"log": "the log", "paper": "a paper", "theory": "theory", "ours": "this
 def largest(chapter: str) -> str | None:
     """The largest profile of which a chapter has claims; None if there is none."""
     root = paths.data_root() / "data" / chapter
-    return next((size for size in SIZES if (root / size / "claims.csv").exists()), None)
+    return next((size for size in paths.SIZES if (root / size / "claims.csv").exists()), None)
 
 
 def ledger(profiles: dict[str, str]) -> pd.DataFrame:
