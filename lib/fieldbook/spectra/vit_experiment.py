@@ -127,7 +127,7 @@ class Setting:
 
 def run_all(run: Run, par: Any, device: torch.device) -> dict[str, pd.DataFrame]:
     """Every table: tour, splits, ceiling, likelihood, results and by_snr, with the method in plain
-    words, attention, ablation, and history, of all networks by `run`.
+    words, attention, ablation, with the option in such, and history, of all networks by `run`.
 
     Args:
         par: as `Setting` has it, with `n_train`, `n_val`, `n_test`, `noise_levels`, `seeds`,
@@ -136,13 +136,13 @@ def run_all(run: Run, par: Any, device: torch.device) -> dict[str, pd.DataFrame]
     sizes = {"train": max(*par.n_train, par.ablation_n), "val": par.n_val, "test": par.n_test}
     setting = _provide(par, device, sizes)
     reads = spectroscopy.files_of(par.data_dir)
-    tour = run.sweep("tour", [{}], partial(tour_rows, setting), reads=reads)
+    tour = run.sweep("tour", [{}], partial(_tour_rows, setting), reads=reads)
     splits = [{"split": split} for split in sizes]
     described = run.sweep("splits", splits, partial(_described, setting), reads=reads)
     velocities = [{"rv_kms": rv} for rv in sorted({par.rv_kms, 0.0})]
     ceiling = run.sweep("ceiling", velocities, partial(_limit_rows, setting))
     likelihood = run.sweep("likelihood", [{}], partial(_fit_rows, setting))
-    compute = partial(result, setting, tour.density.to_numpy())
+    compute = partial(_result, setting, tour.density.to_numpy())
     results = run.sweep("results", jobs(par), compute, cost=_cost, reads=reads)
     cases = [{"variant": name, "seed": s} for name in VARIANTS for s in range(par.ablation_seeds)]
     ablation = run.sweep("ablation", cases, partial(_ablate, setting), reads=reads)
@@ -156,9 +156,14 @@ def run_all(run: Run, par: Any, device: torch.device) -> dict[str, pd.DataFrame]
         "results": results.assign(method=results.model.map(METHODS)),
         "by_snr": by_snr.assign(method=by_snr.model.map(METHODS)),
         "attention": run.frame("attention"),
-        "ablation": ablation,
+        "ablation": ablation.assign(option=ablation.variant.map(_in_words)),
         "history": pd.concat(histories, ignore_index=True),
     }
+
+
+def _in_words(variant: str) -> str:
+    words = {HEAD: "our recipe", "classes": "sixteen classes of gravity"}
+    return words.get(variant, variant.replace("log's start", "start of the log"))
 
 
 def _provide(par: Any, device: torch.device, sizes: Mapping[str, int]) -> Setting:
@@ -203,7 +208,7 @@ def _cost(job: Row) -> float:
 # -- the stars, and what can be known of them
 
 
-def tour_rows(setting: Setting, job: Row) -> list[Row]:
+def _tour_rows(setting: Setting, job: Row) -> list[Row]:
     """One row per pixel: a giant, a dwarf, its error and observed flux, and the information."""
     par, stars = setting.par, setting.stars
     pair = PAIRS[par.grid]
@@ -257,7 +262,7 @@ def ceilings(rows: pd.DataFrame, variance: float) -> dict[str, float]:
 # -- one model
 
 
-def result(setting: Setting, density: np.ndarray, job: Row, folder: Path) -> dict[str, Any]:
+def _result(setting: Setting, density: np.ndarray, job: Row, folder: Path) -> dict[str, Any]:
     """A row of `results`, its errors by magnitude and S/N, and of a network its history.
 
     Args:
@@ -293,7 +298,7 @@ def _recipe(setting: Setting, seed: int, steps: int) -> Recipe:
     )
 
 
-def train_network(
+def _train_network(
     setting: Setting, n: int, seed: int, options: Mapping[str, str], steps: int, folder: Path
 ) -> tuple[SpectraViT, Norm, list[Row]]:
     """One network on the first n stars: network, norm of its labels, history."""
@@ -318,7 +323,7 @@ def train_network(
 def _network(setting: Setting, density: np.ndarray, job: Row, folder: Path) -> dict[str, Any]:
     """Train a network: its row; its history, and the look of the first at the largest size."""
     par, n, seed = setting.par, job["n_train"], job["seed"]
-    model, norm, history = train_network(setting, n, seed, RUNS[job["run"]], par.steps, folder)
+    model, norm, history = _train_network(setting, n, seed, RUNS[job["run"]], par.steps, folder)
     guess = spectroscopy.predict(model, setting.seen("test", job["noise_level"]), norm)
     found = _summary(setting, job, guess, norm, history, _size_of(model))
     found[_history_of(job["run"])] = [{"n_train": n, "seed": seed, **row} for row in history]
@@ -418,7 +423,7 @@ def _ablate(setting: Setting, job: Row, folder: Path) -> Row:
     par = setting.par
     options = RUNS[HEAD] | VARIANTS[job["variant"]]
     how = (par.ablation_n, job["seed"], options, par.ablation_steps)
-    model, norm, _ = train_network(setting, *how, folder)
+    model, norm, _ = _train_network(setting, *how, folder)
     guess = spectroscopy.predict(model, setting.seen("test", par.noise_level), norm)
     row = spectroscopy.errors(setting.gravity("test"), guess, norm, "test")
     return row | {"n_params": _size_of(model)}
