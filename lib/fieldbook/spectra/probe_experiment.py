@@ -63,8 +63,9 @@ def run_all(run: Run, par: Any, device: torch.device) -> dict[str, pd.DataFrame]
     sizes = {"train": max(par.n_pretrain, *par.n_train), "val": par.n_val, "test": par.n_test}
     stars, sets = None, {}
     if not paths.frozen():
-        origin = {"data_dir": par.data_dir, "grid": par.grid, "rv_kms": par.rv_kms}
-        stars, sets = spectroscopy.provide(sizes, workers=par.workers, **origin)
+        stars, sets = spectroscopy.provide(
+            sizes, data_dir=par.data_dir, grid=par.grid, rv_kms=par.rv_kms, workers=par.workers
+        )
     lab = Lab(par, device, sets)
     reads = spectroscopy.files_of(par.data_dir)
     given = {"checkpoint": Path(par.checkpoint)} if par.checkpoint else {}
