@@ -388,7 +388,7 @@ run.claim(
     holds=abs(n_encoder / 5e5 - 1) < 0.05 and abs(n_head / 1e5 - 1) < 0.05,
 )
 hashes = tables["hashes"].query("run == 'frozen'")
-_ = run.claim(
+run.claim(
     "a frozen encoder is bit for bit the same after its head was trained",
     f"{len(hashes)} runs",
     section="a-short-fine-tuning-changes-little",
@@ -412,7 +412,7 @@ for rival in ("window", "components"):
     )
 chi2 = tables["calibration"].pivot(index="encoder", columns="target", values="chi2")
 where = "{:.3f} and {:.3f} with and without the error; around the clean flux {:,.0f} and {:,.0f}"
-_ = run.claim(
+run.claim(
     "its predicted variance is right around noisy pixels (reduced chi-square within 5 %)",
     where.format(*chi2.noisy, *chi2.clean),
     section="it-removes-more-noise-than-its-rivals",
@@ -440,7 +440,7 @@ run.claim(
 )
 finer = [r2(SEEN, pooling=name) for name in par.poolings]
 steps = [after - before for before, after in pairwise(finer)]
-_ = run.claim(
+run.claim(
     "finer pooling keeps more",
     ", ".join(
         f"{POOLS[n]} {x.mean():.3f}".replace("\n", " ")
@@ -475,7 +475,7 @@ run.claim(
     section="a-short-fine-tuning-changes-little",
     **compared(r2(SEEN, "mlp_1", frozen=False), r2(SEEN, "mlp_1"), "encoder-33", "open"),
 )
-_ = run.claim(
+run.claim(
     "fine-tuning a trained encoder ends above fine-tuning an untrained one",
     section="a-short-fine-tuning-changes-little",
     **compared(r2(SEEN, "mlp_1", frozen=False), r2("untrained", "mlp_1", frozen=False)),
@@ -511,7 +511,7 @@ others = probe[(probe.n_train == LAST) & (probe.layer != "error")]
 others = others.groupby(["encoder", "layer", "pooling", "direction", "head", "frozen"]).r2
 best = others.mean().idxmax()
 alone = score[SOURCES["error"]]
-_ = run.claim(
+run.claim(
     "the error alone tells gravity better than any probe of flux or latents",
     f"{alone:.3f} against {others.mean()[best]:.3f} ± {others.sem()[best]:.3f} at best",
     section="the-error-of-a-pixel-gives-the-star-away",
@@ -531,7 +531,7 @@ run.claim(
 )
 found = main[main.encoder == "sigma alone"].r2.max()
 error = 2 * np.sqrt(max(found, 0)) * (1 - found) / np.sqrt(par.n_test)
-_ = run.claim(
+run.claim(
     "and still tells gravity when it sees no flux (R² above 0.1)",
     f"{found:.3f} ± {error:.3f} over test stars, with the best of three heads",
     section="the-error-of-a-pixel-gives-the-star-away",
