@@ -376,7 +376,7 @@ slopes = fits.apply(
 slopes = slopes.div(slopes.exact, axis=0).drop(columns="exact").drop("two wells")
 slopes = slopes.groupby("potential", sort=False)
 off = 100 * (slopes.mean() - 1).abs().max()
-_ = run.claim(
+run.claim(
     "the slope of S is found within 5 % on harmonic potentials",
     f"histogram within {off.entropy:.1f} %, mean force within {off.entropy_force:.1f} % (8 seeds)",
     of="theory",
@@ -405,7 +405,7 @@ run.claim(
     below=0.5,
 )
 empty = int((tables["unbiased"].visits == 0).sum())
-_ = run.claim(
+run.claim(
     "without the bias potential part of the range is never visited",
     f"{empty} of {truth.energy.nunique()} bins never visited, in 30 dimensions; with it, none",
     of="theory",
@@ -430,7 +430,7 @@ run.claim(
 )
 relative = fall["sem"] / fall["mean"]
 spread = [np.sqrt((fall["size"] - 1) / chi2.ppf(q, fall["size"] - 1)) for q in (0.975, 0.025)]
-_ = run.claim(
+run.claim(
     "the fall of S is known within 10 % (standard error over the seeds of the sampler)",
     f"standard error over the fall: {each(relative)}; single seeds fall by {ends}",
     of="ours",
@@ -459,7 +459,7 @@ bends = curves.groupby(["op", "seed"], sort=False)[["log10_loss", "smooth"]]
 bends = bends.apply(lambda one: pd.Series(landscape.bending(*one.to_numpy().T)[3:-3]))
 bends = bends.groupby("op", sort=False)
 largest = each(bends.mean().max(axis=1))
-_ = run.claim(
+run.claim(
     "S(E) is concave over the range: no two phases coexist (exponent below 1 at every loss)",
     f"largest mean exponent {largest}; standard errors up to {bends.sem().max(axis=None):.2f}",
     of="ours",
@@ -475,7 +475,7 @@ _ = run.claim(
 means = released.groupby(["op", "seed", third], sort=False).test_acc_strict.mean().unstack()
 gain = (means[2] - means[0]).groupby("op", sort=False)
 text = f"last third minus first: {each(gain.mean(), gain.sem())}; not settled: mean of z squared is"
-_ = run.claim(
+run.claim(
     "memorised networks generalise at fixed loss (strict accuracy gains 0.05)",
     f"{text} still {each(late.norm2, digits=1)}, where 1 is typical",
     of="paper",
@@ -514,7 +514,7 @@ for name, chosen in (("above 0.3", ahead.loss > 0.3), ("below 0.1", ahead.loss <
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 differences = {op: (even - other).abs() for op, (even, other) in offline.items()}
 changes = pd.Series({op: float(d[d.isfinite()].max()) for op, d in differences.items()})
-_ = run.claim(
+run.claim(
     "an offline histogram is a property of the landscape (two recordings agree within 0.5)",
     f"largest change {each(changes)}",
     of="log",
@@ -530,7 +530,7 @@ for op, one in middle.reset_index().groupby("op", sort=False):
     counts = offline[op][0][wide.bins(torch.tensor(one.log10_loss.to_numpy()))]
     trends[op] = one.entropy.corr(pd.Series(counts.numpy(), one.index), method="spearman")
 trends = pd.Series(trends)
-_ = run.claim(
+run.claim(
     "an offline histogram follows the sampled entropy (rank correlation above 0.5)",
     f"{each(trends)} (one training run each)",
     of="log",
