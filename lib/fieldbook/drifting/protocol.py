@@ -36,7 +36,7 @@ NAMES = {
     "two_means": "learned, in the form of the log",
     "start_of_two_means": "form of the log, not learned",
     "distill": "learned, imitates the kernel",
-    "frozen": "never trained, as in the log",
+    "frozen": "never trained",
     "attached": "learned, target not detached",
     "set_16": "half as many samples",
     "set_64": "twice as many samples",
@@ -267,3 +267,31 @@ def _guide(
         row = found[found.alpha == alpha].iloc[-1]
         rows.append({**job, "alpha": alpha, **row[[*MEASURED]]})
     return {"guided": {"trained": True}, "guidance": rows}
+
+
+def of(frame: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """The runs of a variant, by seed; none if there are none."""
+    return frame[frame.variant == variant].set_index("seed")
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """Mean and standard error over runs, as text."""
+    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else " (one run)"
+    return f"{values.mean():.{digits}f}{error}" if len(values) else "not run"
+
+
+def mean(values: pd.Series | pd.DataFrame, digits: int = 2, **limits: Any) -> dict[str, Any]:
+    """What `Run.claim` takes of an average over runs, one for each column."""
+    found = {"found": spread(values, digits)} if values.ndim == 1 else {}
+    return found | {"estimate": values.mean(), "error": values.sem()} | limits
+
+
+def against(
+    frame: pd.DataFrame, variant: str, others: str, name: str = "fd_heldout", **limits: Any
+) -> dict[str, Any]:
+    """What `Run.claim` takes of a variant less each of some others, run by run."""
+    values = of(frame, variant)[name]
+    rivals = {other: of(frame, other)[name] for other in others.split()}
+    found = f"{spread(values)} against {', '.join(map(spread, rivals.values()))}"
+    gaps = pd.DataFrame({other: values - rival for other, rival in rivals.items()})
+    return mean(gaps, **{"found": found} | limits)
