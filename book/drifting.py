@@ -92,12 +92,12 @@ floor_band = real.floor - real.floor_sd, real.floor + real.floor_sd
 DISTANCE = f"distance to held-out {par.dataset}"
 
 
-def show(ax, variant, step, title):
+def show(panel, variant, step, label):
     """A contact sheet, a class in each column."""
-    one = pictures[(pictures.variant == variant) & (pictures.step == step)]
-    ax.imshow(evaluation.picture(one, SHAPES[par.dataset]), cmap="gray_r", vmin=0, vmax=255)
-    ax.set_title(title)
-    ax.axis("off")
+    sheet = pictures[(pictures.variant == variant) & (pictures.step == step)]
+    panel.imshow(evaluation.picture(sheet, SHAPES[par.dataset]), cmap="gray_r", vmin=0, vmax=255)
+    panel.set_title(label)
+    panel.axis("off")
 
 
 # %% jupyter={"source_hidden": true} tags=["answer", "hide-input"]
@@ -106,15 +106,15 @@ closer = ahead.fd_heldout - hand.fd_heldout
 decided = abs(closer.mean()) > 2 * closer.sem()
 nearer = "learned" if closer.mean() < 0 else "hand-made"
 order = f"the {nearer} one is nearer" if decided else "which of the two is nearer is undecided"
+times = f" (mean and standard error of {par.seeds} runs)" if par.seeds > 1 else ""
 able = "Yes" if ahead.fd_heldout.mean() < 2 * hand.fd_heldout.mean() else "Not here"
 run.answer(
     f"{able}, with an objective of its own. A field that learns to bring samples nearer to data "
     "which it has not seen makes small digits at a Fréchet distance of "
-    f"{spread(ahead.fd_heldout, 1)} from held-out ones (mean and standard error of {par.seeds} "
-    f"runs), the hand-made field at {spread(hand.fd_heldout, 1)}; {order}, and real digits are at "
-    f"{real.floor:.1f}. The field of the log never gets a gradient: "
-    f"{never.changed.mean():.0%} of its weights change, and neither its tests nor its "
-    "loss nor the size of its drift would show that.",
+    f"{spread(ahead.fd_heldout, 1)} from held-out ones{times}, the hand-made field at "
+    f"{spread(hand.fd_heldout, 1)}; {order}, and real digits are at {real.floor:.1f}. The field of "
+    f"the log never gets a gradient: {never.changed.mean():.0%} of its weights change, and neither "
+    "its tests nor its loss nor the size of its drift would show that.",
     tested=tested and {"look_ahead", "frozen"} <= {*par.main},
 )
 
@@ -248,9 +248,10 @@ run.figure(figure, "toys")
 # whatever the samples are. Nor is the drift *before* that division any better: a generator that
 # returns the mean of each class has the smallest of all, since a set that has collapsed repels
 # itself more than distant data attract it. The distance to the *training* digits, which the log
-# took, is smaller than that to held-out ones, and the gap grows while both fall, as it does where
-# examples are learned by heart. A loss that falls by half as much as the distance, in logarithms,
-# class means with more drift than real digits, or a constant gap would have refuted this.
+# took, is smaller than that to held-out ones, in part because they are more; but the gap grows
+# while both fall, as it does where examples are learned by heart. A loss that falls by half as much
+# as the distance, in logarithms, class means with more drift than real digits, or a constant gap
+# would have refuted this.
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Distance, loss and drift relative to their first values; drift of known samples; gap between the distances to held-out and to training digits"}} tags=["hide-input"]
 SEEN = {"fd_heldout": "distance", "loss": "loss", "drift_norm": "drift"}
@@ -312,7 +313,7 @@ audited.set_axis(words, axis=1).reset_index("group", drop=True)
 # call its samples more varied. Over all variants recall mostly says how *thinly* samples are
 # spread: repulsion that is too strong, which puts half of the digits into a wrong class, has nearly
 # all of it. Coverage, the share of held-out digits that have a sample among their neighbours, is
-# low at both ends, and there the two fields do not differ. Had recall fallen with quality, it could
+# low at both ends, and does not tell the two fields apart. Had recall fallen with quality, it could
 # have been read as variety.
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Recall and coverage of the samples of all variants against their density"}} tags=["hide-input"]
@@ -336,9 +337,10 @@ run.figure(figure, "variety")
 #
 # ## Temperature and softmax matter most
 #
-# Each variant changes one thing and is trained for the same shorter time. A softmax for each set,
-# which is equations 8 to 10, more than triples the distance; attraction or repulsion half as strong
-# again doubles it. Of single temperatures the largest does as well as all three, the others fail.
+# Each variant differs in one respect from the kernel field or the learned one (in the form of the
+# log, in two), and all are trained for the same shorter time. A softmax for each set, which is
+# equations 8 to 10, more than triples the distance; attraction or repulsion half as strong again
+# doubles it. Of single temperatures the largest does as well as all three, the others fall behind.
 # More samples in a set and the features of an encoder bring digits nearer. At this length looking
 # ahead improves on the kernel; a projection makes no difference that three runs could see. Means
 # near the dashed line would have refuted the title.
@@ -376,10 +378,10 @@ if len(short):
 # difference.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-rules = guidance.assign(rule=guidance.variant.map(NAMES)) if len(guidance) else None
-if rules is not None:
-    wide = rules.pivot(index="alpha", columns="rule", values=["fd_heldout", "precision"]).round(2)
-    display(wide.rename(columns={"fd_heldout": DISTANCE}))
+wide = guidance.assign(rule=guidance.variant.map(NAMES)) if len(guidance) else guidance
+if len(wide):
+    wide = wide.pivot(index="alpha", columns="rule", values=["fd_heldout", "precision"])
+wide.rename(columns={"fd_heldout": DISTANCE}).round(2)
 
 # %% [markdown]
 # ## Claims
@@ -388,19 +390,20 @@ if rules is not None:
 # variants were run, those about quality are tested where training is long enough for digits.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-OURS, PAPER = {"of": "ours"}, {"of": "paper", "source": "Deng et al. 2026"}
+OURS = {"of": "ours"}
 
 
-def log(number, text):
-    """Whose a claim of the log is."""
-    return {"of": "log", "entry": f"drifting-{number}", "source": text}
+def said(words, number=None):
+    """Whose a claim is: of the log, if it has a number there, else of the paper."""
+    whose = {"of": "log", "entry": f"drifting-{number}"} if number else {"of": "paper"}
+    return whose | {"source": words if number else f"Deng et al. 2026: {words}"}
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 exact = audit.identities(x, positives, fresh)
 most = max(exact["factor"], exact["kernel"])
 text = "row-softmax Alg. 2 is a(1 - a) times Eq. 8-10, and Alg. 2 is antisymmetric (1e-12)"
-facts = PAPER | {"found": f"off by {most:.0e}", "holds": most < 1e-12}
+facts = said("antisymmetric") | {"found": f"off by {most:.0e}", "holds": most < 1e-12}
 _ = run.claim(text, section="method-a-step-of-the-field-on-real-digits", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -416,8 +419,8 @@ _ = run.claim(text, section="toys-come-as-near-to-data-as-data-do", **OURS, **dr
 text = "where data lie in pieces, styles keep samples from straying"
 stray = toys.stray.drop("swiss_roll", errors="ignore")
 shown = [f"{toy} {row[32]:.1%} against {row[0]:.1%}" for toy, row in stray.iterrows()]
-facts = PAPER | {"found": f"{', '.join(shown)} (one run each)", "tested": drawn["tested"]}
-facts |= {"estimate": stray[32] - stray[0], "error": np.nan, "below": 0}
+facts = said("random styles") | {"found": f"{', '.join(shown)} (one run each)", "below": 0}
+facts |= {"estimate": stray[32] - stray[0], "error": np.nan, "tested": drawn["tested"]}
 if len(stray):
     run.claim(text, section="toys-come-as-near-to-data-as-data-do", **facts)
 
@@ -434,11 +437,11 @@ _ = run.claim(text, section="recall-rewards-samples-that-stray", tested=tested, 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "samples are no copies (nearest training image at least 0.8 as far as for held-out ones)"
 why = "copies are at 0, other real images at 1; no source states a number"
-facts = PAPER | mean(hand.nearest, 3, above=0.8, reason=why)
+facts = said("novel images") | mean(hand.nearest, 3, above=0.8, reason=why)
 run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, **facts)
 text = "the distance to training images can stand for that to held-out ones: their gap stays"
 gap = later[later.variant == "kernel"].groupby("seed").gap
-facts = log(18, "CIFAR-10 train split") | mean(gap.last() - gap.first(), below=0)
+facts = said("CIFAR-10 train split", 18) | mean(gap.last() - gap.first(), below=0)
 _ = run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -447,29 +450,30 @@ part = fall[["loss", "drift_norm"]].div(fall.fd_heldout, axis=0)
 shown = f"loss {spread(part.loss)}, drift {spread(part.drift_norm)} of its fall (negative: a rise)"
 half = {"found": shown, "reason": "half of the fall of the distance, in logarithms"}
 text = "the training loss tells the quality of samples (falls by half as much, or more)"
-facts = PAPER | mean(part.loss, above=0.5, **half)
+facts = said("falling |V|² goes with quality") | mean(part.loss, above=0.5, **half)
 run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, first=True, **facts)
 text = "loss and drift change modestly while the distance falls (by less than half as much)"
-facts = log(24, "change only modestly") | mean(part, above=-0.5, below=0.5, **half)
+facts = said("change only modestly", 24) | mean(part, above=-0.5, below=0.5, **half)
 run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, **facts)
 text = "a small drift means good samples (class means drift more than real images)"
 shown = ", ".join(f"{case} {value:.2g}" for case, value in drift.mean().items())
-facts = PAPER | mean(drift["class means"] - drift["real images"], above=0, found=shown)
+less = drift["class means"] - drift["real images"]
+facts = said("V = 0 leads to q = p") | mean(less, above=0, found=shown)
 _ = run.claim(text, section="loss-and-drift-say-nothing-of-quality", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the tests of the log tell a trained field from an untrained one"
 facts = {"found": "an untrained one is antisymmetric, too", "holds": exact["untrained"] > 1e-6}
-run.claim(text, section="the-field-of-the-log-is-never-trained", **log(15, "4 passed"), **facts)
+run.claim(text, section="the-field-of-the-log-is-never-trained", **said("4 passed", 15), **facts)
 if "frozen" in par.main:
     ends = ", ".join(f"{end:.0f}" for end in sorted(never.fd_heldout))
     text = "a field that is never trained comes near the kernel (within 5x, in every run)"
     facts = {"found": f"{ends} against {spread(hand.fd_heldout)}", "tested": tested}
-    facts |= log(4, "drop-in") | {"holds": never.fd_heldout.max() < 5 * hand.fd_heldout.mean()}
+    facts |= said("drop-in", 4) | {"holds": never.fd_heldout.max() < 5 * hand.fd_heldout.mean()}
     run.claim(text, section="the-field-of-the-log-is-never-trained", **facts)
     text = "the learned field of the log is trained"
     share = never.changed.mean()
-    facts = log(10, "in the optimizer") | {"found": f"{share:.0%} of its tensors change"}
+    facts = said("in the optimizer", 10) | {"found": f"{share:.0%} of its tensors change"}
     facts |= {"holds": share > 0}
     run.claim(text, section="the-field-of-the-log-is-never-trained", first=True, **facts)
 
@@ -481,36 +485,28 @@ if "look_ahead" in par.main:
     run.claim(text, section="the-field-of-the-log-is-never-trained", **facts)
     text = "a step of it brings samples nearer (energy distance times 0.2 at most)"
     facts = OURS | mean(ahead.reach, 3, below=0.2, reason="a fifth; a random one passes, too")
-    run.claim(text, section="the-field-of-the-log-is-never-trained", **facts)
+    run.claim(text, section="the-field-of-the-log-is-never-trained", tested=tested, **facts)
     text = "its samples are more varied: they cover more of the held-out digits"
     shown = [f"{name} {spread(ahead[name])} against {spread(hand[name])}" for name in SHARED]
     facts = OURS | mean(ahead.coverage - hand.coverage, above=0, found=", ".join(shown))
     run.claim(text, section="recall-rewards-samples-that-stray", tested=tested, **facts)
     text = "the look-ahead field is at least as good as the kernel (held-out distance)"
-    facts = log(32, "to be compared") | against(final, "look_ahead", "kernel", below=0)
+    facts = said("to be compared", 32) | against(final, "look_ahead", "kernel", below=0)
     run.claim(text, section="can-a-drifting-field-be-learned", tested=tested, first=True, **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 CONTESTS = {
-    "looking ahead improves the kernel field": ("look_ahead", "kernel", log(28, "headroom")),
+    "looking ahead improves the kernel field": ("look_ahead", "kernel", said("headroom", 28)),
     "looking ahead improves the form of the log": ("two_means", "start_of_two_means", OURS),
     "learned affinities in Alg. 2 beat the form of the log": ("look_ahead", "two_means", OURS),
-    "a projection helps the learned field": ("projection", "look_ahead", log(13, "planned")),
-    "sets of half the size are worse, at equal updates": (
-        "kernel",
-        "set_16",
-        log(14, "16 and 64, planned"),
-    ),
-    "sets of twice the size are better, at equal updates": (
-        "set_64",
-        "kernel",
-        log(34, "16 and 64, planned"),
-    ),
-    "three temperatures beat one": ("kernel", "tau_0.02 tau_0.05 tau_0.2", PAPER),
-    "softmax over both axes beats that over y": ("kernel", "axes_y", PAPER),
+    "a projection helps the learned field": ("projection", "look_ahead", said("planned", 13)),
+    "sets of half the size are worse": ("kernel", "set_16", said("16 and 64, planned", 14)),
+    "sets of twice the size are better": ("set_64", "kernel", said("16 and 64, planned", 34)),
+    "three temperatures beat one": ("kernel", "tau_0.02 tau_0.05 tau_0.2", said("temperatures")),
+    "softmax over both axes beats that over y": ("kernel", "axes_y", said("both axes")),
     "one softmax for data and samples beats one for each": ("axes_y", "axes_separate", OURS),
-    "balance beats more attraction or repulsion": ("kernel", "pull_1.5 push_1.5", PAPER),
-    "features of an encoder help": ("encoder", "kernel", PAPER),
+    "balance beats one force made stronger": ("kernel", "pull_1.5 push_1.5", said("antisymmetry")),
+    "features of an encoder help": ("encoder", "kernel", said("an encoder")),
 }
 for text, (winner, others, whose) in CONTESTS.items():
     if {winner, *others.split()} <= {*short.variant}:
@@ -535,14 +531,14 @@ if {"one_pass", "two_pass"} <= {*par.guided}:
     text = f"at strength {most.name:g} one pass stays nearer to the data than two"
     once = {"error": np.nan, "below": 0}  # one run decides nothing
     once["found"] = f"{most.one_pass:.1f} against {most.two_pass:.1f} (one run)"
-    facts = PAPER | once | {"estimate": most.one_pass - most.two_pass}
+    facts = said("guidance at training time") | once | {"estimate": most.one_pass - most.two_pass}
     run.claim(text, section="in-one-run-trained-guidance-stays-near-data", tested=tested, **facts)
     text = f"two passes at strength {some.name:g} bring samples nearer to the data"
     once["found"] = f"{some.two_pass:.1f} against {least.two_pass:.1f} without (one run)"
-    facts = log(2, "1.5") | once | {"estimate": some.two_pass - least.two_pass}
+    facts = said("1.5", 2) | once | {"estimate": some.two_pass - least.two_pass}
     run.claim(text, section="in-one-run-trained-guidance-stays-near-data", tested=tested, **facts)
 text = "FID on CIFAR-10 below 79.92 after 9750 updates"
-facts = log(17, "79.92") | {"found": "not run yet: it needs a GPU", "tested": False}
+facts = said("79.92", 17) | {"found": "not run yet: it needs a GPU", "tested": False}
 _ = run.claim(text, section="limits", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
