@@ -1,12 +1,14 @@
 # Two commands do everything on a fresh machine: `make book` and `make test`. Each target is a line over the real tool.
+SHOWN := $(or $(PROFILE),largest)
 PROFILE ?= laptop
 PYTHON ?= python3
 VENV := .venv
+CHAPTERS := $(wildcard $(patsubst %,book/%.py,$(shell sed -n 's/.* file: //p' _toc.yml)))
 STAMP := $(VENV)/.installed
 SNAKEMAKE := snakemake --cores all --resources gpu=1 --rerun-incomplete --keep-going --quiet rules host
 LOCKED := { ls .snakemake/locks/* > /dev/null 2>&1 && echo "locked: if no other run is left in this folder, run 'make unlock' first"; exit 1; }
-KNOWN := { case "$(PROFILE)" in quick|laptop|paper) ;; *) \
-	echo "PROFILE is '$(PROFILE)'; expected quick, laptop or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
+KNOWN := { case "$(PROFILE)" in quick|laptop|evening|paper) ;; *) \
+	echo "PROFILE is '$(PROFILE)'; expected quick, laptop, evening or paper (other parameter sets: run a chapter with papermill)"; exit 1; esac; }
 ANEW := this folder was moved or copied with $(VENV), or that is broken: run 'rm -rf $(VENV)', then the same command again
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUTF8 := 1
@@ -20,22 +22,22 @@ book: here       ## compute PROFILE (laptop) into build/PROFILE and render it
 	@$(SNAKEMAKE) -- $(PROFILE) || $(LOCKED)
 	@echo "open build/$(PROFILE)/html/index.html"
 
-html: here       ## render the published results of PROFILE without computing
+html: here       ## render the published results without computing, the largest of each chapter or those of PROFILE
 	@$(KNOWN)
-	@$(SNAKEMAKE) --config published=$(PROFILE) -- html_published || $(LOCKED)
+	@$(SNAKEMAKE) --config published=$(SHOWN) -- html_published || $(LOCKED)
 	@echo "open build/published/html/index.html"
 
 publish: here    ## copy the finished results of PROFILE from build/ to data/ and figures/
 	@python -m fieldbook.run.publish "$(PROFILE)"
 
 notebooks: here  ## regenerate and execute every .ipynb, or that of CHAPTER, from its .py, one way
-	@python -m fieldbook.run.notebooks $(or $(CHAPTER:%=book/%.py),$(wildcard book/*.py))
+	@python -m fieldbook.run.notebooks $(or $(CHAPTER:%=book/%.py),$(CHAPTERS))
 
 lab: here        ## open JupyterLab on the book
-	@jupyter lab $(LAB_FLAGS) book
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" jupyter lab $(LAB_FLAGS) book
 
 test: here       ## run every test: library, notebooks, book in a browser
-	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(wildcard book/*.ipynb)
+	@pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --ignore tests/cluster tests $(CHAPTERS:.py=.ipynb)
 
 test-gpu: here   ## run every chapter and the library on this machine's GPU, and compare them with the CPU
 	@pytest -v tests/gpu

@@ -115,6 +115,17 @@ def test_run_all_draws_figures_and_saving_keeps_the_pair(
     ]
     assert (checkout / f"data/{CHAPTER}/quick/claims.csv").is_file()
     assert source.read_text(encoding="utf-8") == before
+    assert nbformat.read(notebook, 4).metadata == empty.metadata
+
+
+def test_a_notebook_opens_folded_and_quiet(page: Page, lab: str) -> None:
+    page.goto(lab.format(f"/tree/{CHAPTER}.ipynb"))
+    wait_for_kernel(page)
+    folded = page.locator(".jp-Notebook .jp-Placeholder")
+    assert folded.count() >= 5  # code that is folded on the page
+    text = page.locator(".jp-Notebook").inner_text()
+    assert "{cite}" not in text and "{ref}" not in text
+    assert page.locator(".Toastify__toast").count() == 0  # no news from the web
 
 
 def test_the_script_opens_as_a_notebook_and_saves_the_other_file(

@@ -16,6 +16,9 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from private_checkout import ROOT, succeed
 
+from fieldbook.run.claims import read_claims
+from fieldbook.run.paths import SIZES
+
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHAPTERS = [page for page in PAGES if (ROOT / "book" / f"{page}.py").exists()]
@@ -28,6 +31,12 @@ FORMULA = (
 )
 PICTURE = r"<img [^>]*_images/"
 COLOURS = ("color-contrast", "link-in-text-block")  # the rules of axe that depend on the theme
+
+
+def largest(chapter: str) -> str:
+    """The profile that the book shows of it."""
+    return next(size for size in SIZES if (ROOT / f"data/{chapter}/{size}").exists())
+
 
 INSPECT = """async () => {
   await document.fonts.ready;
@@ -223,14 +232,81 @@ def test_nothing_is_loaded_from_elsewhere(html: Path) -> None:
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_shows_figures_and_formulas(html: Path, chapter: str) -> None:
     text = (html / f"{chapter}.html").read_text(encoding="utf-8")
-    published = list(ROOT.glob(f"figures/{chapter}/laptop/*.png"))
+    published = list(ROOT.glob(f"figures/{chapter}/{largest(chapter)}/*.png"))
     assert len(re.findall(PICTURE, text)) == len(published) > 0
     assert re.search(r'class="math', text)
 
 
-def test_front_page_shows_every_claim_with_its_verdict(html: Path) -> None:
-    text = (html / f"{TOC['root']}.html").read_text(encoding="utf-8")
-    rows = sum(len(pd.read_csv(file)) for file in ROOT.glob("data/*/laptop/claims.csv"))
-    assert rows > 0
-    assert len(re.findall(r'class="verdict ', text)) == rows
-    assert len(re.findall(PICTURE, text)) == len(list(ROOT.glob("figures/front/laptop/*.png"))) == 1
+MEASURE = """() => {
+  const bottom = node => node.getBoundingClientRect().bottom + window.scrollY;
+  const answer = document.querySelector('.tag_answer .cell_output');
+  const figure = document.querySelector('article .cell_output img');
+  const code = [...document.querySelectorAll('article .cell_input')].filter(one => !one.closest('details:not([open])'));
+  return {
+    answer: bottom(answer), figure: bottom(figure),
+    code: code.reduce((sum, one) => sum + one.offsetHeight, 0) / document.querySelector('article').scrollHeight,
+  };
+}"""
+
+
+@pytest.mark.parametrize("width, first_screen", [(1280, 1200), (390, 2400)])
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_answer_and_key_figure_come_first(
+    browser, html: Path, chapter: str, width: int, first_screen: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((html / f"{chapter}.html").as_uri(), wait_until="networkidle")
+    found = page.evaluate(MEASURE)
+    page.close()
+    assert found["answer"] < found["figure"] <= first_screen
+    assert found["code"] <= 0.25
+
+
+def claims_of(chapter: str) -> pd.DataFrame:
+    return read_claims(ROOT / f"data/{chapter}/{largest(chapter)}/claims.csv")
+
+
+def test_front_page_shows_every_claim_with_its_verdict(browser, html: Path) -> None:
+    claims = pd.concat(map(claims_of, CHAPTERS))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((html / f"{TOC['root']}.html").as_uri(), wait_until="networkidle")
+    assert page.locator("table.folded .verdict").count() == len(claims) > 0
+    assert page.locator(".cards img").count() == len(CHAPTERS)
+    assert page.evaluate("document.documentElement.scrollHeight") <= 4000
+    page.close()
+
+
+def test_ledger_unfolds_and_filters_without_a_script(browser, html: Path) -> None:
+    claims = pd.concat(map(claims_of, CHAPTERS))
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((html / f"{TOC['root']}.html").as_uri())
+    shown = page.locator("table.folded tr:visible .verdict")
+    assert shown.count() == sum(claims["first"] == "True") <= 3 * len(CHAPTERS)
+    page.locator("table.folded .more").first.check()
+    first = claims_of(CHAPTERS[0])
+    rest = pd.concat(map(claims_of, CHAPTERS[1:]))
+    assert shown.count() == len(first) + sum(rest["first"] == "True")
+    for box in ("#show-holds", "#show-of-ours"):
+        page.locator(box).uncheck()
+    assert shown.count() == sum((claims.verdict != "holds") & (claims.of != "ours"))
+    context.close()
+
+
+def test_links_of_the_ledger_lead_somewhere(html: Path) -> None:
+    for page in (TOC["root"], "logs", *CHAPTERS):
+        text = (html / f"{page}.html").read_text(encoding="utf-8")
+        tables = re.findall(r'<table class="ledger.*?</table>', text, re.DOTALL)
+        links = {link for table in tables for link in re.findall(r'href="([^"]*)"', table)}
+        for file, _, anchor in (link.partition("#") for link in links):
+            target = (html / (file or f"{page}.html")).read_text(encoding="utf-8")
+            assert not anchor or f'id="{anchor}"' in target, f"{page}: {file}#{anchor}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_interval_that_holds_its_threshold_decides(chapter: str) -> None:
+    claims = claims_of(chapter)
+    number = claims[["low", "high", "above", "below"]].apply(pd.to_numeric)
+    inside = (number.low <= number.above) & (number.above <= number.high)
+    inside |= (number.low <= number.below) & (number.below <= number.high)
+    assert not inside.any() or set(claims.verdict[inside]) == {"undecided"}

@@ -120,11 +120,11 @@ def test_a_book_whose_page_lacks_a_figure_is_not_built(tmp_path: Path) -> None:
         ValueError,
         match=r"page\.ipynb: shows 0 of the 1 figures that it has saved\ncall figures\.use_s",
     ):
-        figures.require_shown(tmp_path, "quick")
+        figures.require_shown(tmp_path)
     (tmp_path / "figures/page/quick/of_an_earlier_run.png").touch()
     os.utime(tmp_path / "figures/page/quick/of_an_earlier_run.png", (1, 1))
     page(tmp_path, style="figures.use_style()", MPLBACKEND="agg")  # the remedy
-    figures.require_shown(tmp_path, "quick")
+    figures.require_shown(tmp_path)
 
 
 # -- locale

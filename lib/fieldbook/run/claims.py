@@ -62,14 +62,16 @@ def judge(
     middle = np.atleast_1d(np.asarray(estimate, float))
     if middle.size == 0:
         raise ValueError("no estimate to be judged")
-    half = 2 * np.asarray(error, float) if interval is None else np.nan
-    ends = (middle - half, middle + half) if interval is None else interval
-    low, high = (np.broadcast_to(np.asarray(end, float), middle.shape) for end in ends)
+    if interval is None:
+        half = 2 * np.asarray(error, float)
+        interval = (middle - half, middle + half)
+    low, high = np.broadcast_arrays(*np.atleast_1d(*interval), middle)[:2]
     known = np.isfinite(low) & np.isfinite(high)
     room = np.where(known, np.minimum(low - above, below - high), -np.inf)  # inside, if positive
     beyond = np.where(known, np.maximum(above - high, low - below), -np.inf)  # outside, if so
     if beyond.max() > 0:
-        decisive, verdict = beyond.argmax(), "fails"
+        decisive = beyond.argmax()
+        verdict = "fails"
     else:
         decisive = room.argmin()
         verdict = "holds" if room[decisive] > 0 else "undecided"
@@ -88,7 +90,7 @@ def read_claims(file: Path) -> pd.DataFrame:
         problem = f"{file} is no table of claims ({error})"
         raise ValueError(f"{problem}; run its chapter again") from error
     if list(frame) != [*COLUMNS] or not set(frame.verdict) <= set(VERDICTS):
-        verdicts, columns = ", ".join(VERDICTS), ", ".join(COLUMNS)
-        expected = f"expected the columns {columns}, with a verdict of {verdicts}"
+        columns = ", ".join(COLUMNS)
+        expected = f"expected the columns {columns}, with a verdict of {', '.join(VERDICTS)}"
         raise ValueError(f"{file} is no table of claims: {expected}; run its chapter again")
     return frame

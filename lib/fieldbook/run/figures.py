@@ -66,18 +66,18 @@ def save(figure: Figure, chapter: str, profile: str, name: str) -> None:
         figure.set_layout_engine("none")  # finding it takes as long as drawing: once is enough
 
 
-def require_shown(build: Path, profile: str) -> None:
+def require_shown(build: Path) -> None:
     """Raise ValueError unless each page of a book shows as many figures as its last run has saved.
 
     Args:
-        build: holds the executed `book/*.ipynb`, and `figures/<page>/<profile>`.
+        build: holds the executed `book/*.ipynb`, and `figures/<page>/*`.
     """
     problems = []
     for page in sorted((build / "book").glob("*.ipynb")):
         notebook = json.loads(page.read_bytes())
         facts = notebook["metadata"].get("papermill", {"start_time": "1970-01-01T00:00+00:00"})
         begun = datetime.fromisoformat(facts["start_time"]).timestamp()
-        files = (build / "figures" / page.stem / profile).glob("*.png")
+        files = (build / "figures" / page.stem).glob("*/*.png")
         saved = sum(file.stat().st_mtime >= begun for file in files)  # others are of an earlier run
         outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
         shown = sum("image/png" in output.get("data", {}) for output in outputs)
@@ -184,6 +184,6 @@ def letter_panels(axes: Sequence[Axes]) -> None:
 
 if __name__ == "__main__":
     try:
-        require_shown(Path(sys.argv[1]), sys.argv[2])
+        require_shown(Path(sys.argv[1]))
     except ValueError as error:
         sys.exit(f"figures are missing: {error}")

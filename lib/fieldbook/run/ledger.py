@@ -12,7 +12,6 @@ from fieldbook.run import paths
 from fieldbook.run.claims import COLUMNS, VERDICTS, read_claims
 from fieldbook.run.manifest import read_manifest
 
-SIZES = ("paper", "evening", "laptop")  # profiles whose results are published, largest first
 SIGNS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 WHOSE = {"log": "the log", "paper": "a paper", "theory": "theory", "ours": "this book"}
 
@@ -20,7 +19,7 @@ WHOSE = {"log": "the log", "paper": "a paper", "theory": "theory", "ours": "this
 def largest(chapter: str) -> str | None:
     """The largest profile of which a chapter has claims; None if there is none."""
     root = paths.data_root() / "data" / chapter
-    return next((size for size in SIZES if (root / size / "claims.csv").exists()), None)
+    return next((size for size in paths.SIZES if (root / size / "claims.csv").exists()), None)
 
 
 def ledger(profiles: dict[str, str]) -> pd.DataFrame:
@@ -74,15 +73,48 @@ def _row(claim: tuple, page: str) -> str:
         whose = f'<a href="logs.html#{claim.entry}">{whose}</a>'
     source = f"{whose}: {escape(claim.source)}" if claim.source else whose
     kind = claim.verdict.replace(" ", "-")
+    place = "first" if claim.first == "True" else "rest"
     cells = (
         f'<a href="{page}#{claim.section}">{escape(claim.claim)}</a>{reason}',
         source,
         escape(claim.found),
-        f'<span class="verdict {kind}">{SIGNS[claim.verdict]} {claim.verdict}</span>',
+        chip(claim.verdict),
     )
     labelled = zip(_NAMES, cells, strict=True)
     inside = "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in labelled)
-    return f'<tr class="{kind} of-{claim.of}">{inside}</tr>'
+    return f'<tr class="{kind} of-{claim.of} {place}">{inside}</tr>'
+
+
+def chip(verdict: str) -> str:
+    """A verdict with its sign, in HTML."""
+    return f'<span class="verdict {verdict.replace(" ", "-")}">{SIGNS[verdict]} {verdict}</span>'
+
+
+def overview(claims: pd.DataFrame, questions: dict[str, str]) -> HTML:
+    """The claims of all chapters in one table, the first three of each shown and the rest folded,
+    with boxes that filter by verdict and by whose claim it is; a style sheet alone does both.
+
+    Args:
+        questions: chapter -> its question, in the order of the book.
+    """
+    boxes = [_box(f"show-{verdict.replace(' ', '-')}", verdict) for verdict in VERDICTS]
+    boxes += [_box(f"show-of-{of}", f"of {WHOSE[of]}") for of in WHOSE]
+    groups = []
+    for chapter, question in questions.items():
+        own = claims[claims.chapter == chapter]
+        page = f"{chapter}.html"
+        link = f'<a href="{page}">{escape(question)}</a> <small>{counts(own)}</small>'
+        every = f'<label><input type="checkbox" class="more"> all {len(own)}</label>'
+        head = f'<tr class="group"><th colspan="4" scope="rowgroup">{link} {every}</th></tr>'
+        groups.append(rows(own, page).replace("<tbody>", f"<tbody>{head}", 1))
+    head = f"<thead>{_HEAD}</thead>"
+    label = 'role="group" aria-label="Claims that are shown"'
+    filters = f'<div class="filters" {label}>{"".join(boxes)}</div>'
+    return HTML(f'{filters}<table class="ledger folded dataframe">{head}{"".join(groups)}</table>')
+
+
+def _box(name: str, label: str) -> str:
+    return f'<label><input type="checkbox" id="{name}" checked> {label}</label>'
 
 
 def told(notebook: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Notebooks from their `.py` sources: convert, execute, and keep only what a diff should show."""
 
+import ast
 import os
 import sys
 from hashlib import sha256
@@ -55,11 +56,45 @@ def regenerate(source: Path) -> Path:
     return target
 
 
+def settle(executed: Path, target: Path) -> None:
+    """Copy a notebook that papermill has executed, with its values in the one parameters cell.
+
+    papermill leaves the defaults as they are and puts a cell with other values after them: whoever
+    reads or edits the first of the two would be misled.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    injected = tagged.get("injected-parameters")
+    if injected is not None:
+        cell = tagged["parameters"]
+        cell.source = _with_values(cell.source, injected.source)
+        notebook.cells.remove(injected)
+    _write(target, notebook)
+
+
+def _with_values(source: str, injected: str) -> str:
+    """A parameters cell whose defaults are replaced by assigned values; its comments stay."""
+    nodes = [node for node in ast.parse(injected).body if isinstance(node, ast.Assign)]
+    values = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in nodes}
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        name = ast.unparse(node.target)
+        value = node.value
+        if name in values:
+            before = lines[node.lineno - 1].encode()[: value.col_offset].decode()
+            after = lines[value.end_lineno - 1].encode()[value.end_col_offset :].decode()
+            lines[node.lineno - 1 : node.end_lineno] = [before + values[name] + after]
+    return "\n".join(lines)
+
+
 def _write(target: Path, notebook: nbformat.NotebookNode) -> None:
     atomic_write(target, lambda file: file.write(nbformat.writes(notebook).encode() + b"\n"))
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "settle":
+        settle(Path(sys.argv[2]), Path(sys.argv[3]))
+        sys.exit()
     kept = str(paths.ROOT / "build" / "notebooks")  # rows outlive a cell that fails
     os.environ |= {paths.RESULTS: kept, paths.FROZEN: "0"}
     for argument in sys.argv[1:]:

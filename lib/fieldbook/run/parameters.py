@@ -62,6 +62,13 @@ _PLAIN = {  # words of YAML that are read as they look
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
+class Refused(ValueError):
+    """Parameters that are not accepted: a notebook shows the sentences alone, without frames."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
 class Parameters:
     """A chapter's checked parameters, `par.lr`; they do not change.
 
@@ -176,7 +183,7 @@ def _checked(
         problems.append(str(error))
     if problems:
         lines = [f"{where}: parameters refused", *(f"  {line}" for line in problems)]
-        raise ValueError("\n".join(lines))
+        raise Refused("\n".join(lines))
     return accepted
 
 
@@ -367,7 +374,10 @@ def _number(value: Any) -> Any:
 
 def _sentence(name: str, item: Mapping[str, Any], comment: str) -> str:
     where = f"{name}[{item['loc'][0]}]" if item["loc"] else name
-    said = item["msg"][0].lower() + item["msg"][1:]
+    said = item["msg"].removeprefix("Value error, ")
+    said = said[0].lower() + said[1:]
+    if item["type"] == "bool_type" and item["input"] in ("true", "false"):
+        said += "; papermill takes `-p name True` or `-y 'name: true'`"
     return f"{where} = {reprlib.repr(item['input'])}: {said} ({comment})"
 
 

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[3]
 """The checkout: holds `book/`, `parameters/`, `data/` and `figures/`."""
 
 RESULTS, FROZEN = "FIELDBOOK_RESULTS", "FIELDBOOK_FROZEN"
+SIZES = ("paper", "evening", "laptop")
+"""Profiles whose results are published, the largest first."""
 
 
 def foreign() -> str | None:
