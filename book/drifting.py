@@ -404,7 +404,7 @@ exact = audit.identities(x, positives, fresh)
 most = max(exact["factor"], exact["kernel"])
 text = "row-softmax Alg. 2 is a(1 - a) times Eq. 8-10, and Alg. 2 is antisymmetric (1e-12)"
 facts = said("antisymmetric") | {"found": f"off by {most:.0e}", "holds": most < 1e-12}
-_ = run.claim(text, section="method-a-step-of-the-field-on-real-digits", **facts)
+run.claim(text, section="method-a-step-of-the-field-on-real-digits", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 toys = tables["toys"].pivot(index="toy", columns="styles")
@@ -413,7 +413,7 @@ shown = [f"{toy} {toys.w2[32][toy]:.3f} (real {toys.floor[32][toy]:.3f})" for to
 drawn = {"found": ", ".join(shown), "estimate": excess, "error": 5**-0.5, "below": 3}
 drawn |= {"reason": "real samples are hardly ever farther", "tested": par.toy_steps >= 500}
 text = "toys reach the distance between real samples (within 3 standard deviations)"
-_ = run.claim(text, section="toys-come-as-near-to-data-as-data-do", **OURS, **drawn)
+run.claim(text, section="toys-come-as-near-to-data-as-data-do", **OURS, **drawn)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "where data lie in pieces, styles keep samples from straying"
@@ -432,7 +432,7 @@ run.claim(text, section="can-a-drifting-field-be-learned", tested=tested, **fact
 text = "samples cover held-out data (0.9) and are of their class (0.95)"
 shown = f"coverage {spread(hand.coverage, 3)}, accuracy {spread(hand.accuracy, 3)}"
 facts = OURS | mean(hand[["coverage", "accuracy"]] - [0.9, 0.95], above=0, found=shown)
-_ = run.claim(text, section="recall-rewards-samples-that-stray", tested=tested, **facts)
+run.claim(text, section="recall-rewards-samples-that-stray", tested=tested, **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "samples are no copies (nearest training image at least 0.8 as far as for held-out ones)"
@@ -442,7 +442,7 @@ run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, 
 text = "the distance to training images can stand for that to held-out ones: their gap stays"
 gap = later[later.variant == "kernel"].groupby("seed").gap
 facts = said("CIFAR-10 train split", 18) | mean(gap.last() - gap.first(), below=0)
-_ = run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, **facts)
+run.claim(text, section="loss-and-drift-say-nothing-of-quality", tested=tested, **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 fall = np.log(path.groupby("seed").first() / path.groupby("seed").last())
@@ -459,7 +459,7 @@ text = "a small drift means good samples (class means drift more than real image
 shown = ", ".join(f"{case} {value:.2g}" for case, value in drift.mean().items())
 less = drift["class means"] - drift["real images"]
 facts = said("V = 0 leads to q = p") | mean(less, above=0, found=shown)
-_ = run.claim(text, section="loss-and-drift-say-nothing-of-quality", **facts)
+run.claim(text, section="loss-and-drift-say-nothing-of-quality", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the tests of the log tell a trained field from an untrained one"
@@ -539,7 +539,7 @@ if {"one_pass", "two_pass"} <= {*par.guided}:
     run.claim(text, section="in-one-run-trained-guidance-stays-near-data", tested=tested, **facts)
 text = "FID on CIFAR-10 below 79.92 after 9750 updates"
 facts = said("79.92", 17) | {"found": "not run yet: it needs a GPU", "tested": False}
-_ = run.claim(text, section="limits", **facts)
+run.claim(text, section="limits", **facts)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 ledger.table(run.claims())
