@@ -261,13 +261,7 @@ def _level1_runs(plan: Plan) -> dict[str, list[Training | Baseline]]:
     least, most = par.sizes[0], par.law_days[-1]
     twins = runs(least, most, 1) + runs(least, most, 1, "precision", **other)
     short = [Baseline(name, 1, plan.data) for name in ("zero", "oracle", "ridge")]
-    return {
-        "law": law,
-        "held_out": held_out,
-        "design": design,
-        "twins": twins,
-        "baselines": short,
-    }
+    return {"law": law, "held_out": held_out, "design": design, "twins": twins, "baselines": short}
 
 
 def _ways(plan: Plan, stages: _Stages) -> dict[str, list[Training]]:
@@ -281,7 +275,9 @@ def _ways(plan: Plan, stages: _Stages) -> dict[str, list[Training]]:
     }
     stages.fill("tuning_2", [one for of_way in tried.values() for one in of_way.values()])
     ways = {
-        name: [plan.level2(name, seed, stages.best_factor(tried[name])) for seed in range(par.seeds)]
+        name: [
+            plan.level2(name, seed, stages.best_factor(tried[name])) for seed in range(par.seeds)
+        ]
         for name in par.compare
     }
     stages.fill("compare", [one for of_way in ways.values() for one in of_way])
