@@ -117,7 +117,7 @@ def model_sizes() -> pd.DataFrame:
             "model": NAMES.get(d, ""),
             "layers": " + ".join(map(str, layers)),
             "parameters": parameters_of("pretrain", d, *layers),
-            "level1": level1,
+            "of level 1": level1,
             "attention": attention / (2 * PATCH * level1),
             "cost": 3 * (weights + attention),
         }

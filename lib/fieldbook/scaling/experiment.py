@@ -33,7 +33,7 @@ def world_of(par: Parameters) -> World:
     return World(best_short=par.best_short, best_long=par.best_long, tau=par.tau)
 
 
-def layout_of(par: Parameters) -> Layout:
+def _layout_of(par: Parameters) -> Layout:
     """Its days: eight years to train on, then those for validation and test."""
     days = (8 * par.days_per_year, par.val_days, par.test_days)
     return Layout(par.instruments, *days, ticks=par.ticks)
@@ -51,7 +51,7 @@ def run_all(
         per run, the `ways` of level 2.
     """
     stages = _Stages(run, par, device)
-    plan = Plan(par, configs, data_key(world_of(par), layout_of(par)), device)
+    plan = Plan(par, configs, data_key(world_of(par), _layout_of(par)), device)
     rates = _tuned_rates(plan, stages)
     asked = _level1_runs(plan)
     far = {name: Baseline(name, 2, plan.data, stride=par.stride) for name in BASELINES}
@@ -67,14 +67,14 @@ def run_all(
     tables = {"scores": scores, "curves": stages.rows("_curves"), "days": stages.rows("_days")}
     tables["rates"] = pd.DataFrame(rates)
     for name, of in asked.items():
-        tables[name] = per_run(scores, of)
+        tables[name] = _per_run(scores, of)
     named = [(way, one) for way, of in ways.items() for one in of]
     rows = [{"run_id": one.run_id, "way": way, "seed": one.seed} for way, one in named]
     tables["ways"] = pd.DataFrame(rows)
     return tables
 
 
-def per_run(scores: pd.DataFrame, runs: Iterable[Training | Baseline]) -> pd.DataFrame:
+def _per_run(scores: pd.DataFrame, runs: Iterable[Training | Baseline]) -> pd.DataFrame:
     """One row per run and split: what it was, its N and D, and scores averaged over horizons."""
     names = [one.run_id for one in runs]
     keys = ["run_id", "split", "name", "precision", "d_model", "seed", "n_instruments", "n_days"]
@@ -171,9 +171,11 @@ class _Stages:
     """Tables of one stage after another: scores, learning curves and test days of each."""
 
     def __init__(self, run: Run, par: Parameters, device: torch.device):
-        self.run, self.device = run, device
+        self.run = run
+        self.device = device
         self.names: list[str] = []
-        world, layout = world_of(par), layout_of(par)
+        world = world_of(par)
+        layout = _layout_of(par)
         self.stored = run.place("days", write_patches, world, layout)
         self.weights = run.place("weights", patch_runs.execute, self.stored)
         if not paths.frozen():

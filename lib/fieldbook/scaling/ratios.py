@@ -91,7 +91,8 @@ def at_compute(
     curve = pd.Series({model: risks.ratio(weights)[0] for model, weights in cells.items()})
     if len(curve) < 3:
         return curve, (np.nan, np.nan, np.nan)
-    inner, outer = curve.iloc[1:-1].idxmin(), curve.iloc[[0, -1]].idxmin()
+    inner = curve.iloc[1:-1].idxmin()
+    outer = curve.iloc[[0, -1]].idxmin()
     rest = {cell: -weight for cell, weight in cells[outer].items()}
     return curve, risks.ratio(cells[inner] | rest)
 
