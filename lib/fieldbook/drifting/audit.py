@@ -13,6 +13,7 @@ from torch import Tensor
 from fieldbook.drifting import kernel
 from fieldbook.drifting.distances import energy_distance
 from fieldbook.drifting.experiment import Reals, checkpoints, read_checkpoint, restore
+from fieldbook.drifting.learned import SetField
 from fieldbook.drifting.loss import Sets, drifting_loss
 from fieldbook.drifting.setting import Setting
 from fieldbook.nn.checks import require
@@ -110,3 +111,26 @@ def drifts(cases: Mapping[str, Tensor], pos: Tensor, setting: Setting) -> dict[s
         _, metrics = drifting_loss([Sets(x, pos)], setting)
         found |= {f"{case}, {name}": float(metrics[name]) for name in ("loss", "drift_norm")}
     return found
+
+
+@torch.no_grad()
+def identities(x: Tensor, pos: Tensor, neg: Tensor) -> dict[str, float]:
+    """How far fields are from what holds exactly, as largest deviation, for sets without x itself.
+
+    Args:
+        x, pos, neg: (N, D), (P, D) and (Q, D), in double precision.
+    Returns:
+        `factor`: of Alg. 2 with the softmax over y alone from a (1 - a) times the difference of two
+        means, a being the share of the softmax on the positives; `kernel` and `untrained`: of the
+        kernel field and of a learned one with random weights from antisymmetry.
+    """
+    near, far = ((-torch.cdist(x, y)).exp().sum(1, keepdim=True) for y in (pos, neg))
+    a = near / (near + far)
+    plain, _ = kernel.field(x, pos, neg, [1.0], axes="separate", mask_self=False)
+    joint, _ = kernel.field(x, pos, neg, [1.0], axes="y", mask_self=False)
+    there, _ = kernel.field(x, pos, neg, [1.0], mask_self=False)
+    back, _ = kernel.field(x, neg, pos, [1.0], mask_self=False)
+    random = SetField(x.shape[1], [], projection=True, axes="separate", seed=1).to(x)
+    swapped = random(x, pos, neg, mask_self=False) + random(x, neg, pos, mask_self=False)
+    found = {"factor": joint - a * (1 - a) * plain, "kernel": there + back, "untrained": swapped}
+    return {name: float(deviation.abs().max()) for name, deviation in found.items()}

@@ -232,8 +232,8 @@ class Run:
         holds: bool | None = None,
         tested: bool = True,
         first: bool = False,
-    ) -> str:
-        """Note a claim with the verdict that follows from what was measured; return the verdict.
+    ) -> None:
+        """Note a claim with the verdict that follows from what was measured.
 
         One that this run cannot test keeps its numbers alone. A claim of the same text takes the
         place of an earlier one, so that a cell may be run again.
@@ -263,7 +263,6 @@ class Run:
             verdict, low, high = judge(estimate, error, interval=interval, above=above, below=below)
         values = [text, of, source, reason, entry, section, found, low, high, above, below, verdict]
         self._claims[text] = dict(zip(COLUMNS, [*values, first], strict=True))
-        return verdict
 
     def claims(self) -> pd.DataFrame:
         """Write all claims to `claims.csv`, but not over published ones; return them as a frame."""

@@ -137,7 +137,9 @@ def sweep(
     queue = sorted(jobs, key=cost, reverse=True) if cost else jobs
     todo = [job for k in range(count) for job in queue[(index + k) % count :: count]]
     todo = [job for job in todo if parts.read(job) is None]
-    with tqdm(total=len(todo), desc=f"computing {name}", unit="job", mininterval=1, disable=not todo) as bar:
+    with tqdm(
+        total=len(todo), desc=f"computing {name}", unit="job", mininterval=1, disable=not todo
+    ) as bar:
         patience = 0.0  # at first none, so that no job waits while others are free
         while todo:
             calls = [(job, compute, parts, name, patience) for job in todo]

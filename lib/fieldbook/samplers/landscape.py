@@ -5,6 +5,7 @@ standard normal prior on z keeps the norm of each tensor near the trained one, u
 sqrt(2 size): a fixed norm in all but name, tensor by tensor. A tensor of zeros stays zero.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -229,6 +230,17 @@ def first_passage(
     """What a path shows when its loss first comes down to each level, nan where it never does."""
     below = np.minimum.accumulate(np.asarray(loss, float))[:, None] <= np.asarray(levels, float)
     return np.where(below.any(0), np.asarray(values, float)[below.argmax(0)], np.nan)
+
+
+def bending(x: Sequence[float], entropy: Sequence[float]) -> np.ndarray:
+    """d ln(sigma - 1) / d ln E of a curve S over x = log10 E, with sigma = dS/d ln E.
+
+    S_E(E) is concave, so that no two phases coexist, where it is below 1. A sigma below 2 counts
+    as 2.
+    """
+    scale = np.asarray(x, float) * math.log(10)
+    sigma = np.gradient(np.asarray(entropy, float), scale)
+    return np.gradient(np.log(np.maximum(sigma - 1, 1)), scale)
 
 
 def _prepare(

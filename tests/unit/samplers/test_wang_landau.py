@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -289,3 +290,12 @@ def test_two_wells_are_harmonic_at_the_bottom():
     for d in (3, 6):
         rise = two_wells_entropy(x, d).diff() / (2 * math.log(10))
         assert float(rise) == pytest.approx(d / 2, abs=1e-4)
+
+
+def test_bending_is_that_of_a_slope_that_is_a_power_of_the_energy():
+    """S = E^2 has sigma = 2 E^2: ln(sigma - 1) rises by 2 per ln E where that is large."""
+    x = np.linspace(2, 3, 200)
+    found = landscape.bending(x, 10 ** (2 * x))[2:-2]  # differences at the ends are one-sided
+    np.testing.assert_allclose(found, 2, rtol=1e-3)
+    line = landscape.bending(x, 7 * x)  # a power law of volume: concave, exponent 0
+    np.testing.assert_allclose(line, 0, atol=1e-9)
