@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import pydantic
 import torch
 import yaml
@@ -20,7 +21,7 @@ from pydantic import Field, PositiveInt
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.checks import Decay, NonNegative, Positive, require
 from fieldbook.nn.machine import Precision
-from fieldbook.scaling.transformer import WINDOW, build, count
+from fieldbook.scaling.transformer import PATCH, WINDOW, build, count, flops
 from fieldbook.scaling.transforms import columns
 
 Layers = Annotated[int, Field(ge=0, le=48)]
@@ -99,6 +100,28 @@ def resized(config: Config, d: int, **changes: Any) -> Config:
         layers = dict(zip(("n_l1", "n_l2"), SIZES[d], strict=True))
         changes = layers | changes
     return replace(config, d_model=d, n_params=None, **changes)
+
+
+def model_sizes() -> pd.DataFrame:
+    """Models by width: layers of each level, parameters of both and of level 1, and operations.
+
+    `attention` is what it adds to the rule of 6 N operations per tick, `cost` the operations of
+    training level 1 on one patch.
+    """
+    rows = {}
+    for d, layers in SIZES.items():
+        with torch.device("meta"):
+            level1 = count(build("pretrain", d, *layers))
+        weights, attention = flops("pretrain", d, *layers)
+        rows[d] = {
+            "model": NAMES.get(d, ""),
+            "layers": " + ".join(map(str, layers)),
+            "parameters": parameters_of("pretrain", d, *layers),
+            "of level 1": level1,
+            "attention": attention / (2 * PATCH * level1),
+            "cost": 3 * (weights + attention),
+        }
+    return pd.DataFrame(rows).T.infer_objects().rename_axis("width")
 
 
 def generate() -> list[Config]:

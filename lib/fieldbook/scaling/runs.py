@@ -15,12 +15,12 @@ import pandas as pd
 import pydantic
 import torch
 from pydantic import BeforeValidator, Field
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from fieldbook.nn.baselines import boosted_trees, ridge
 from fieldbook.nn.checkpoints import load_weights, save_weights
-from fieldbook.nn.checks import positive, require
+from fieldbook.nn.checks import require
 from fieldbook.nn.machine import autocast
 from fieldbook.nn.recipe import Recipe
 from fieldbook.nn.training import Fit, fit
@@ -483,26 +483,3 @@ def mean_over_horizons(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame
     """Scores averaged over horizons and all else but `keys`; runs that failed are left out."""
     found = frame[frame.status == "ok"].groupby(list(keys), sort=False)
     return found[list(SCORES)].mean().reset_index()
-
-
-def ratio_interval(
-    first: np.ndarray, second: np.ndarray, *, seed: int
-) -> tuple[float, float, float]:
-    """Ratio of two mean losses on the same days, and its 95 % interval by a paired bootstrap.
-
-    Args:
-        first, second: (day,) losses, positive.
-    Raises:
-        ValueError: losses that are not positive, not of the same days, or of fewer than two days.
-    """
-    first = positive(first, "first", ndim=1, least=2).numpy(force=True)
-    second = positive(second, "second", shape=first.shape).numpy(force=True)
-
-    def ratio(one: np.ndarray, two: np.ndarray, axis: int = -1) -> np.ndarray:
-        return one.mean(axis) / two.mean(axis)
-
-    rng = np.random.default_rng(seed)
-    found = bootstrap(
-        (first, second), ratio, paired=True, method="percentile", n_resamples=2000, rng=rng
-    )
-    return float(ratio(first, second)), *map(float, found.confidence_interval)

@@ -241,28 +241,9 @@ def test_the_schema_refuses_missing_and_foreign_columns(pretrained):
         pr.checked(rows.assign(steps=["12"] * len(rows)), "file.csv")
 
 
-def test_paired_days_cancel_what_they_share():
-    rng = np.random.default_rng(0)
-    day = np.exp(rng.standard_normal(40))
-    ratio, low, high = pr.ratio_interval(1.1 * day, day, seed=0)
-    assert low == pytest.approx(1.1) == high == ratio
-    unlike = pr.ratio_interval(1.1 * day, day[::-1], seed=0)
-    assert unlike[2] - unlike[1] > 0.1 and unlike[1] < unlike[0] < unlike[2]
-
-
 def test_failed_runs_do_not_enter_a_mean(pretrained):
     rows = pretrained[2]["scores"]
     failed = rows.assign(status="diverged", mse=np.nan, excess_risk=np.nan)
     both = pr.mean_over_horizons(pd.concat([rows, failed]), ["run_id", "split"])
     test = rows[rows.split == "test"]
     assert both.set_index("split").excess_risk["test"] == pytest.approx(test.excess_risk.mean())
-
-
-def test_losses_of_one_day_have_no_interval():
-    for one, two, said in (
-        ([1.0], [1.0], "first"),
-        ([1.0, 2.0], [1.0], "second"),
-        ([1.0, 0.0], [1.0, 1.0], "first"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            pr.ratio_interval(np.array(one), np.array(two), seed=0)
