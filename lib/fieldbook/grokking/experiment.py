@@ -238,6 +238,13 @@ def reached(steps: np.ndarray, values: np.ndarray, level: float) -> float:
     return float(np.interp(level, values[near], steps[near]))
 
 
+def rank_correlations(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Spearman's correlation of one column of a run with each of the others, from the evaluation on
+    that finds the train set memorised."""
+    memorised = rows[(rows.train_acc > 0.99).cummax()]
+    return memorised.corr("spearman", numeric_only=True)[name]
+
+
 def _accuracies(
     outputs: Tensor, task: Task, target: Tensor, train: Tensor, strict: Tensor
 ) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The whole experiment: networks of every operation, their controls, and what is read off them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from fieldbook.grokking import experiment, networks
 from fieldbook.grokking.agop import agop_sketch, one_hot_blocks
-from fieldbook.grokking.circulant import center, fourier_energies
+from fieldbook.grokking.circulant import center, circulant_score, circulant_share, fourier_energies
 from fieldbook.grokking.modular import token_order
 from fieldbook.grokking.networks import Settings
 from fieldbook.run import paths
@@ -37,7 +38,7 @@ def run_all(run: Run, par: Settings, device: torch.device) -> dict[str, pd.DataF
         `spectrum`: share of the embedding's energy per operation and frequency.
     """
     jobs = jobs_of(par)
-    runs = run.sweep("runs", jobs, _training(par, device))
+    runs = run.sweep("runs", jobs, partial(_train_network, par, device))
     evaluations = [run.frame(name_of(job)).assign(**job) for job in jobs]
     plain = [job for job in jobs if job["control"] == "none" and job["seed"] == par.seeds[0]]
     weights = {}
@@ -46,11 +47,12 @@ def run_all(run: Run, par: Settings, device: torch.device) -> dict[str, pd.DataF
         networks.hand_over(weights[job["operation"]], par.profile, job["operation"])
     milestones = [{"milestone": name} for name in ("initial", "final")]
     of_operations = [{"operation": job["operation"]} for job in plain]
+    block_rows = partial(_block_rows, par, device, weights)
     return {
         "runs": runs,
         "evaluations": pd.concat(evaluations, ignore_index=True),
-        "blocks": run.sweep("blocks", milestones, _reading_blocks(par, device, weights)),
-        "spectrum": run.sweep("spectrum", of_operations, _reading_spectra(par, weights)),
+        "blocks": run.sweep("blocks", milestones, block_rows),
+        "spectrum": run.sweep("spectrum", of_operations, partial(_spectrum_rows, par, weights)),
     }
 
 
@@ -78,49 +80,83 @@ def shown(par: Settings) -> str:
     return next((one for one in par.operations if one in ("mul", "div")), par.operations[0])
 
 
-def _training(par: Settings, device: torch.device) -> Callable[..., dict[str, Any]]:
-    def train_network(job: Row, folder: Path) -> dict[str, Any]:
-        """One network: its row of `runs`, and a table of its evaluations."""
-        settings = par.replace(**CONTROLS[job["control"]])
-        task = networks.task_of(settings, job["operation"], job["seed"])
-        network = networks.network_of(settings, job["seed"]).to(device)
-        recipe = networks.recipe_of(settings, job["seed"], device)
-        found = experiment.train(network, task, recipe, folder, sketch=par.sketch, progress=False)
-        return {"runs": experiment.summary(pd.DataFrame(found)), name_of(job): found}
+def leads(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """By how many updates two warnings lead the strict test accuracy, per network and mark.
 
-    return train_network
+    Args:
+        evaluations: as of `run_all`; controls are left out.
+    Returns:
+        `operation`, `seed`; `mark`: "50 %" and "10 %" of their ranges (`experiment.passings`), or
+        the values "0.5" and "0.2", which need no end of a run; `score`, `loss`, the leads of the
+        circulant score and of the fall of the test loss (nan for values), and their `difference`.
+    """
+    found = []
+    plain = evaluations[evaluations.control == "none"]
+    for (operation, seed), one in plain.groupby(["operation", "seed"], sort=False):
+        of = {"operation": operation, "seed": seed}
+        for mark, share in (("50 %", 0.5), ("10 %", 0.1)):
+            passed = experiment.passings(one, share)
+            ahead = {name: passed["accuracy"] - passed[name] for name in ("score", "loss")}
+            found.append({**of, "mark": mark, **ahead})
+        for level in (0.5, 0.2):
+            answers = experiment.reached(one.step, one.test_acc_strict, level)
+            ahead = answers - experiment.reached(one.step, one.agop_circ, level)
+            found.append({**of, "mark": str(level), "score": ahead, "loss": np.nan})
+    frame = pd.DataFrame(found)
+    return frame.assign(difference=frame.score - frame.loss)
 
 
-def _reading_blocks(
-    par: Settings, device: torch.device, weights: Mapping[str, Path]
-) -> Callable[[Row], list[Row]]:
+def nulls(par: Settings, draws: int = 200) -> pd.DataFrame:
+    """Circulant share and score, `share` and `score`, of random matrices (`matrix`) of three kinds
+    over p tokens."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(draws, par.p, par.d_model, generator=generator)
+    distance = (torch.arange(par.p)[:, None] - torch.arange(par.p)) % par.p
+    examples = {
+        "independent entries": torch.randn(draws, par.p, par.p, generator=generator),
+        "Gram matrix of random embeddings": embeddings @ embeddings.mT,
+        "exact circulant": torch.randn(draws, par.p, generator=generator)[:, distance],
+    }
+    frames = [
+        pd.DataFrame({"matrix": name, "share": circulant_share(m), "score": circulant_score(m)})
+        for name, m in examples.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _train_network(par: Settings, device: torch.device, job: Row, folder: Path) -> dict[str, Any]:
+    """One network: its row of `runs`, and a table of its evaluations."""
+    settings = par.replace(**CONTROLS[job["control"]])
+    task = networks.task_of(settings, job["operation"], job["seed"])
+    network = networks.network_of(settings, job["seed"]).to(device)
+    recipe = networks.recipe_of(settings, job["seed"], device)
+    found = experiment.train(network, task, recipe, folder, sketch=par.sketch, progress=False)
+    return {"runs": experiment.summary(pd.DataFrame(found)), name_of(job): found}
+
+
+def _block_rows(
+    par: Settings, device: torch.device, weights: Mapping[str, Path], job: Row
+) -> list[Row]:
+    """The rows of a block, tokens in natural order."""
     operation = shown(par)
-
-    def block_rows(job: Row) -> list[Row]:
-        """The rows of a block, tokens in natural order."""
-        file = weights[operation] / f"{job['milestone']}.safetensors"
-        network = networks.load(par, file).to(device).requires_grad_(False)
-        pairs = networks.task_of(par, operation, par.seeds[0]).pairs
-        generator = torch.Generator(device).manual_seed(0)
-        operands = network.token(pairs.to(device))
-        gradient = agop_sketch(network.decode, operands, generator, k=SKETCH)
-        block = center(one_hot_blocks(gradient, network.numbers)[0, 0]).cpu().numpy()
-        scaled = np.round(block / abs(block).max(), 4)
-        named = [{f"t{j}": value for j, value in enumerate(row)} for row in scaled.tolist()]
-        return [{"token": i, **row} for i, row in enumerate(named)]
-
-    return block_rows
+    file = weights[operation] / f"{job['milestone']}.safetensors"
+    network = networks.load(par, file).to(device).requires_grad_(False)
+    pairs = networks.task_of(par, operation, par.seeds[0]).pairs
+    generator = torch.Generator(device).manual_seed(0)
+    operands = network.token(pairs.to(device))
+    gradient = agop_sketch(network.decode, operands, generator, k=SKETCH)
+    block = center(one_hot_blocks(gradient, network.numbers)[0, 0]).cpu().numpy()
+    scaled = np.round(block / abs(block).max(), 4)
+    named = [{f"t{j}": value for j, value in enumerate(row)} for row in scaled.tolist()]
+    return [{"token": i, **row} for i, row in enumerate(named)]
 
 
-def _reading_spectra(par: Settings, weights: Mapping[str, Path]) -> Callable[[Row], list[Row]]:
-    def spectrum_rows(job: Row) -> list[Row]:
-        """Shares of the embedding's Fourier energy before and after training."""
-        final = weights[job["operation"]] / "final.safetensors"
-        both = [networks.network_of(par, par.seeds[0]), networks.load(par, final)]
-        order = token_order(job["operation"], par.p)
-        energies = [fourier_energies(network.numbers.detach()[order]) for network in both]
-        shares = torch.stack([e / e.sum() for e in energies], 1).tolist()
-        numbered = enumerate(shares, start=1)
-        return [{"frequency": k, "untrained": u, "trained": t} for k, (u, t) in numbered]
-
-    return spectrum_rows
+def _spectrum_rows(par: Settings, weights: Mapping[str, Path], job: Row) -> list[Row]:
+    """Shares of the embedding's Fourier energy before and after training."""
+    final = weights[job["operation"]] / "final.safetensors"
+    both = [networks.network_of(par, par.seeds[0]), networks.load(par, final)]
+    order = token_order(job["operation"], par.p)
+    energies = [fourier_energies(network.numbers.detach()[order]) for network in both]
+    shares = torch.stack([e / e.sum() for e in energies], 1).tolist()
+    numbered = enumerate(shares, start=1)
+    return [{"frequency": k, "untrained": u, "trained": t} for k, (u, t) in numbered]
