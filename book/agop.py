@@ -431,14 +431,14 @@ text = "the circulant score leads the strict test accuracy (at 50 % and 10 % of 
 found = f"{means_of(both['score'])}; single networks {span(half.score, 0)} at 50 %"
 whose = log(9, "watch both indicators beside the accuracies (Mallinar et al. 2024: features lead)")
 judged = average(both["score"], above=0)
-_ = run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
+run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the fall of the test loss leads the strict test accuracy, too"
 found = means_of(both["loss"])
 judged = average(both["loss"], above=0)
 whose = {"of": "ours"}
-_ = run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
+run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the circulant score leads the fall of the test loss"
@@ -446,14 +446,14 @@ unaided = half[half.operation.isin(["sub", "div"])].difference
 found = f"{means_of(both['difference'])}; without sums and products {mean_of(unaided)} at 50 %"
 whose = log(10, "watch both indicators beside the losses")
 judged = average(both["difference"], above=0)
-_ = run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
+run.claim(text, found, section="which-is-earlier-is-open", **whose, **judged, first=True)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 text = "the circulant score leads by marks without hindsight, too (both at 0.5, both at 0.2)"
 levels = wide["score"][["0.5", "0.2"]]
 found = means_of(levels)
 judged = average(levels, above=0)
-_ = run.claim(text, found, of="ours", section="which-is-earlier-is-open", **judged)
+run.claim(text, found, of="ours", section="which-is-earlier-is-open", **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 done = grown.grokked_step.notna()
@@ -461,14 +461,14 @@ text = "every operation passes 99 % test accuracy"
 found = f"{done.sum()} of {len(done)} networks, after {span(grown.grokked_step, 0)} updates"
 whose = log(18, "the converged weights of all four tasks")
 judged = {"holds": done.all(), "tested": full}
-_ = run.claim(text, found, section="all-four-operations-grok", **whose, **judged)
+run.claim(text, found, section="all-four-operations-grok", **whose, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 low = memorised.agop_circ
 text = "the circulant score is below 0.5 when the train set is memorised"
 found = f"{mean_of(low, 2)}, single networks {span(low)}"
 judged = average(low, below=0.5, reason="half-way to an exact circle")
-_ = run.claim(text, found, section="all-four-operations-grok", **mallinar, **judged)
+run.claim(text, found, section="all-four-operations-grok", **mallinar, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 high = grown.final_agop_circ
@@ -476,7 +476,7 @@ text = "the circulant score is above 0.8 at the end"
 found = f"{mean_of(high, 2)}, single networks {span(high)}"
 whose = log(4, "the input-gradient AGOP reflects what the model attends to")
 judged = average(high, above=0.8, reason="a fifth from an exact circle")
-_ = run.claim(text, found, section="all-four-operations-grok", **whose, **judged)
+run.claim(text, found, section="all-four-operations-grok", **whose, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 products = headline[headline.operation.isin(["mul", "div"])]
@@ -484,7 +484,7 @@ natural = products.groupby(["operation", "seed"]).agop_circ_natural.agg(lambda s
 text = "in natural order products show no circle (largest score of a run below 0.05)"
 found = mean_of(natural, 3)
 judged = average(natural, below=0.05, reason="twenty times the spread over random matrices")
-_ = run.claim(text, found, section="products-hide-their-circle", **mallinar, **judged)
+run.claim(text, found, section="products-hide-their-circle", **mallinar, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 peaks = rows.groupby("control").agop_circ.max()
@@ -493,7 +493,7 @@ text = "a network that memorises without grokking shows no circle (score at most
 slow = f"without weight decay {peaks.get('wd0', np.nan):.2f} and rising: no negative control"
 found = f"{few.mean():.3f} in one network; {slow}"
 judged = average(few, below=0.05, reason="twenty times the spread over random matrices")
-_ = run.claim(text, found, of="ours", section="memorising-alone-shows-no-circle", **judged)
+run.claim(text, found, of="ours", section="memorising-alone-shows-no-circle", **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 by_network = rows.groupby(["control", "operation", "seed"]).agop_align
@@ -502,7 +502,7 @@ grokking, without = halfway["none"], halfway[halfway.index.get_level_values(0) !
 text = "alignment of the AGOP with the last one, half-way, tells grokking from memorising"
 found = f"{span(grokking)} in {len(grokking)} networks that grok, {span(without)} in the controls"
 of_controls = {"holds": grokking.min() > without.max(), "tested": full and par.controls}
-_ = run.claim(text, found, section="memorising-alone-shows-no-circle", **mallinar, **of_controls)
+run.claim(text, found, section="memorising-alone-shows-no-circle", **mallinar, **of_controls)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 raw = null[null.matrix.str.startswith("Gram")].share
@@ -510,7 +510,7 @@ text = "a circulant share is small without structure (below 0.1) and needs no nu
 found = f"{mean_of(raw, 3)} for Gram matrices of random embeddings"
 whose = log(6, "energy concentrated on the diagonal shows a strong cycle bias")
 judged = average(raw, below=0.1, reason="ten times the share of independent entries at p = 97")
-_ = run.claim(text, found, section="how-a-circle-is-measured", **whose, **judged | {"tested": True})
+run.claim(text, found, section="how-a-circle-is-measured", **whose, **judged | {"tested": True})
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 easy = memorised[memorised.index.get_level_values("operation").isin(["add", "mul"])]
@@ -519,7 +519,7 @@ text = "the test accuracy of sums and products is that of generalisation (strict
 found = f"when memorised, {mean_of(excess, 2)} more on all pairs than on strict ones"
 judged = average(excess, below=0.05, reason="a tenth of the share of pairs that may be given away")
 whose = log(8, "test accuracy alone")
-_ = run.claim(text, found, section="some-pairs-are-given-away", **whose, **judged)
+run.claim(text, found, section="some-pairs-are-given-away", **whose, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 unsure = products[products.test_acc_strict < 0.5].groupby(["operation", "seed"])
@@ -527,7 +527,7 @@ soon = unsure.test_acc_residue.max() > 0.9
 text = "products and quotients learn the class of squares before the answer"
 found = f"{soon.sum()} of {len(soon)} networks (class above 0.9, strict accuracy below 0.5)"
 judged = {"holds": soon.all(), "tested": full and len(soon) > 0}
-_ = run.claim(text, found, of="ours", section="some-pairs-are-given-away", **judged)
+run.claim(text, found, of="ours", section="some-pairs-are-given-away", **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 log_agop = [experiment.rank_correlations(one, "loss_agop_norm") for _, one in each]
@@ -536,7 +536,7 @@ text = "once memorised, the AGOP of the log follows the features (rank correlati
 found = f"{mean_of(ranks.agop_circ, 2)} with score, {mean_of(ranks.train_loss, 2)} with train loss"
 whose = log(5, "from 11.5 down to between 1e-6 and 0.06")
 judged = average(ranks.agop_circ, above=0.5, reason="a quarter of the variance of ranks")
-_ = run.claim(text, found, section="the-log-measured-something-else", **whose, **judged)
+run.claim(text, found, section="the-log-measured-something-else", **whose, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 bias = headline.groupby(["operation", "seed"]).cycle_bias_hidden.max() * par.d_model
@@ -544,7 +544,7 @@ text = "what the log called cycle bias at least doubles its null"
 found = f"largest value of a run {mean_of(bias, 2)} times the null of {1 / par.d_model:.4f}"
 whose = log(7, "from 0.0069 to 0.0084")
 judged = average(bias, above=2, reason="the least that would stand out") | {"tested": True}
-_ = run.claim(text, found, section="the-log-measured-something-else", **whose, **judged)
+run.claim(text, found, section="the-log-measured-something-else", **whose, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 claims = run.claims()
@@ -573,10 +573,10 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 
     choices = {f"{operation}, seed {seed}": one for (operation, seed), one in each}
 
-    @interact(network=choices, share=(0.05, 0.95, 0.05))
+    @interact(network=list(choices), share=(0.05, 0.95, 0.05))
     def show_network(network, share=0.5):
         figure, ax = plt.subplots(figsize=size)
-        draw_network(ax, network, share)
+        draw_network(ax, choices[network], share)
         figures.legend_once(ax, above=figure)
         ax.set(xlabel="updates", ylabel="accuracy, score, loss left")
 

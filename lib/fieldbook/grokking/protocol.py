@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,17 @@ from fieldbook.grokking.circulant import center, circulant_score, circulant_shar
 from fieldbook.grokking.modular import token_order
 from fieldbook.grokking.networks import Settings
 from fieldbook.run import paths
-from fieldbook.run.chapter import Run
 from fieldbook.run.tables import Row
+
+if TYPE_CHECKING:  # of no worker's concern
+    from fieldbook.run.chapter import Run
 
 CONTROLS = {"none": {}, "wd0": {"weight_decay": 0.0}, "few": {"train_fraction": 0.15}}
 """What is changed in a control: nothing, no weight decay, few pairs to learn from."""
 SKETCH = 4  # random outputs per example for a block that is shown
 
 
-def run_all(run: Run, par: Settings, device: torch.device) -> dict[str, pd.DataFrame]:
+def run_all(run: "Run", par: Settings, device: torch.device) -> dict[str, pd.DataFrame]:
     """Train all networks, and read from the first seed's what the figures show.
 
     The weights of that seed are left where other chapters look for them
