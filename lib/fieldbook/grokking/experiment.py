@@ -196,24 +196,53 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def passings(rows: pd.DataFrame, share: float) -> dict[str, float]:
+    """Updates at which a network's curves pass a share of their ranges, by which warnings compare.
+
+    Args:
+        rows: of `train`, as a frame.
+    Returns:
+        `score`: of the AGOP; `loss`: the fall of the test loss from its peak; `accuracy`: on strict
+        test pairs. All nan if that never reaches one half.
+    """
+    falling = rows.iloc[int(np.argmax(rows.test_loss)) :]
+    found = {
+        "score": crossing(rows.step, rows.agop_circ, share),
+        "loss": crossing(falling.step, -falling.test_loss, share),
+        "accuracy": crossing(rows.step, rows.test_acc_strict, share),
+    }
+    generalised = rows.test_acc_strict.max() >= 0.5
+    return found if generalised else dict.fromkeys(found, math.nan)
+
+
 def crossing(steps: np.ndarray, values: np.ndarray, share: float) -> float:
     """Step at which a curve first reaches a share of its range, from its first value to its
     largest.
 
     Linear between evaluations; nan for a curve that does not rise.
     """
+    values = np.asarray(values, float)
+    rise = values.max() - values[0]
+    return reached(steps, values, values[0] + share * rise) if rise > 0 else math.nan
+
+
+def reached(steps: np.ndarray, values: np.ndarray, level: float) -> float:
+    """Step at which a curve first reaches a level, linear between evaluations; nan if never."""
     steps = np.asarray(steps, float)
     values = np.asarray(values, float)
-    level = values[0] + share * (values.max() - values[0])
     above = np.flatnonzero(values >= level)
-    if values.max() <= values[0] or not len(above):
+    if not len(above):
         return math.nan
     i = above[0]
-    return (
-        float(np.interp(level, values[i - 1 : i + 1], steps[i - 1 : i + 1]))
-        if i
-        else float(steps[0])
-    )
+    near = slice(max(i - 1, 0), i + 1)
+    return float(np.interp(level, values[near], steps[near]))
+
+
+def rank_correlations(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Spearman's correlation of one column of a run with each of the others, from the evaluation on
+    that finds the train set memorised."""
+    memorised = rows[(rows.train_acc > 0.99).cummax()]
+    return memorised.corr("spearman", numeric_only=True)[name]
 
 
 def _accuracies(
