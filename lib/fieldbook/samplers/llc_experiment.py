@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -30,11 +31,8 @@ from fieldbook.samplers.preconditioners import SAMPLERS
 from fieldbook.samplers.rescaled import Cell, Minimum, Sampling
 
 Job = dict[str, Any]
-Row = dict[str, Any]
 Settings = Any  # parameters, read by name: `par.steps`
 Tuned = Mapping[tuple[str, str], Mapping[str, float]]  # eps and gamma by operation and sampler
-
-STEP_SIZES = [10.0**power for power in range(-7, 0)]  # of the log's number
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,15 @@ def run_all(
             settings, par.operations, workers=par.workers, train_missing=par.train_missing
         )
         broken = trained(gelu, ["add"])
-    first = par.operations[0]
-    everyone = [*par.samplers, *par.controls]
-    pairs = [*product(par.operations, par.samplers), *product([first], par.controls)]
+    pairs = [*product(par.operations, par.samplers), *product(par.operations[:1], par.controls)]
     chosen = [{"operation": operation, "sampler": sampler} for operation, sampler in pairs]
 
     jobs = [{"operation": operation} for operation in par.operations]
-    networks = run.sweep("networks", jobs, partial(_polish, par, device, settings, files))
+    polish = partial(_polish, par, device, settings, files)
+    found = {"networks": run.sweep("networks", jobs, polish)}
     if not paths.frozen():
         folders = {job["operation"]: run.files("networks", job) for job in jobs}
     minima = Polished(settings, folders, device)
-    found = {"networks": networks}
 
     cases = product([*par.operations, "GELU"], symmetry.log_grid(9).tolist())
     jobs = [{"case": case, "factor": factor} for case, factor in cases]
@@ -91,27 +87,61 @@ def run_all(
 
     found["settings"] = run.sweep("settings", chosen, partial(_calibrate, par, minima))
     found |= {name: run.frame(name) for name in ("localization", "lengths")}
-    by_pair = found["settings"].set_index(["operation", "sampler"])[["eps", "gamma"]]
-    tuned = by_pair.to_dict("index")
+    by_pair = found["settings"].set_index(["operation", "sampler"])
+    tuned = by_pair[["eps", "gamma"]].to_dict("index")
 
     stacks = range(-(-(par.grid**2) // par.stack))
     jobs = [{**pair, "stack": stack} for pair in chosen for stack in stacks]
     run.sweep("timing", jobs, partial(_sample, par, minima, tuned))
-    maps = [run.frame(f"{operation}_{sampler}") for operation, sampler in pairs]
-    found["maps"] = pd.concat(
-        [one.assign(**pair) for one, pair in zip(maps, chosen, strict=True)], ignore_index=True
-    )
+    maps = [run.frame(f"{o}_{s}").assign(operation=o, sampler=s) for o, s in pairs]
+    found["maps"] = pd.concat(maps, ignore_index=True)
 
+    everyone = [*par.samplers, *par.controls]
     jobs = [{"sampler": s, "alpha": a} for s, a in product(everyone, _checked(par))]
     found["frames"] = run.sweep("frames", jobs, partial(_check, par, minima, tuned))
     found["traces"] = run.frame("traces")
 
-    jobs = [{"sampler": s, "eps": eps} for s, eps in product(("sgld", "si_div"), STEP_SIZES)]
+    jobs = [{"sampler": s, "eps": 10.0**k} for s, k in product(("sgld", "si_div"), range(-7, 0))]
     found["naive"] = run.sweep("naive", jobs, partial(_imitate, par, minima))
 
     jobs = [{"problem": p, "sampler": s} for p, s in product(PROBLEMS, SAMPLERS)]
     found["ground_truth"] = run.sweep("ground_truth", jobs, partial(_known, par))
     return found
+
+
+def unscaled(table: pd.DataFrame) -> pd.Series:
+    """The row of one map, or of one sampler's traces, whose cell lies nearest to (1, 1)."""
+    return table.loc[(np.log(table.alpha) ** 2 + np.log(table.beta) ** 2).idxmin()]
+
+
+def with_distance(traces: pd.DataFrame) -> pd.DataFrame:
+    """`traces` with `apart`: how far the losses of a cell are from those of the unscaled network,
+    as a share of the largest of these; infinite if they are no numbers."""
+    parts = []
+    for _, one in traces.groupby("sampler", sort=False):
+        losses = one.filter(like="step_")
+        middle = losses.loc[unscaled(one).name]
+        share = (losses - middle).abs().max(axis=1, skipna=False) / middle.abs().max()
+        parts.append(one.assign(apart=share.fillna(math.inf)))
+    return pd.concat(parts)
+
+
+def spread(maps: pd.DataFrame) -> pd.DataFrame:
+    """What each map comes to, by sampler and operation.
+
+    `variation` is standard deviation over mean of the estimates that are numbers and of chains that
+    have not left the basin; `lost` the share of the others; `ratio` the largest over the smallest
+    estimate of the cells whose health is ok.
+    """
+
+    def of_map(one: pd.DataFrame) -> pd.Series:
+        lost = one.health.str.contains("finite|basin")
+        healthy = one.llc[one.health == "ok"]
+        variation = one.llc[~lost].std() / one.llc[~lost].mean()
+        ratio = healthy.max() / healthy.min()
+        return pd.Series({"variation": variation, "lost": lost.mean(), "ratio": ratio})
+
+    return maps.groupby(["sampler", "operation"], sort=False).apply(of_map)
 
 
 def split(task: Task, device: torch.device, *, test: bool = False) -> tuple[Tensor, Tensor]:
@@ -155,7 +185,7 @@ def _polish(
     files: Mapping[str, Path],
     job: Job,
     folder: Path,
-) -> Row:
+) -> Job:
     """Take a network to a minimum and say what that changed; it stays in the folder."""
     task = task_of(settings, job["operation"], settings.seeds[0])
     model = load(settings, files[job["operation"]]).to(device)
@@ -177,7 +207,7 @@ def _polish(
     }
 
 
-def _break(minima: Polished, gelu: Settings, files: Mapping[str, Path], job: Job) -> Row:
+def _break(minima: Polished, gelu: Settings, files: Mapping[str, Path], job: Job) -> Job:
     """Logits and loss of a rescaled network with one condition violated."""
     if job["case"] == "GELU":
         model = load(gelu, files["add"]).to(minima.device)
@@ -196,7 +226,8 @@ def _break(minima: Polished, gelu: Settings, files: Mapping[str, Path], job: Job
 
 def _calibrate(par: Settings, minima: Polished, job: Job) -> dict[str, Any]:
     """Step size and localisation of one sampler on one network, with what led there."""
-    start, sampler = minima(job["operation"]), job["sampler"]
+    sampler = job["sampler"]
+    start = minima(job["operation"])
     found, curve = rescaled.calibrate(
         start,
         sampler,
@@ -242,7 +273,7 @@ def _check(par: Settings, minima: Polished, tuned: Tuned, job: Job) -> dict[str,
     return {"frames": {"frame_gap": max(gaps)}, "traces": rows}
 
 
-def _imitate(par: Settings, minima: Polished, job: Job) -> Row:
+def _imitate(par: Settings, minima: Polished, job: Job) -> Job:
     """The log's number in all cells, for one step size: a mean loss over twenty steps."""
     short = Sampling(20, 0, 1, par.batch_size, par.seed)
     start = minima(par.operations[0])
@@ -251,7 +282,7 @@ def _imitate(par: Settings, minima: Polished, job: Job) -> Row:
     return {"mean": mean, "low": losses.min(), "high": losses.max(), "cv": losses.std() / mean}
 
 
-def _known(par: Settings, job: Job) -> Row:
+def _known(par: Settings, job: Job) -> Job:
     """One sampler on one loss whose coefficient is known."""
     return job | ground_truth.compare(
         PROBLEMS[job["problem"]](),

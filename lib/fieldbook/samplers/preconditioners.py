@@ -148,45 +148,23 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS = {
-    "sgld": Sampler(lambda at: sgld(), power=2, label="SGLD", mark="C0s--"),
-    "psgld": Sampler(
-        build=lambda at: psgld(damping=at.damping),
-        power=1,
-        label="pSGLD",
-        mark="C5D-.",
-        proper=False,
-    ),
-    "rsgld": Sampler(
-        build=lambda at: rsgld(at.fisher, at.orbits), power=0, label="Riemannian", mark="C2^-"
-    ),
-    "si_sgld": Sampler(
-        build=lambda at: si_sgld(at.w_star, at.orbits), power=0, label="SI-SGLD", mark="C1o-"
-    ),
-    "si_adaptive": Sampler(
-        build=lambda at: si_adaptive(at.w_star, at.orbits), power=0, label="adaptive", mark="C4v-"
-    ),
-    "si_div": Sampler(
-        build=lambda at: si_div(at.orbits),
-        power=4,
-        label="rule of the log",
-        mark="C3x:",
-        proper=False,
-    ),
+    "sgld": Sampler(lambda at: sgld(), 2, "SGLD", "C0s--"),
+    "psgld": Sampler(lambda at: psgld(damping=at.damping), 1, "pSGLD", "C5D-.", proper=False),
+    "rsgld": Sampler(lambda at: rsgld(at.fisher, at.orbits), 0, "Riemannian SGLD", "C2^-"),
+    "si_sgld": Sampler(lambda at: si_sgld(at.w_star, at.orbits), 0, "SI-SGLD", "C1o-"),
+    "si_adaptive": Sampler(lambda at: si_adaptive(at.w_star, at.orbits), 0, "adaptive", "C4v-"),
+    "si_div": Sampler(lambda at: si_div(at.orbits), 4, "rule of the log", "C3x:", proper=False),
 }
-
-
-def find(name: str) -> Sampler:
-    """A row of `SAMPLERS`; ValueError for a name that is not there."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
 
 
 def named(
     name: str, w_star: Tensor, fisher: Tensor, orbits: Sequence[Tensor], *, psgld_damping: float
 ) -> Preconditioner:
-    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both."""
-    return find(name).build(Start(w_star, fisher, orbits, psgld_damping))
+    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both; ValueError
+    for a name that is not there."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name].build(Start(w_star, fisher, orbits, psgld_damping))
 
 
 def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
