@@ -94,9 +94,9 @@ middle = llc_experiment.unscaled(maps)
 guess = maps.n_beta.iloc[0] * np.log(settings.p)
 
 
-def span(values, form=".2g"):
+def span(numbers, form=".2g"):
     """Smallest to largest, as text."""
-    low, high = (f"{end:{form}}" for end in (min(values), max(values)))
+    low, high = (f"{end(numbers, default=np.nan):{form}}" for end in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
@@ -118,22 +118,21 @@ run.answer(
 
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Left, the largest change of a loss in each rescaled network, by sampler: none for SI-SGLD, Riemannian and adaptive, large for SGLD, pSGLD and the rule of the log. Right, estimates against the rescaling: flat for two samplers, falling over four decades for SGLD and over two for pSGLD"}} tags=["hide-input"]
-def draw_cut(ax, frame, along, other, at):
+def draw_cut(panel, frame, along, other, at):
     """Estimates of samplers along one factor, at one value of the other."""
     cut = frame[np.isclose(frame[other], at)].sort_values(along, kind="stable")
     for name, one in cut.groupby("sampler", sort=False):
         shown = one.llc.clip(upper=2 * guess)
-        bars = 2 * one.llc_se
-        ax.errorbar(one[along], shown, bars, fmt=MARKS[name], lw=1, ms=3, label=LABELS[name])
-    ax.axhspan(guess / 2, 2 * guess, color="0.9", lw=0)
-    figures.power_ticks(ax)
-    figures.power_ticks(ax, "x")
-    ax.set(ylim=(1e-2, 2 * guess), xlabel=rf"factor $\{along}$")
+        panel.errorbar(one[along], shown, 2 * one.llc_se, fmt=MARKS[name], ms=3, label=LABELS[name])
+    panel.axhspan(guess / 2, 2 * guess, color="0.9", lw=0)
+    figures.power_ticks(panel)
+    figures.power_ticks(panel, "x")
+    panel.set(ylim=(1e-2, 2 * guess), xlabel=rf"factor $\{along}$")
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4))
-shown = traces[(traces.alpha != 1) | (traces.beta != 1)].set_index("sampler")
-shown = shown.loc[everyone].apart.clip(lower=1e-13).rename(LABELS).reset_index()
+shown = traces.apart.clip(lower=1e-13).where((traces.alpha != 1) | (traces.beta != 1))
+shown = shown.set_axis(traces.sampler).loc[everyone].rename(LABELS).reset_index()
 colors = [MARKS[name][:2] for name in everyone]
 sns.stripplot(
     shown, x="apart", y="sampler", hue="sampler", palette=colors, log_scale=True, size=3, ax=left
@@ -254,15 +253,15 @@ run.figure(figure, "traces")
 
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Maps of the change of the estimate over alpha and beta for one network, one per sampler"}} tags=["hide-input"]
-def draw_map(ax, one):
+def draw_map(panel, one):
     """Change of one sampler's estimate over the grid, in decades; lost cells have no colour."""
     ratio = one.llc / llc_experiment.unscaled(one).llc
     known = (ratio > 0) & ~one.health.str.contains("finite|basin")
     shown = one.assign(decades=np.log10(ratio.where(known)))
     names, flagged = ["alpha", "beta", "decades"], one.health != "ok"
-    ax.set(aspect="equal", xlabel=r"$\log_{10} \alpha$")
-    ax.set_title(LABELS[one.sampler.iloc[0]], fontsize=7)
-    return figures.heat_map(ax, shown, names, flagged, cmap="RdBu_r", vmin=-3, vmax=3)
+    panel.set(aspect="equal", xlabel=r"$\log_{10} \alpha$")
+    panel.set_title(LABELS[one.sampler.iloc[0]], fontsize=7)
+    return figures.heat_map(panel, shown, names, flagged, cmap="RdBu_r", vmin=-3, vmax=3)
 
 
 size = (figures.PAGE, 1.7)
@@ -484,6 +483,8 @@ for name in [name for name in EXPECTED if name in everyone]:
         holds=bool(not level.any() if name == "sgld" else level.all()),
         first=name in ("si_sgld", "si_div"),
     )
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 if {"sgld", "psgld"} <= {*par.samplers}:
     known = maps[(maps.health == "ok") & (maps.llc > 0)]
     logs = np.log(known.set_index(["operation", "alpha", "beta", "sampler"]).llc).unstack()
@@ -523,6 +524,8 @@ run.claim(
     section="method-steps-that-stretch-with-the-weights",
     holds=bool(nearest == 1),
 )
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 proper = truth.sampler.map(lambda name: SAMPLERS[name].proper)
 KNOWN = {
     "samplers that sample the density they state find": (proper, "Watanabe 2009; Aoyagi 2024"),
@@ -547,7 +550,7 @@ for who, (chosen, source) in KNOWN.items():
 claims = run.claims()
 ledger.table(claims)
 
-# %% tags=["nbval-check-output", "remove-cell"]
+# %% jupyter={"source_hidden": true} tags=["nbval-check-output", "remove-cell"]
 print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 
 # %% [markdown]
@@ -559,8 +562,7 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 #   metric and wants steps that grow with the norm; dividing by $G$ does the opposite.
 # - **Its code** has GELU and a fixed $\epsilon$, so that its rescaling is not exact, and a
 #   coefficient that is the mean loss of a destroyed network. Its text says none of this.
-# - **Its grid** of thirty points skips the unscaled network, and **pSGLD** makes up for one of two
-#   powers only.
+# - **Its grid** skips the unscaled network; **pSGLD** makes up for one of two powers only.
 #
 # ## Look for yourself
 #
@@ -570,12 +572,11 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
     from ipywidgets import interact
 
-    @interact(operation=par.operations, row=(0, par.grid - 1))
-    def show_cut(operation, row):
-        beta = np.sort(maps.beta.unique())[row]
-        ax = plt.subplots(figsize=(figures.PAGE, 2.6))[1]
+    @interact(operation=par.operations, beta=sorted(maps.beta.unique()))
+    def show_cut(operation, beta):
+        _, ax = plt.subplots(figsize=(figures.PAGE, 2.6))
         draw_cut(ax, maps[maps.operation == operation], "alpha", "beta", beta)
-        ax.set(title=rf"{SYMBOL[operation]} at $\beta$ = {beta:.2g}", ylabel="estimate")
+        ax.set(title=SYMBOL[operation], ylabel="estimate")
         ax.legend(loc="lower left")
 
 
@@ -585,11 +586,10 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # - **Only two global factors are tested.** A ReLU allows a factor *per hidden unit*, too, a layer
 #   norm one per gain. Under those a tensor has no common scale: neither SI-SGLD with one scalar per
 #   tensor nor Riemannian SGLD with its damping, a mean over it, should then be invariant.
-# - **No absolute coefficient.** It follows from the localisation that was chosen, at the unscaled
-#   network; chosen elsewhere, maps are centred there.
+# - **No absolute coefficient.** It follows from the localisation, chosen at the unscaled network.
 # - **Nothing on growth.** Whether an estimate follows the network or its norm *during* training,
 #   what the log wants the tool for, is not measured.
-# - **Small and few.** One network per operation, two layers, two short chains per cell.
+# - **Small and few.** One network per operation, two layers, few short chains per cell.
 #
 # ## Parameters and cost
 
