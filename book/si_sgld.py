@@ -108,7 +108,7 @@ run.answer(
     f"{' and '.join(LABELS[name] for name in same) or 'None of them'}. In double precision, in the "
     f"rescaled networks themselves, every step meets the same loss in all {par.check_grid**2} "
     f"cells checked, and estimates vary by at most {level.variation.max():.1%} over {par.grid} × "
-    f"{par.grid} cells, for {', '.join(par.operations)} modulo {settings.p}. Those of "
+    f"{par.grid} cells, for each operation modulo {settings.p}. Those of "
     f"{' and '.join(LABELS[name] for name in others)} differ by factors of "
     f"{span(moved.ratio, ',.0f')} over the healthy cells, and {span(moved.lost, '.0%')} of the "
     f"cells are lost. The rescalings are two factors, each common to a kind of layer; a factor for "
@@ -135,7 +135,7 @@ shown = traces.apart.clip(lower=1e-13).where((traces.alpha != 1) | (traces.beta 
 shown = shown.set_axis(traces.sampler).loc[everyone].rename(LABELS).reset_index()
 colors = [MARKS[name][:2] for name in everyone]
 sns.stripplot(
-    shown, x="apart", y="sampler", hue="sampler", palette=colors, log_scale=True, size=3, ax=left
+    shown, x="apart", y="sampler", hue="sampler", palette=colors, log_scale=True, jitter=0, ax=left
 )
 left.set(title="losses, step by step", ylabel="", xlabel="largest change in a cell, relative")
 over = maps[maps.sampler.isin(par.samplers)].groupby(["sampler", "alpha", "beta"], sort=False)
@@ -260,7 +260,7 @@ def draw_map(panel, one):
     shown = one.assign(decades=np.log10(ratio.where(known)))
     names, flagged = ["alpha", "beta", "decades"], one.health != "ok"
     panel.set(aspect="equal", xlabel=r"$\log_{10} \alpha$")
-    panel.set_title(LABELS[one.sampler.iloc[0]], fontsize=7)
+    panel.set_title(LABELS[one.sampler.iloc[0]], fontsize=6)
     return figures.heat_map(panel, shown, names, flagged, cmap="RdBu_r", vmin=-3, vmax=3)
 
 
