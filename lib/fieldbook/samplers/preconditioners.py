@@ -137,89 +137,34 @@ class Sampler(NamedTuple):
     Attributes:
         power: its step in a tensor scaled by c goes as c^-power; 0: it does not see a rescaling.
         label, mark: in figures; colour, marker and line as matplotlib writes them.
-        name, expected: of the claim that it is invariant, and who expected what of it.
         proper: it samples the density that it states.
-        control: shown beside the samplers compared, for one network.
     """
 
     build: Callable[[Start], Preconditioner]
     power: int
     label: str
     mark: str
-    name: str
-    expected: str
     proper: bool = True
-    control: bool = False
 
 
 SAMPLERS = {
-    "sgld": Sampler(
-        build=lambda at: sgld(),
-        power=2,
-        label="SGLD",
-        mark="C1s--",
-        name="plain SGLD",
-        expected="the log: sensitive",
-    ),
-    "psgld": Sampler(
-        build=lambda at: psgld(damping=at.damping),
-        power=1,
-        label="pSGLD",
-        mark="C4D-.",
-        name="pSGLD",
-        expected="the log: invariant in theory",
-        proper=False,
-    ),
-    "rsgld": Sampler(
-        build=lambda at: rsgld(at.fisher, at.orbits),
-        power=0,
-        label="Riemannian",
-        mark="C2^-",
-        name="Riemannian SGLD",
-        expected="the log: invariant in theory",
-    ),
-    "si_sgld": Sampler(
-        build=lambda at: si_sgld(at.w_star, at.orbits),
-        power=0,
-        label="SI-SGLD",
-        mark="C0o-",
-        name="SI-SGLD",
-        expected="the log: best invariance",
-    ),
-    "si_adaptive": Sampler(
-        build=lambda at: si_adaptive(at.w_star, at.orbits),
-        power=0,
-        label="SI adaptive",
-        mark="C5v-",
-        name="SI-SGLD in a metric that follows the chain",
-        expected="not given",
-        control=True,
-    ),
-    "si_div": Sampler(
-        build=lambda at: si_div(at.orbits),
-        power=4,
-        label="SI divided",
-        mark="C3x:",
-        name="the log's rule, divided by the squared norm,",
-        expected="the log: best invariance",
-        proper=False,
-        control=True,
-    ),
+    "sgld": Sampler(lambda at: sgld(), 2, "SGLD", "C0s--"),
+    "psgld": Sampler(lambda at: psgld(damping=at.damping), 1, "pSGLD", "C5D-.", proper=False),
+    "rsgld": Sampler(lambda at: rsgld(at.fisher, at.orbits), 0, "Riemannian SGLD", "C2^-"),
+    "si_sgld": Sampler(lambda at: si_sgld(at.w_star, at.orbits), 0, "SI-SGLD", "C1o-"),
+    "si_adaptive": Sampler(lambda at: si_adaptive(at.w_star, at.orbits), 0, "adaptive", "C4v-"),
+    "si_div": Sampler(lambda at: si_div(at.orbits), 4, "rule of the log", "C3x:", proper=False),
 }
-
-
-def find(name: str) -> Sampler:
-    """A row of `SAMPLERS`; ValueError for a name that is not there."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
 
 
 def named(
     name: str, w_star: Tensor, fisher: Tensor, orbits: Sequence[Tensor], *, psgld_damping: float
 ) -> Preconditioner:
-    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both."""
-    return find(name).build(Start(w_star, fisher, orbits, psgld_damping))
+    """One of `SAMPLERS` for a start w* with the Fisher information there, (..., D) both; ValueError
+    for a name that is not there."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler = {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name].build(Start(w_star, fisher, orbits, psgld_damping))
 
 
 def in_frame(build: Preconditioner, factors: Tensor) -> Preconditioner:
