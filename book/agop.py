@@ -95,7 +95,8 @@ def mean_of(values, digits=0):
 def around(measured):
     """A network's curves, counted from the update at which half of the strict pairs are right."""
     since = measured.step - experiment.passings(measured, 0.5)["accuracy"]
-    return pd.DataFrame({name: np.interp(AROUND, since, measured[name]) for name in CURVES}, AROUND)
+    curves = {name: np.interp(AROUND, since, measured[name], np.nan, np.nan) for name in CURVES}
+    return pd.DataFrame(curves, AROUND)
 
 
 # %% jupyter={"source_hidden": true} tags=["answer", "hide-input"]
@@ -181,9 +182,8 @@ run.figure(figure, "lead")
 # $$ \mathrm{share}(M) = \frac{\lVert P_\circ M \rVert_F^2}{\lVert M \rVert_F^2}, \qquad
 #    s(M) = \frac{\mathrm{share}(M) - s_0}{1 - s_0}. $$
 #
-# It is 0 for tokens in random order and 1 for an exact circulant. Here it is for a network before
-# training and, from its stored AGOP, after it. The table below shows why the null is subtracted:
-# Gram matrices of *random* embeddings have a large share.
+# It is 0 for tokens in random order and 1 for an exact circulant. Below: a network before and, by
+# its stored AGOP, after training; and random matrices, whose share alone may be large.
 
 # %%
 task = networks.task_of(par, protocol.shown(par), par.seeds[0])
