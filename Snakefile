@@ -238,7 +238,7 @@ rule html:
         toc="_toc.yml",
     output: "build/{build}/html/index.html"
     log: "build/{build}/log/html.txt"
-    params: pages=" ".join([FRONT, *PAGES, *LIBRARY])
+    params: pages=digest([FRONT, *PAGES, *LIBRARY])
     threads: 1
     resources: mem_mb=2000, runtime=10
     shell:

@@ -2,7 +2,7 @@
 
 import re
 
-MARKUP = re.compile(r"(`[^`]*`|^\s*\.\. .*$|:\w+:`)|(?<!^)([*|]|(?<=\w)_(?!\w))")
+MARKUP = re.compile(r"(`[^`]*`|^\s*\.\. .*$|:\w+:`)|((?<!^)\*|\||(?<=\w)_(?!\w))")
 
 
 def escape(app, what, name, obj, options, lines: list[str]) -> None:
