@@ -87,9 +87,9 @@ AROUND = np.arange(-12, 4) * par.eval_every
 
 
 def mean_of(values, digits=0):
-    """Mean with two standard errors."""
+    """Mean with its standard error."""
     values = pd.Series(values)
-    return f"{values.mean():.{digits}f} ± {2 * values.sem():.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.sem():.{digits}f}"
 
 
 def around(measured):
@@ -107,7 +107,7 @@ first = {"holds": "it is the score", "fails": "it is the loss", "undecided": "is
 run.answer(
     f"{yes}: in {len(half)} networks of {par.n_layers} layers (p = {par.p}) the circulant score of "
     f"the AGOP passes half of its range {mean_of(half.score)} updates before the accuracy on "
-    "held-out pairs does (mean, two standard errors). But the plain test loss has fallen half-way "
+    "held-out pairs does (mean and standard error). But the plain test loss has fallen half-way "
     f"from its peak {mean_of(half.loss)} updates before it; which of the two is earlier "
     f"{first[verdicts['difference']]} (score by {mean_of(half.difference)}). What the score has "
     "over the loss: it needs no answers of held-out pairs, only the circle on which the operation "
@@ -396,7 +396,7 @@ run.figure(figure, "spectrum")
 # %% [markdown]
 # ## Claims
 #
-# Averages are over networks, with two standard errors, which decide. Claims about grokking are
+# Averages are over networks, with their standard errors; two of them decide. Claims about grokking are
 # tested at moduli from 97 up. *Memorised* is the first evaluation with 99 % train accuracy.
 
 

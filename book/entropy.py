@@ -97,8 +97,8 @@ overlap = tables["runs"].set_index("op").overlap_cooled
 run.answer(
     f"From a training loss of {curves.loss.max():.2f} nats down to {curves.loss.min():.3f} the "
     f"entropy falls by hundreds of nats ({each(fall['mean'], fall['sem'], 0)}; mean and standard "
-    "error over seeds): low losses have very little room, but how little is uncertain, since single "
-    f"seeds fall by {ends}. Whether networks in roomy places generalise "
+    "error over seeds): low losses have very little room, but how little is uncertain, since "
+    f"single seeds fall by {ends}. Whether networks in roomy places generalise "
     "is **not known**: all walkers start from a grokked network and still resemble it (overlap "
     f"{each(overlap)}, where 1 is that network). Memorised networks that move at their own loss "
     f"(about {10 ** late.log10_loss.mean():.1f}) still fail on most strict test pairs after "

@@ -19,7 +19,7 @@ METADATA = {
 }
 
 
-def regenerate(source: Path) -> Path:
+def _regenerate(source: Path) -> Path:
     """Write the executed `.ipynb` beside a percent script, at the default parameters; the old one
     is not read.
 
@@ -98,4 +98,4 @@ if __name__ == "__main__":
     kept = str(paths.ROOT / "build" / "notebooks")  # rows outlive a cell that fails
     os.environ |= {paths.RESULTS: kept, paths.FROZEN: "0"}
     for argument in sys.argv[1:]:
-        print(regenerate(Path(argument)))
+        print(_regenerate(Path(argument)))
