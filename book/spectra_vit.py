@@ -107,7 +107,7 @@ text = (
     f"regression, {mean['boosted trees']:.2f} for boosted trees and {mean['template fit']:.2f} "
     f"for the template that fits best; the noise would allow {top:.2f}. After {par.steps:,} "
     f"updates it is {word[judge(*lead, above=0)[0]]} the trees ({lead[0]:+.3f} ± "
-    f"{2 * lead[1]:.3f}, two standard errors), which see one draw of the noise."
+    f"{lead[1]:.3f}), which see one draw of the noise."
 )
 small = (
     " Whether it passes them with more stars and more training, as the log reports of "

@@ -67,7 +67,7 @@ def rows(claims: pd.DataFrame, page: str = "") -> str:
 
 
 def _row(claim: tuple, page: str) -> str:
-    reason = f"<br><small>{escape(claim.reason)}</small>" if claim.reason else ""
+    reason = f'<br><small class="reason">{escape(claim.reason)}</small>' if claim.reason else ""
     whose = WHOSE[claim.of]
     if claim.entry:
         whose = f'<a href="logs.html#{claim.entry}">{whose}</a>'
