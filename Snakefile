@@ -228,7 +228,8 @@ rule text:
 
 
 # Warnings are errors: without -W a page that could not be built exits with 0. What has not changed is not read again; a
-# page whose warnings have failed the build would not be, so that nothing is kept of a build that failed.
+# page whose warnings have failed the build would not be, so that nothing is kept of a build that failed. Pages of the
+# library are made anew: those that Jupyter Book finds there, it would leave out.
 rule html:
     input:
         expand("build/{{build}}/book/{page}.ipynb", page=[*LIVE, *CHAPTERS]),
@@ -245,8 +246,8 @@ rule html:
         """
         python -m fieldbook.run.figures build/{wildcards.build}
         cp -rp book/_config.yml book/references.bib book/_ext book/_static book/_templates book/_vendor build/{wildcards.build}/book/
-        rm -rf build/{wildcards.build}/html
-        echo {params.pages:q} | cmp --quiet - build/{wildcards.build}/pages.txt || rm -rf build/{wildcards.build}/_build build/{wildcards.build}/book/api
+        rm -rf build/{wildcards.build}/html build/{wildcards.build}/book/api
+        echo {params.pages:q} | cmp --quiet - build/{wildcards.build}/pages.txt || rm -rf build/{wildcards.build}/_build
         echo {params.pages:q} > build/{wildcards.build}/pages.txt
         jupyter-book build build/{wildcards.build}/book --toc "$PWD/{input.toc}" --path-output build/{wildcards.build} \
             -W -n --keep-going --quiet > {log} 2>&1 || {{ cat {log}; rm -rf build/{wildcards.build}/_build; exit 1; }}

@@ -1,4 +1,4 @@
-"""Claims and their verdicts: what a measurement with its error says of a threshold.
+"""Claims and their verdicts: what a measurement and its error say of a threshold.
 
 A difference counts if it is larger than two standard errors. Where the interval of an estimate
 holds the threshold, the claim is *undecided*, however near or far the estimate itself may lie.
