@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from fieldbook.nn.checkpoints import atomic_write
 from fieldbook.nn.closure import EVERYTHING, closure
@@ -276,11 +276,12 @@ class Run:
             atomic_write(self.folder / DERIVED, lambda file: file.write(text))
         return frame
 
-    def parameters(self) -> pd.DataFrame:
-        """Each parameter with its value here and its meaning."""
-        shown = {name: str(value) for name, value in self.par.asdict().items()}
-        frame = pd.DataFrame({"value": shown, "meaning": self._meanings})
-        return frame.rename_axis("parameter").reindex(list(shown))
+    def parameters(self) -> HTML:
+        """Each parameter with its value here and its meaning, as a table to be read."""
+        values = self.par.asdict().items()
+        shown = [(name, str(value), self._meanings.get(name, "")) for name, value in values]
+        frame = pd.DataFrame(shown, columns=["parameter", "value", "meaning"])
+        return HTML(frame.to_html(index=False, border=0, classes="ledger", justify="left"))
 
     def figure(self, figure: figures.Figure, name: str) -> None:
         """Write a figure under a name, as PNG and PDF."""

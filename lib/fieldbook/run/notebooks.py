@@ -17,6 +17,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+NEEDED = "# To run this: `make lab` in a checkout of fieldbook, or its library installed."
 
 
 def _regenerate(source: Path) -> Path:
@@ -67,7 +68,7 @@ def settle(executed: Path, target: Path) -> None:
     injected = tagged.get("injected-parameters")
     if injected is not None:
         cell = tagged["parameters"]
-        cell.source = _with_values(cell.source, injected.source)
+        cell.source = f"{NEEDED}\n{_with_values(cell.source, injected.source)}"
         notebook.cells.remove(injected)
     _write(target, notebook)
 
