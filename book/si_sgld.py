@@ -345,7 +345,7 @@ for name in everyone:
     one = tried.loc[name]
     relative = one.gamma / tuned.gamma[name]
     left.plot(relative, one.llc.clip(upper=guess), MARKS[name], lw=1, label=LABELS[name])
-name = par.samplers[-1]
+name = "si_sgld" if "si_sgld" in par.samplers else par.samplers[-1]
 longer = tables["lengths"][tables["lengths"].sampler == name]
 for ls, (eps, one) in zip((":", "--", "-"), longer.groupby("eps"), strict=True):
     share = eps / tuned.eps[name]
@@ -404,7 +404,7 @@ figure, ax = plt.subplots(figsize=(figures.PAGE, 2.3))
 ax.axhspan(-10, 10, color="0.93", lw=0)
 for k, name in enumerate(SAMPLERS):
     one = truth[truth.sampler == name]
-    x = np.arange(len(one)) + 0.12 * (k - 2.5)
+    x = np.arange(len(one)) + 0.12 * (k - (len(SAMPLERS) - 1) / 2)
     off, bars = 100 * one.off, 200 * one.error
     ax.errorbar(x, off, bars, fmt=MARKS[name][:3], capsize=2, lw=1, label=LABELS[name])
 ax.axhline(0, color="k", lw=0.6)

@@ -3,7 +3,8 @@
 `update(state, w, g)` sees the current point and the minibatch gradient, and returns what one step
 of `fieldbook.samplers.sgmcmc` needs: the preconditioner P, the metric A of the localisation, and
 the drift Gamma = div P. When a tensor is scaled by c, P acts on the unscaled tensor as P / c^2: the
-step shrinks as c^-`power`. To add a sampler: a builder, and a row of `SAMPLERS`.
+step shrinks as c^-`power`. RMSProp-SGLD is `psgld`. To add a sampler: a builder and a row of
+`SAMPLERS`; for its heat maps, its name among the parameter `samplers` of chapter si_sgld.
 """
 
 import warnings
@@ -136,7 +137,8 @@ class Sampler(NamedTuple):
 
     Attributes:
         power: its step in a tensor scaled by c goes as c^-power; 0: it does not see a rescaling.
-        label, mark: in figures; colour, marker and line as matplotlib writes them.
+        label, mark: in figures; colour, marker and line as matplotlib writes them, as C0o-, of which
+            figures of points take the first three or two characters.
         proper: it samples the density that it states.
     """
 

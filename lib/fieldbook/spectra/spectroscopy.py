@@ -28,7 +28,7 @@ from fieldbook.stars import observation, spectra_hdf5
 from fieldbook.stars.dataset import LabelNorm, Spectra
 from fieldbook.stars.emulator import NODES, SMALL, Emulator
 from fieldbook.stars.emulator import emulator as build_emulator
-from fieldbook.stars.noise import fixed_noise, noisy
+from fieldbook.stars.noise import SEED, fixed_noise, noisy
 from fieldbook.stars.synthesis import LABELS, SPEED_OF_LIGHT
 
 SHARD = 16_384  # stars per file
@@ -283,7 +283,7 @@ def network_of(
     kind, start = options["preprocess"], options["start"]
     require(kind in PREPROCESS, "preprocess", kind, f"one of {', '.join(PREPROCESS)}")
     require(start in ("ours", "source"), "start", start, "ours or source")
-    prepare = PREPROCESS[kind](fixed_noise(train[:FITTED], settings.noise_level))
+    prepare = PREPROCESS[kind](fixed_noise(train[:FITTED], settings.noise_level, SEED + 1))
     (pixels,), patch = train.wave.shape, settings.patch
     if kind == "pca":
         pixels, patch = COMPONENTS, patch * COMPONENTS // pixels
@@ -392,7 +392,7 @@ def train(
     target = torch.tensor(answers["train"].to_numpy(), dtype=torch.float32)
     target = norm.transform(target).to(device)
     truth = answers["val"].to_numpy(float)
-    seen = fixed_noise(data["val"], noise_level)
+    seen = fixed_noise(data["val"], noise_level, SEED)
 
     def step_loss(network: SpectraViT, index: Tensor, generator: torch.Generator) -> Tensor:
         flux, error = (part.to(device, non_blocking=True) for part in data["train"].rows(index))

@@ -26,7 +26,7 @@ from fieldbook.spectra.spectroscopy import OPTIONS, Norm
 from fieldbook.spectra.vit import SpectraViT
 from fieldbook.stars.dataset import LabelNorm, Spectra
 from fieldbook.stars.emulator import NODES, SMALL, Emulator
-from fieldbook.stars.noise import error, fixed_noise, noisy
+from fieldbook.stars.noise import SEED, error, fixed_noise, noisy
 
 Row = dict[str, Any]
 
@@ -120,9 +120,11 @@ class Setting:
         """log g of the first stars of a split."""
         return self.sets[split].params.log_g.to_numpy(float)[:n]
 
-    def seen(self, split: str, level: float, n: int | None = None) -> Tensor:
-        """Their flux with noise that never changes, (n, pixels)."""
-        return fixed_noise(self.sets[split][:n], level)
+    def seen(self, split: str, level: float, n: int | None = None, draw: int = 0) -> Tensor:
+        """Their flux with noise that never changes, (n, pixels), of which a train split may have
+        several draws."""
+        seed = SEED + 1 + draw if split == "train" else SEED
+        return fixed_noise(self.sets[split][:n], level, seed)
 
 
 def run_all(run: Run, par: Any, device: torch.device) -> dict[str, pd.DataFrame]:
@@ -366,8 +368,7 @@ def _fitting(setting: Setting, job: Row) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and gravities to fit a baseline to, with one draw of the noise or several."""
     n = job["n_train"]
     draws = DRAWS if "draws" in job["run"] else 1
-    data = setting.sets["train"][:n]
-    again = [fixed_noise(data, job["noise_level"], 42 + i) for i in range(1, draws)]
+    again = [setting.seen("train", job["noise_level"], n, draw) for draw in range(1, draws)]
     x = np.concatenate([_inputs(setting, "train", job, n), *again])
     return x, np.tile(setting.gravity("train", n), draws)
 

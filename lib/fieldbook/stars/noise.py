@@ -15,7 +15,7 @@ from fieldbook.stars.atmosphere import table
 from fieldbook.stars.dataset import Spectra
 from fieldbook.stars.synthesis import wavelength
 
-SEED = 42  # of the noise of validation and test splits
+SEED = 42  # of the noise of validation and test splits; draws for training have the next ones
 TOGETHER = 256  # rows of `fixed_noise` that are drawn at once; another number is another noise
 EXPOSURES = 12
 ELECTRONS = 40.0  # per pixel and exposure at magnitude 21.5 where the throughput is 1
@@ -27,7 +27,9 @@ SLIT_LOSS_SPREAD = 0.18  # standard deviation of ln(electrons) at a given magnit
 def standard_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise of mean 0 and variance 1, independent in each pixel, in the shape of a flux.
 
-    Training, validation, test and every figure draw from here: another law is written here alone.
+    Training, validation, test and every figure draw from here. Another law needs more than another
+    draw: that noise is Gaussian and independent is also assumed by the losses, the blind network's
+    posterior, the template fit and the information that ceilings follow from.
     """
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
@@ -43,8 +45,12 @@ def noisy(flux: Tensor, error: Tensor, noise_level: float, generator: torch.Gene
     return standard_noise(flux, generator).mul_(error).mul_(noise_level).add_(flux)
 
 
-def fixed_noise(spectra: Spectra, noise_level: float, seed: int = SEED) -> Tensor:
-    """(n, pixels) flux of a split with noise that depends on the seed and the row alone."""
+def fixed_noise(spectra: Spectra, noise_level: float, seed: int) -> Tensor:
+    """(n, pixels) flux of a split with noise that depends on the seed and the row alone.
+
+    Splits with one seed have the same noise in the same row: what is fitted to one must not be
+    tested on the other.
+    """
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(spectra.flux.shape)
     for rows in torch.arange(len(spectra)).split(TOGETHER):

@@ -14,7 +14,7 @@ from fieldbook.spectra import spectroscopy as sp
 from fieldbook.spectra.vit import SpectraViT
 from fieldbook.stars.dataset import LabelNorm
 from fieldbook.stars.emulator import emulator
-from fieldbook.stars.noise import fixed_noise
+from fieldbook.stars.noise import SEED, fixed_noise
 
 NODES = {"T_eff": (4500, 4800), "log_g": (2, 3, 4), "M_H": (-0.5, 0), "a_M": (0,), "C_M": (0,)}
 SIZES = {"train": 48, "val": 16, "test": 24}
@@ -193,7 +193,7 @@ def test_every_kind_of_network_trains(data, options, monkeypatch):
     fit = sp.train(model, data, norm, recipe(), loss=options["loss"])
     assert [row["step"] for row in fit.history] == [0, 2, 4]
     assert len({row["val_mae_dex"] for row in fit.history}) == 3
-    guess = sp.predict(model, fixed_noise(data["val"], 1.0), norm)
+    guess = sp.predict(model, fixed_noise(data["val"], 1.0, SEED), norm)
     kept = min(row["val_mae_dex"] for row in fit.history)  # the best weights are loaded
     assert sp.errors(data["val"].params.log_g.to_numpy(), guess, norm, "val")[
         "val_mae_dex"
@@ -265,5 +265,5 @@ def test_saliency_of_a_linear_map_is_its_squared_weights():
 
 def test_attention_is_a_share_per_patch(data):
     model = SpectraViT(patch=512, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
-    share = sp.attention(model, fixed_noise(data["test"], 1.0))
+    share = sp.attention(model, fixed_noise(data["test"], 1.0, SEED))
     assert share.shape == (8,) and share.sum() == pytest.approx(1) and (share > 0).all()

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fieldbook.spectra import vit_experiment as experiment
+from fieldbook.stars.dataset import Spectra
 
 PAR = SimpleNamespace(n_train=[32, 64, 128], noise_level=1.0, noise_levels=[0.0, 1.0, 2.0], seeds=2)
 
@@ -40,6 +42,18 @@ def test_other_noise_or_inputs_are_compared_only_where_that_is_the_question():
 def test_one_size_is_first_second_and_last():
     one = SimpleNamespace(**vars(PAR) | {"n_train": [64]})
     assert {job["n_train"] for job in experiment.jobs(one)} == {64}
+
+
+def test_no_model_is_fitted_to_the_noise_that_it_is_tested_on():
+    """Else it learns to answer noise with the label of another star."""
+    flux = np.full((40, 300), 0.5, np.float32)
+    labels = pd.DataFrame({"log_g": np.arange(40.0)})
+    spectra = Spectra(np.linspace(8000, 9000, 300), flux, 0.2 * flux, labels)
+    setting = experiment.Setting(PAR, "cpu", None, {"train": spectra, "test": spectra})
+    seen = [setting.seen("train", 1.0, draw=draw) for draw in range(experiment.DRAWS)]
+    draws = [noisy - torch.from_numpy(spectra.flux) for noisy in [setting.seen("test", 1.0), *seen]]
+    alike = torch.corrcoef(torch.stack([draw.flatten() for draw in draws]))
+    assert (alike - torch.eye(len(draws))).abs().max() < 0.05
 
 
 def test_ceilings_are_those_of_the_bounds():

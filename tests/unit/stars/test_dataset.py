@@ -23,7 +23,7 @@ from fieldbook.nn.workers import each
 from fieldbook.stars import spectra_hdf5
 from fieldbook.stars.dataset import LabelNorm, Spectra
 from fieldbook.stars.hdf5 import numbers
-from fieldbook.stars.noise import fixed_noise, noisy, signal_to_noise
+from fieldbook.stars.noise import SEED, fixed_noise, noisy, signal_to_noise
 from fieldbook.stars.spectra_hdf5 import convert, splits, write
 
 COLUMNS = [
@@ -702,15 +702,15 @@ def test_fixed_noise_belongs_to_the_row(stored):
     rng = np.random.default_rng(0)
     wave, flux = np.arange(8.0), rng.uniform(size=(700, 8)).astype("f4")
     spectra = Spectra(wave, flux, np.full_like(flux, 0.1), pd.DataFrame(index=range(700)))
-    whole, flux = fixed_noise(spectra, 1.0), torch.from_numpy(flux)
+    whole, flux = fixed_noise(spectra, 1.0, SEED), torch.from_numpy(flux)
     assert abs(float((whole - flux).std()) - 0.1) < 0.005
     for n in (1, 100, 256, 300):
-        assert torch.equal(fixed_noise(spectra[:n], 1.0), whole[:n])
+        assert torch.equal(fixed_noise(spectra[:n], 1.0, SEED), whole[:n])
     assert not torch.equal(fixed_noise(spectra, 1.0, seed=1), whole)
-    assert torch.allclose(fixed_noise(spectra, 2.0) - flux, 2 * (whole - flux), atol=1e-6)
-    assert torch.equal(fixed_noise(spectra, 0.0), flux)
+    assert torch.allclose(fixed_noise(spectra, 2.0, SEED) - flux, 2 * (whole - flux), atol=1e-6)
+    assert torch.equal(fixed_noise(spectra, 0.0, SEED), flux)
     assert torch.equal(
-        fixed_noise(stored[0], 1.0), fixed_noise(stored[1], 1.0)
+        fixed_noise(stored[0], 1.0, SEED), fixed_noise(stored[1], 1.0, SEED)
     )  # on disk and in memory
 
 

@@ -47,7 +47,7 @@ def flat():
 def everything_drawn(spectra):
     """Noisy flux of every path: splits, figures, training and validation, the denoiser."""
     flux, error, generator = *spectra.rows(range(N)), torch.Generator().manual_seed(0)
-    yield "validation and test", noise.fixed_noise(spectra, LEVEL)
+    yield "validation and test", noise.fixed_noise(spectra, LEVEL, noise.SEED)
     yield "figures and fits", noise.noisy(flux, error, LEVEL, generator)
     spy, denoiser = Spy(), Spy()
     norm = LabelNorm.fit(spectra.params.log_g)
