@@ -227,7 +227,7 @@ def mark_lines(ax, names=experiment.LINES):
     for name in names:
         ax.vlines(experiment.LINES[name], 0, 1, "0.8", lw=0.5, zorder=0, transform=scale)
         at = (np.mean(experiment.LINES[name]), 1.01)
-        ax.text(*at, name, transform=scale, ha="center", fontsize=6)
+        ax.text(*at, name, transform=scale, ha="center", fontsize=7)
 
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Spectra of a giant and a dwarf of one temperature, the calcium triplet as observed, and the information on gravity along wavelength"}} tags=["hide-input"]
@@ -238,7 +238,7 @@ triplet = tour[tour.wavelength.between(8440, 8720)]
 layout = {"width_ratios": [1.8, 1], "height_ratios": [1.6, 1]}
 figure, axes = plt.subplots(2, 2, figsize=(figures.PAGE, 3.2), sharex="col", gridspec_kw=layout)
 axes[0, 1].plot(triplet.wavelength, triplet.observed, color="0.8", lw=0.5, ls="-")
-axes[0, 1].text(8450, 0.78, "grey: the dwarf as observed at magnitude 21.5", fontsize=6)
+axes[0, 1].text(8450, 0.78, "grey: the dwarf as observed at magnitude 21.5", fontsize=7)
 for (upper, lower), part in zip(axes.T, (tour, triplet), strict=True):
     for name, color in STARS.items():
         upper.plot(part.wavelength, part[name], color=color, lw=0.7, ls="-", label=name)
@@ -313,7 +313,7 @@ run.figure(figure, "draws")
 RECIPES = {"run 1": "like run 1 of the log", "run 2": "like its run 2", "run 3": "ours"}
 history = tables["history"].assign(val_r2=tables["history"].val_r2.clip(lower=0))
 history = history.assign(recipe=history.run.map(RECIPES), stars=history.n_train.map("{:,}".format))
-tints = [figures.COLORS[name] for name in ("null", "control", "headline")]
+tints = [figures.COLORS["null"], "#8C6D46", figures.COLORS["headline"]]
 ours, last = history[history.run == experiment.HEAD], history[history.n_train == largest]
 figure, axes = plt.subplots(1, 2, figsize=(figures.PAGE, 2.4), sharey=True)
 curve = {"x": "step", "y": "val_r2", "errorbar": ("se", 2)}
@@ -354,7 +354,7 @@ run.figure(figure, "options")
 # patches are alike but for a few percent, nothing is learned from any start. An option that had
 # reached half of the ceiling would refute the title.
 #
-# ## Two patches sway the network more than they should
+# ## In one network two patches sway more than they should
 #
 # *Rollout* ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)) follows attention back to
 # the patches; *saliency* is the share of a patch in the variance that noise causes in the answer.
@@ -379,8 +379,8 @@ run.figure(figure, "attention")
 
 # %% [markdown]
 # *One network; dotted: an even spread.* The two are the patches of magnesium and of one line of the
-# calcium triplet. The ranks of patches follow the information, their shares do not: the network
-# trusts few lines and leaves the weak ones unread. Equal shares would refute the title.
+# calcium triplet. Here the ranks of patches follow the information, their shares do not: this
+# network trusts few lines and leaves the weak ones unread. Equal shares would refute the title.
 #
 # ## The error of the flux gives the star away
 #
@@ -396,7 +396,7 @@ ax.set(xlabel="test $R^2$", ylabel="", xlim=(0, 1))
 run.figure(figure, "leak")
 
 # %% [markdown]
-# *Below, neither baseline is shown the flux.* A ridge regression reads more from the error than any
+# *In the lower pair of bars no baseline is shown the flux.* A ridge regression reads more from the error than any
 # method from the flux, and than the noise allows; no model but the template fit is given it. An
 # error that told nothing would refute the title.
 #
@@ -404,7 +404,7 @@ run.figure(figure, "leak")
 #
 # Errors are those of the choice of test stars and, for the transformer, of its runs with other
 # seeds; shared test stars make differences surer than is said. Claims of the log on networks are
-# *not tested* unless one sees half a million spectra in training, those on options a third of that:
+# *not tested* unless a network is shown half a million spectra, those on options a third of that:
 # before, the curves still climb. Less than 0.02, a fortieth of the ceiling, changes no choice.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -496,7 +496,7 @@ text = "the network is sensitive where gravity is written (rank correlation abov
 ours = f"{ranks.saliency:.2f} over {len(patches)} patches, one network"
 why = {"of": "ours", "reason": "half way to the same order"}
 seen = judged([(ranks.saliency, math.nan)], full, above=0.5, **why)
-run.claim(text, ours, section="two-patches-sway-the-network-more-than-they-should", **seen)
+run.claim(text, ours, section="in-one-network-two-patches-sway-more-than-they-should", **seen)
 alone = leak.pivot(index="method", columns="input", values="test_r2").max()
 excess = [gap(*alone[["its error alone", "noisy flux"]])]
 text = "the error of the flux has nothing to do with gravity: alone it tells less than the flux"
