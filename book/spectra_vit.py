@@ -582,14 +582,15 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 #
 # At laptop size a network of a hundred thousand parameters makes a few hundred updates. It says
 # nothing about a million stars and two hundred epochs, and little about options. All is of one set
-# of stars; baselines see one draw of the noise but at the fewest. No run varies computation alone.
+# of stars; baselines see one draw of the noise but at the fewest. **Their laptop rows were made
+# while row i of training and test spectra had the same noise**, which holds ridge regression and
+# trees down, by how much at this size is not measured; draws are apart now, the rows are older.
 #
 # The synthesiser is a sketch of a star: local thermodynamic equilibrium, under which calcium is
 # 30 % too strong in the brightest giants, one temperature law, 160 lines for millions, stylised
-# bands. It has the right kind of difficulty, not the right spectra; no number carries over to BOSZ.
-# Stars move at up to ±100 km/s, those of the log rest; at rest the ceiling is nearly the same. It
-# is exact for a spectrum that is linear in its labels within the error, which fails for the
-# faintest stars; for single stars it scatters with the slopes of the interpolated grid.
+# bands; no number carries over to BOSZ. Stars move at up to ±100 km/s, those of the log rest; at
+# rest the ceiling is nearly the same. It is exact for a spectrum that is linear in its labels
+# within the error, which fails for the faintest stars.
 #
 # ## Parameters and cost
 
