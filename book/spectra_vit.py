@@ -587,10 +587,9 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 # trees down, by how much at this size is not measured; draws are apart now, the rows are older.
 #
 # The synthesiser is a sketch of a star: local thermodynamic equilibrium, under which calcium is
-# 30 % too strong in the brightest giants, one temperature law, 160 lines for millions, stylised
-# bands; no number carries over to BOSZ. Stars move at up to ±100 km/s, those of the log rest; at
-# rest the ceiling is nearly the same. It is exact for a spectrum that is linear in its labels
-# within the error, which fails for the faintest stars.
+# 30 % too strong in the brightest giants, 160 lines for millions, stylised bands; no number carries
+# over to BOSZ. Stars move at up to ±100 km/s, those of the log rest; at rest the ceiling is nearly
+# the same. It is exact where a spectrum is linear in its labels, not for the faintest stars.
 #
 # ## Parameters and cost
 
