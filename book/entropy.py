@@ -251,7 +251,7 @@ sns.stripplot(long, ax=left, dodge=True, size=4, jitter=False, alpha=0.6, legend
 bars = {"dodge": 0.53, "linestyle": "none", "markers": "_", "err_kws": {"lw": 1, "ls": "-"}}
 sns.pointplot(long, ax=left, errorbar=("se", 2), **bars, **shared)
 left.set(title="fall of $S$ over the range", xlabel="", ylabel="nat", ylim=(0, None))
-left.legend(title=None, loc="lower center")
+left.legend(title=None, loc="lower right")
 share = curves.visits / curves.groupby(["op", "seed"]).visits.transform("mean")
 seeds = curves.assign(share=share).groupby(["op", "seed"], sort=False)
 for _, seed in seeds:
