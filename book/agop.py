@@ -488,8 +488,8 @@ text = "a network that memorises without grokking shows no circle (score at most
 slow = f"without weight decay {peaks.get('wd0', np.nan):.2f} and rising: no negative control"
 found = f"{few.mean():.3f} in one network; {slow}"
 judged = average(few, below=0.05, reason="twenty times the spread over random matrices")
-alone = {"of": "ours", "section": "one-network-that-only-memorised-shows-no-circle"}
-run.claim(text, found, **alone, **judged)
+ours = {"of": "ours"}
+run.claim(text, found, section="one-network-that-only-memorised-shows-no-circle", **ours, **judged)
 by_network = rows.groupby(["control", "operation", "seed"]).agop_align
 halfway = by_network.agg(lambda one: one.iloc[len(one) // 2])
 kind = halfway.index.get_level_values("control")
@@ -499,7 +499,7 @@ values = f"{span(grokking)} in {len(grokking)} that grok, {without.mean():.2f} i
 found = f"{values}, {halfway[kind == 'wd0'].mean():.2f} without weight decay, no negative control"
 judged = average(grokking - without.mean(), above=0)
 judged |= {"error": np.hypot(grokking.sem(), without.sem()), "tested": full and par.controls}
-run.claim(text, found, **alone, **judged)
+run.claim(text, found, section="one-network-that-only-memorised-shows-no-circle", **ours, **judged)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 raw = null[null.matrix.str.startswith("Gram")].share
