@@ -137,8 +137,8 @@ class Sampler(NamedTuple):
 
     Attributes:
         power: its step in a tensor scaled by c goes as c^-power; 0: it does not see a rescaling.
-        label, mark: in figures; colour, marker and line as matplotlib writes them, as C0o-, of which
-            figures of points take the first three or two characters.
+        label, mark: in figures; colour, marker and line as matplotlib writes them, as C0o-: figures
+            of points take its first three characters.
         proper: it samples the density that it states.
     """
 
