@@ -561,8 +561,8 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in claims.itertuples()))
 # - **Right**: plain SGLD is sensitive, Riemannian SGLD and steps that grow with the norm are not.
 # - **Its metric contradicts its wish.** The log defines $G = \lVert W \rVert^2 + \epsilon$ as the
 #   metric and wants steps that grow with the norm; dividing by $G$ does the opposite.
-# - **Its code** has GELU and a fixed $\epsilon$, so that its rescaling is not exact, and averages the
-#   loss of a destroyed network. **pSGLD** makes up for one of two powers only.
+# - **Its code** has GELU and a fixed $\epsilon$, so that its rescaling is not exact, and averages
+#   the loss of a destroyed network. **pSGLD** makes up for one of two powers only.
 #
 # ## Look for yourself
 #
