@@ -216,8 +216,7 @@ run.figure(figure, "gain")
 #
 # ## In this star the network that sees the error puts lines too shallow and too red
 #
-# To see: minima of the orange line lie to the right of those of the black one, of the clean flux,
-# and higher.
+# To see: the minima of the orange line lie to the right of those of the clean flux, and higher.
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "A spectrum around the calcium triplet in three panels: noisy, denoised by the two networks, and by principal components, each with the clean flux"}} tags=["hide-input"]
 PANELS = {
@@ -259,8 +258,7 @@ moved.rename(index={name: METHODS[name][0] for name in moved.index}).round(1)
 #
 # To see, in the first figure: the untrained network, which is shown flux and error, is far to the
 # left of the same network after training. That speaks for training, not for convolutions and
-# pooling as such, but one network of each kind decides nothing about others. Marks at one place
-# would have refuted the title.
+# pooling as such, but one network of each kind does not decide. Marks at one place would refute it.
 #
 # ## Whether latents beat raw flux is undecided
 #
@@ -333,11 +331,11 @@ errors.set_axis(["test R²", "mean absolute error, dex"], axis=1).round(2)
 # *Means over draws of the noise, of the heads that were tried on each source. To guess the middle
 # of all gravities errs by 1 dex.* A constant flux is unlike anything that this encoder was trained
 # on: a few test stars land far from all that the ridge regression has seen and spoil its $R^2$,
-# while on the average star it errs less than with the flux. Whether this encoder tells gravity
-# without flux is undecided, with one network and the best of three heads. Whether the error lifts the score of
-# latents, 0.41 against 0.36 in the first figure, is undecided with one network of each kind. A
-# result obtained with this input is no evidence about observed spectra, whose errors are estimated
-# from the noisy counts. An error that tells no more than a guess would have refuted it.
+# while on the average star it errs less than with the flux. Whether the encoder knows gravity
+# without flux is undecided: one network, the best of three heads. So is, with one network of each
+# kind, whether the error lifts the score of latents (0.41 against 0.36). A result obtained with
+# this input is no evidence about observed spectra, whose errors are estimated from the noisy
+# counts. An error that tells no more than a guess would have refuted it.
 #
 # ## Claims
 #
