@@ -498,8 +498,6 @@ run.claim(
     **of(),
     first=True,
 )
-
-# %% jupyter={"source_hidden": true} tags=["hide-input"]
 blind_to_error = max([plain, r2("without sigma", "mlp_1"), flux], key=np.mean)
 run.claim(
     "no model that sees the flux alone passes the ceiling",
@@ -511,6 +509,8 @@ run.claim(
     above=0,
     tested=tested,
 )
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 others = probe[(probe.n_train == LAST) & (probe.layer != "error")]
 others = others.groupby(["encoder", "layer", "pooling", "direction", "head", "frozen"]).r2
 alone = score[SOURCES["error"]]
