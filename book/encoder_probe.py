@@ -359,7 +359,7 @@ def of(entry="", source=""):
 
 
 def compared(more, less, lone=""):
-    """A claim's words for "more exceeds less"; a lone run of what is compared has no known error."""
+    """A claim's words for "more exceeds less"; a lone run of either has no known error."""
     gap = more - less
     error = np.nan if lone else gap.sem()
     spread = f"({lone})" if lone else f"± {error:.3f}, {len(gap)} draws"
