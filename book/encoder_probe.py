@@ -96,15 +96,16 @@ linear = main[(main["head"] == "ridge") & (main.encoder != "sigma alone")]
 ceiling, ceiling_se = probe_experiment.ceiling(tables["ceiling"], par.grid)
 score = linear[linear.n_train == LAST].groupby("source").r2.mean()
 tested = par.grid == "full" and LAST >= 2048
+of_log = tested and LAST >= 100_000  # its labels, without which its scores are not tested
 
 # %% jupyter={"source_hidden": true} tags=["answer", "hide-input"]
-size = tables["denoisers"].n_params.iloc[0]
+size = tables["denoisers"].set_index("encoder").n_params["without sigma"]
 run.answer(
-    f"Something, after training. With {LAST:,} labelled stars a ridge regression reads R² ="
+    f"Something. With {LAST:,} labelled stars a ridge regression reads R² ="
     f" {score[SOURCES['without sigma']]:.2f} off the latents of a network of {size:,} parameters"
-    " that was shown the noisy flux alone, and"
-    f" {score[SOURCES['untrained']]:.2f} off those of an untrained one; the noise would allow"
-    f" {ceiling:.2f}. Whether that is more than the flux itself tells"
+    f" that was shown the noisy flux alone; the noise would allow {ceiling:.2f}. Of two networks"
+    f" that see flux and error the trained one gives {score[SOURCES[SEEN]]:.2f}, the untrained one"
+    f" {score[SOURCES['untrained']]:.2f}. Whether latents tell more than the flux itself"
     f" ({score[SOURCES['flux']]:.2f}) is **undecided**: both saw one noisy copy of each star, and"
     " further copies may lift either. The log shows its encoder the error of each pixel as well,"
     f" and that error gives {score[SOURCES['error']]:.2f} by itself, without any network.",
@@ -213,10 +214,9 @@ run.figure(figure, "gain")
 # polynomials in a moving window ([Savitzky and Golay 1964](https://doi.org/10.1021/ac60214a047)).*
 # A rival above both networks would have refuted it.
 #
-# ## In this star lines come out too shallow and too red
+# ## In this star the network that sees the error puts lines too shallow and too red
 #
-# To see: the minima of the orange line, of the network that sees the error, lie to the right of
-# those of the black one, of the clean flux, and higher.
+# To see: the minima of the orange line lie to the right of those of the clean flux, and higher.
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "A spectrum around the calcium triplet in three panels: noisy, denoised by the two networks, and by principal components, each with the clean flux"}} tags=["hide-input"]
 PANELS = {
@@ -238,8 +238,9 @@ figure.supylabel("flux", fontsize=8)
 run.figure(figure, "spectrum")
 
 # %% [markdown]
-# *One test star of S/N 8 around the calcium triplet. Dotted: the three lines at rest.* How far the
-# minimum of each line lies from that of the clean flux, in Å, where one Å is 35 km/s:
+# *One test star of S/N 8 around the calcium triplet. Dotted: the three lines at rest. Noisy flux,
+# and one spike of the principal components, run out of the frame.* How far the minimum of each line
+# lies from that of the clean flux, in Å, where one Å is 35 km/s:
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 moved = probe_experiment.moved(example).loc[list(METHODS)[:3]]
@@ -250,14 +251,13 @@ moved.rename(index={name: METHODS[name][0] for name in moved.index}).round(1)
 # approaches, and where its velocity is uncertain a cautious guess leans towards rest, as principal
 # components do; but the orange minima lie beyond rest, which caution does not explain. The network
 # that sees flux alone is off by more than an Å at one line of three. One star cannot tell an offset
-# of a network from bad luck: that needs many stars of known velocity. Lines at their places would
-# have refuted the title.
+# of a network from bad luck: that needs many stars. Lines at their places would refute the title.
 #
-# ## Training puts gravity into the latents
+# ## Of two networks the trained one tells more of gravity
 #
-# To see, in the first figure: the untrained network, which is shown flux and error, is far to the
-# left of the same network after training. So it is training that does it, not convolutions and
-# pooling as such; marks at one place would have refuted that.
+# To see, in the first figure: the untrained network, shown flux and error, is far to the left of
+# the same one after training. That speaks for training, not convolutions and pooling as such; one
+# network of each kind does not decide. Marks at one place would refute it.
 #
 # ## Whether latents beat raw flux is undecided
 #
@@ -317,7 +317,7 @@ run.figure(figure, "views")
 #
 # The error of a pixel contains the photon noise of its own clean flux, and comes without noise of
 # its own. An encoder that is shown it is shown a faint but perfect copy of the star. To see: the
-# error needs no network, and the encoder knows something when its flux is a constant.
+# error needs no network, and one head of three reads something when the flux is a constant.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 kinds = [SOURCES[name] for name in ("error", "sigma alone", "with sigma", "without sigma", "flux")]
@@ -330,15 +330,18 @@ errors.set_axis(["test R²", "mean absolute error, dex"], axis=1).round(2)
 # *Means over draws of the noise, of the heads that were tried on each source. To guess the middle
 # of all gravities errs by 1 dex.* A constant flux is unlike anything that this encoder was trained
 # on: a few test stars land far from all that the ridge regression has seen and spoil its $R^2$,
-# while on the average star it errs less than with the flux. Whether the error lifts the score of
-# latents, 0.41 against 0.36 in the first figure, is undecided with one network of each kind. A
-# result obtained with this input is no evidence about observed spectra, whose errors are estimated
-# from the noisy counts. An error that tells no more than a guess would have refuted it.
+# while on the average star it errs less than with the flux. Whether the encoder knows gravity
+# without flux is undecided: one network, the best of three heads. So is, with one network of each
+# kind, whether the error lifts the score of latents (0.41 against 0.36). A result obtained with
+# this input is no evidence about observed spectra, whose errors are estimated from the noisy
+# counts. An error that tells no more than a guess would have refuted it.
 #
 # ## Claims
 #
 # Differences are of pairs with the same draw of noise, and count from 0.01 in $R^2$ and two
-# standard errors on. Those of the log are tested with its pooling of eight segments.
+# standard errors on. What the log says of its network's scores is tested with its 100,000 labels
+# alone, and its pooling of eight segments. A claim with *here* is of this page's network that sees
+# flux and error: draws of the noise say how firm a number is for that network, not for others.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 r2 = partial(probe_experiment.r2_of, probe, par)
@@ -346,19 +349,22 @@ AS_LOG = {"pooling": "seg_mean_K8" if "seg_mean_K8" in par.poolings else par.poo
 NOTABLE = {"above": 0.01, "reason": "smaller differences of R² would not matter"}
 
 
-def log(entry, source):
-    """A claim's words for one of the log's, or of ours."""
-    return {"of": "log" if entry else "ours", "entry": entry, "source": source}
+PAIR, SINGLE = "one network of each kind", "one network against none"
 
 
-def compared(a, b, entry="", source="", networks=1):
-    """A claim's words for "a exceeds b"; one run of each of two networks has no known error."""
-    gap = a - b
-    error = gap.sem() if networks == 1 else np.nan
-    spread = f"± {error:.3f}, {len(gap)} draws" if networks == 1 else "of one network each"
-    found = f"{a.mean():.3f} against {b.mean():.3f}; difference {gap.mean():.3f} {spread}"
-    words = {"found": found, "estimate": gap.mean(), "error": error, "tested": tested}
-    return words | NOTABLE | log(entry, source)
+def of(entry="", source=""):
+    """A claim's words for one of the log's, which takes as many labels as it had, or of ours."""
+    logged = {"of": "log", "entry": entry, "source": source, "tested": of_log}
+    return logged if entry else {"of": "ours", "tested": tested}
+
+
+def compared(more, less, lone=""):
+    """A claim's words for "more exceeds less"; a lone run of either has no known error."""
+    gap = more - less
+    error = np.nan if lone else gap.sem()
+    spread = f"({lone})" if lone else f"± {error:.3f}, {len(gap)} draws"
+    shown = f"{more.mean():.3f} against {less.mean():.3f}; difference {gap.mean():.3f} {spread}"
+    return {"found": shown, "estimate": gap.mean(), "error": error} | NOTABLE
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -380,11 +386,13 @@ run.claim(
 )
 n_encoder = probe_experiment.size_of(BlindSpotUNet(n=9, e=48, k=25).encoders)
 n_head = probe_experiment.size_of(probes.head("mlp_1", torch.rand(9, 384), torch.rand(9)))
+told = {"of": "log", "entry": "encoder-7", "source": "~500K and ~100K"}
 run.claim(
     "the log's encoder has about 500,000 parameters and its head about 100,000 (within 5 %)",
     f"{n_encoder:,} and {n_head:,}",
     section="method",
-    **log("encoder-7", "~500K and ~100K"),
+    **told,
+    reason="one digit with a ~ tells no more than that",
     holds=abs(n_encoder / 5e5 - 1) < 0.05 and abs(n_head / 1e5 - 1) < 0.05,
 )
 hashes = tables["hashes"].query("run == 'frozen'")
@@ -427,58 +435,44 @@ run.claim(
 )
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-ridge, network = (r2(SEEN, head, **AS_LOG) for head in ("ridge", "mlp_1"))
-run.claim(
-    "ridge reads more off what enters the last layer than off what leaves it",
-    section="finer-pooling-keeps-more-of-gravity",
-    **compared(ridge, r2(SEEN, layer=LEAVES, **AS_LOG), "encoder-38", "0.552 against 0.475"),
-)
-run.claim(
-    "both directions tell a ridge more than one",
-    section="finer-pooling-keeps-more-of-gravity",
-    **compared(r2(SEEN, direction="concat"), r2(SEEN)),
-)
 finer = [r2(SEEN, pooling=name) for name in par.poolings]
 steps = [after - before for before, after in pairwise(finer)]
-run.claim(
-    "finer pooling keeps more",
-    ", ".join(
-        f"{POOLS[n]} {x.mean():.3f}".replace("\n", " ")
-        for n, x in zip(par.poolings, finer, strict=True)
-    ),
-    section="finer-pooling-keeps-more-of-gravity",
-    **log("encoder-21", "0.311, 0.406, 0.552"),
-    estimate=[step.mean() for step in steps],
-    error=[step.sem() for step in steps],
-    tested=tested,
-    **NOTABLE,
-)
+names = [POOLS[name].replace("\n", " ") for name in par.poolings]
+found = ", ".join(f"{n} {x.mean():.3f}" for n, x in zip(names, finer, strict=True))
+gains = {"estimate": [x.mean() for x in steps], "error": [x.sem() for x in steps]} | NOTABLE
+two = {"finer pooling keeps more": of("encoder-21", "0.311, 0.406, 0.552")}
+for text, words in (two | {"here finer pooling keeps more": of()}).items():
+    run.claim(text, found, section="finer-pooling-keeps-more-of-gravity", **gains, **words)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-run.claim(
-    "on the same features the small network does worse than ridge",
-    section="finer-pooling-keeps-more-of-gravity",
-    **compared(ridge, network, "encoder-44", "0.470 (after four epochs) against 0.552"),
-)
-run.claim(
-    "on the same features boosted trees do worse than ridge",
-    section="finer-pooling-keeps-more-of-gravity",
-    **compared(ridge, r2(SEEN, "trees", **AS_LOG), "encoder-42", "0.283, other features"),
-)
-run.claim(
-    "a second hidden layer reads more than one",
-    section="finer-pooling-keeps-more-of-gravity",
-    **compared(r2(SEEN, "mlp_2", **AS_LOG), network, "encoder-34", "open"),
-)
-run.claim(
-    "fine-tuning improves on the frozen encoder with the same head",
-    section="a-short-fine-tuning-changes-little",
-    **compared(r2(SEEN, "mlp_1", frozen=False), r2(SEEN, "mlp_1"), "encoder-33", "open"),
-)
+ridge, trees, network, deeper = (r2(SEEN, h, **AS_LOG) for h in HEADS if h != "linear")
+both, single = (r2(SEEN, direction=way) for way in ("concat", "forward"))
+leaving = r2(SEEN, layer=LEAVES, **AS_LOG)
+enters = "ridge reads more off what enters the last layer than off what leaves it"
+worse = "on the same features the small network does worse than ridge"
+epochs = "0.470 (after four epochs) against 0.552"
+for number, said, claim, one, other in [
+    ("encoder-38", "0.552 against 0.475", enters, ridge, leaving),
+    ("", "", "here both directions tell a ridge more than one", both, single),
+    ("encoder-44", epochs, worse, ridge, network),
+    ("", "", f"here {worse}", ridge, network),
+    ("", "", "here boosted trees do worse than ridge on the same features", ridge, trees),
+    ("encoder-34", "open", "a second hidden layer reads more than one", deeper, network),
+]:
+    words = of(number, said) | compared(one, other)
+    run.claim(claim, section="finer-pooling-keeps-more-of-gravity", **words)
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+tuned, cold = (r2(name, "mlp_1", frozen=False) for name in (SEEN, "untrained"))
+gains = "fine-tuning improves on the frozen encoder with the same head"
+for text, words in {gains: of("encoder-33", "open"), f"here {gains}": of()}.items():
+    words |= compared(tuned, r2(SEEN, "mlp_1"))
+    run.claim(text, section="a-short-fine-tuning-changes-little", **words)
 run.claim(
     "fine-tuning a trained encoder ends above fine-tuning an untrained one",
     section="a-short-fine-tuning-changes-little",
-    **compared(r2(SEEN, "mlp_1", frozen=False), r2("untrained", "mlp_1", frozen=False)),
+    **compared(tuned, cold, PAIR),
+    **of(),
 )
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -486,61 +480,67 @@ plain = r2("without sigma")
 flux = r2("none", layer="flux")
 run.claim(
     "a network's latents tell a ridge more after training than before",
-    section="training-puts-gravity-into-the-latents",
-    **compared(r2(SEEN), r2("untrained")),
+    section="of-two-networks-the-trained-one-tells-more-of-gravity",
+    **compared(r2(SEEN), r2("untrained"), PAIR),
+    **of(),
     first=True,
+)
+run.claim(
+    "latents with the error tell a ridge more than raw flux",
+    section="whether-latents-beat-raw-flux-is-undecided",
+    **compared(r2(SEEN), flux, SINGLE),
+    **of("encoder-41", "0.552 against 0.475"),
 )
 run.claim(
     "latents without the error tell a ridge more than raw flux, at equal numbers of labels",
     section="whether-latents-beat-raw-flux-is-undecided",
-    **compared(plain, flux, "encoder-41", "0.552 against 0.475, with the error", networks=2),
+    **compared(plain, flux, SINGLE),
+    **of(),
     first=True,
 )
 blind_to_error = max([plain, r2("without sigma", "mlp_1"), flux], key=np.mean)
 run.claim(
     "no model that sees the flux alone passes the ceiling",
     f"{blind_to_error.mean():.3f} at best; ceiling {ceiling:.3f} ± {ceiling_se:.3f}",
-    section="training-puts-gravity-into-the-latents",
+    section="of-two-networks-the-trained-one-tells-more-of-gravity",
     of="theory",
     estimate=ceiling - blind_to_error.mean(),
     error=np.hypot(ceiling_se, blind_to_error.sem()),
     above=0,
     tested=tested,
 )
-others = probe[(probe.n_train == LAST) & (probe.layer != "error")]
-others = others.groupby(["encoder", "layer", "pooling", "direction", "head", "frozen"]).r2
-best = others.mean().idxmax()
-alone = score[SOURCES["error"]]
-run.claim(
-    "the error alone tells gravity better than any probe of flux or latents",
-    f"{alone:.3f} against {others.mean()[best]:.3f} ± {others.sem()[best]:.3f} at best",
-    section="the-error-of-a-pixel-gives-the-star-away",
-    of="ours",
-    estimate=alone - others.mean()[best],
-    error=others.sem()[best],
-    tested=tested,
-    **NOTABLE,
-    first=True,
-)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
+others = probe[(probe.n_train == LAST) & (probe.layer != "error")]
+others = others.groupby(["encoder", "layer", "pooling", "direction", "head", "frozen"]).r2
+alone = score[SOURCES["error"]]
+of_stars = 2 * np.sqrt(max(alone, 0)) * (1 - alone) / np.sqrt(par.n_test)
+run.claim(
+    "the error alone tells gravity better than the ceiling of the flux allows",
+    f"{alone:.3f} against {ceiling:.3f} ± {ceiling_se:.3f}; best probe {others.mean().max():.3f}",
+    section="the-error-of-a-pixel-gives-the-star-away",
+    estimate=alone - ceiling,
+    error=np.hypot(ceiling_se, of_stars),
+    **NOTABLE,
+    **of(),
+    first=True,
+)
 run.claim(
     "an encoder that is shown the error tells a ridge more than one that is not",
     section="the-error-of-a-pixel-gives-the-star-away",
-    **compared(r2(SEEN), plain, networks=2),
+    **compared(r2(SEEN), plain, PAIR),
+    **of(),
 )
-found = main[main.encoder == "sigma alone"].r2.max()
-error = 2 * np.sqrt(max(found, 0)) * (1 - found) / np.sqrt(par.n_test)
+blank = main[main.encoder == "sigma alone"].set_index("head").r2
 run.claim(
     "and still tells gravity when it sees no flux (R² above 0.1)",
-    f"{found:.3f} ± {error:.3f} over test stars, with the best of three heads",
+    ", ".join(f"{head} {found:.2f}" for head, found in blank.items()) + "; one network, one draw",
     section="the-error-of-a-pixel-gives-the-star-away",
-    of="ours",
-    reason="the choice of the best of three heads might make less than that",
-    estimate=found,
-    error=error,
+    reason="the best of three heads on the test stars may be that good by luck",
+    estimate=blank.max(),
+    error=np.nan,
     above=0.1,
-    tested=tested,
+    **of(),
 )
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -552,8 +552,8 @@ print("\n".join(f"{row.verdict:<16}{row.claim}" for row in run.claims().itertupl
 # %% [markdown]
 # ## What the log had wrong, and right
 #
-# Right: its network has the size that it tells, finer pooling keeps more, and its encoder does
-# learn something about gravity without labels. Wrong, or missing:
+# Right: its network has the size that it tells. In a smaller one, too, finer pooling keeps more,
+# and latents know something about gravity without labels. Wrong, or missing:
 #
 # - **The comparison of heads** sets the validation score of a network after four epochs of a run
 #   that had not stopped against the test score of a finished ridge regression, and trees on another
