@@ -396,9 +396,9 @@ ax.set(xlabel="test $R^2$", ylabel="", xlim=(0, 1))
 run.figure(figure, "leak")
 
 # %% [markdown]
-# *In the lower pair of bars no baseline is shown the flux.* A ridge regression reads more from the error than any
-# method from the flux, and than the noise allows; no model but the template fit is given it. An
-# error that told nothing would refute the title.
+# *In the lower pair of bars no baseline is shown the flux.* A ridge regression reads more from the
+# error than any method from the flux, and than the noise allows; no model but the template fit is
+# given it. An error that told nothing would refute the title.
 #
 # ## Claims
 #
