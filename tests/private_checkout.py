@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("Makefile", "Snakefile", "_toc.yml", "pyproject.toml", "constraints.txt")
 FOLDERS = {
-    name: () for name in ("book", "lib", "parameters", "profiles")
+    name: () for name in ("book", ".jupyter", "lib", "parameters", "profiles")
 }  # folder -> what is left out
 FOLDERS |= {"data": ("inputs", "quick"), "figures": ("quick",)}
 

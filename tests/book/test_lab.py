@@ -138,7 +138,7 @@ def test_a_notebook_opens_folded_and_quiet(page: Page, lab: str) -> None:
     assert folded.count() >= 5  # code that is folded on the page
     text = page.locator(".jp-Notebook").inner_text()
     assert "{cite}" not in text and "{ref}" not in text
-    assert page.locator(".Toastify__toast").count() == 0  # no news from the web
+    assert page.locator(".Toastify__toast").all_inner_texts() == []  # no news from the web
 
 
 def test_the_script_opens_as_a_notebook_and_saves_the_other_file(
