@@ -5,7 +5,7 @@ c = get_config()  # noqa: F821
 
 def keep_edits_alone(model: dict, **_: object) -> None:
     """Leave out what a kernel says of its Python, which differs from one machine to the next."""
-    if model["type"] == "notebook" and model["format"] == "json":
+    if model.get("type") == "notebook":
         model["content"]["metadata"]["language_info"] = {"name": "python"}
 
 

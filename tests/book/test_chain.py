@@ -228,7 +228,10 @@ def test_after_a_failure_a_chapter_is_run_again_though_its_old_page_is_there(bui
 
 def test_make_refuses_a_profile_that_is_none(pristine: Path) -> None:
     done = run("make book PROFILE=gelu", pristine)
-    assert done.returncode and "PROFILE is 'gelu'; expected quick, laptop or paper" in done.stdout
+    assert (
+        done.returncode
+        and "PROFILE is 'gelu'; expected quick, laptop, evening or paper" in done.stdout
+    )
 
 
 def test_what_a_chapter_leaves_in_inputs_is_not_published(pristine: Path) -> None:

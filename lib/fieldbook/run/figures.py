@@ -44,6 +44,8 @@ def use_style() -> None:
     shell = get_ipython()
     if hasattr(shell, "kernel"):
         shell.enable_matplotlib("inline")
+        # the same backend by its long name, the only one for which ipywidgets shows what it draws
+        plt.switch_backend("module://matplotlib_inline.backend_inline")
         set_matplotlib_formats("png", bbox_inches="tight")
     plt.style.use(["default", str(resources.files("fieldbook.run") / "fieldbook.mplstyle")])
 
