@@ -265,9 +265,8 @@ moved.rename(index={name: METHODS[name][0] for name in moved.index}).round(1)
 # find. With one noisy copy of each labelled star they are ahead in the first figure. But the
 # network was trained on fresh noise at every update, and the regression on flux was not. In chapter
 # [spectra_vit](spectra_vit.ipynb) eight noisy copies of 1,024 labelled stars lift a ridge
-# regression on flux from 0.17 to 0.42, by more than the whole difference here. Latents of such
-# copies may rise too; neither is measured on this page. Equal copies, and several networks, would
-# decide it.
+# regression on flux by more than the whole difference here. Latents of such copies may rise too;
+# neither is measured on this page. Equal copies, and several networks, would decide it.
 #
 # ## Finer pooling keeps more of gravity
 #

